@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Time in nanoseconds. Any thread.
+ */
+#pragma once
+
+#include <stdint.h>
+
+#define BASE_NS_PER_SECOND 1000000000ull
+
+/* CLOCK_MONOTONIC. */
+uint64_t base_clock_now_ns(void);
+
+/* CLOCK_REALTIME, for what people read. */
+uint64_t base_clock_wall_ns(void);
+
+/* CPU time of the calling thread. */
+uint64_t base_clock_thread_cpu_ns(void);

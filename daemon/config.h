@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Configuration: YAML, strict, one table (config.c) that knows every key: type, default, limits, help, reloadable or not.
+ *
+ * Precedence: defaults < main file < conf.d/<name>.yaml in name order < environment THAW_<KEY_WITH_UNDERSCORES> < flags
+ * --set key=value. Unknown or duplicate keys, anchors, tags and a second document are refused with file:line:column. Sizes and times need a
+ * unit. The origin of every value is kept for `thawctl config show --origin`. Built once, then read-only.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "base/error.h"
+
+#define CONFIG_MAX_MODELS 16u
+#define CONFIG_TEXT_BYTES 512u
+
+struct config_model {
+	char name[128]; // as clients call it; default: the file's name without .gguf
+	char path[CONFIG_TEXT_BYTES];
+	char chat_template[32]; // "": from the file
+};
+
+struct config {
+	struct {
+		char grpc[CONFIG_TEXT_BYTES]; // unix:/run/thaw/thaw.sock
+		char tcp[CONFIG_TEXT_BYTES]; // "" or 127.0.0.1:50151; beyond loopback needs mTLS
+		char tls_cert[CONFIG_TEXT_BYTES], tls_key[CONFIG_TEXT_BYTES], tls_ca[CONFIG_TEXT_BYTES];
+		bool insecure_tcp; // "yes, plaintext beyond loopback": said in words
+		char metrics[CONFIG_TEXT_BYTES]; // 127.0.0.1:9151, "" for none
+	} listen;
+	struct {
+		char path[CONFIG_TEXT_BYTES]; // /var/lib/thaw
+	} store;
+	struct {
+		uint64_t weights_bytes; // hot weights and stream slots; 0: all that is free after the others
+		uint64_t kv_bytes;
+		uint64_t workspace_bytes;
+	} memory;
+	struct {
+		char backend[16]; // cpu, reference
+		uint32_t threads; // 0: all CPUs of the cpuset
+		char kv_type[8]; // f16, q8
+		uint32_t stages; // pipeline stages on this host (processes); 1 unless testing
+	} compute;
+	struct {
+		char engine[16]; // auto, uring, sync
+		uint32_t verify_every; // 1: every read of a cold extent is checked
+		uint32_t slots, depth; // 0: chosen
+	} offload;
+	struct {
+		uint32_t max_sequences; // 8
+		uint64_t window_ns; // 20ms
+		uint32_t max_waiting; // 256
+		uint32_t batch_tokens; // 256
+		uint32_t context_tokens; // 0: the model's
+		uint32_t max_new_tokens; // 4096
+		uint64_t stuck_ns; // 120s
+	} scheduler;
+	struct {
+		uint64_t drain_ns; // 30s
+		char log_level[16];
+	} daemon;
+	struct config_model models[CONFIG_MAX_MODELS];
+	uint32_t models_count;
+};
+
+struct config_source { // where values come from
+	const char *main_file; // NULL: /etc/thaw/thaw.yaml if it is there
+	const char *conf_dir; // NULL: /etc/thaw/conf.d
+	const char *const *sets; // "key=value", NULL-terminated; may be NULL
+	bool environment;
+};
+
+struct config_origins; // for show --origin
+int config_load(const struct config_source *source, struct config *ret_config, struct config_origins **ret_origins,
+	struct base_error *e);
+void config_origins_free(struct config_origins *o);
+/* From text in memory (tests, fuzzing); name is for messages. */
+int config_parse(const char *text, size_t bytes, const char *name, struct config *in_out_config, struct base_error *e);
+void config_defaults(struct config *ret_config);
+/* As YAML that config_load reads back to the same values; origins as comments if given. */
+void config_print(const struct config *c, const struct config_origins *o, FILE *out);
+void config_print_json(const struct config *c, const struct config_origins *o, FILE *out);
+/* All keys with type, default and help: for the manual and `thawctl config keys`. */
+void config_print_keys(FILE *out);
+/* The first changed key that is not reloadable, or NULL. */
+const char *config_first_fixed_change(const struct config *from, const struct config *to);

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The engine of one loaded model: scheduler, KV blocks and the link to its ranks, on one thread.
+ *
+ * Any thread may call submit, abort and the getters; they put work into a bounded queue or read a snapshot under a
+ * lock that the engine's thread holds only to copy. A lost rank is a pause: the engine asks its `starter` for a
+ * new one, reloads, and goes on from the tokens that each sequence has.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "daemon/request.h"
+#include "daemon/text/tokenizer.h"
+#include "shard/link/link.h"
+#include "shard/rank/message.h"
+
+enum engine_state { ENGINE_LOADING, ENGINE_READY, ENGINE_RECOVERING, ENGINE_DRAINING, ENGINE_FAILED, ENGINE_STOPPED };
+
+/* How ranks come to life: processes in thawd, threads in tests. start() returns a connected socket for each stage. */
+struct engine_starter {
+	int (*start)(void *context, uint32_t stage, int *ret_fd, struct base_error *e);
+	void (*stop)(void *context, uint32_t stage); // makes sure that it is gone; called before a restart
+	void *context;
+};
+
+struct engine_events { // engine's thread; must not block
+	void (*event)(void *context, const char *severity, const char *kind, const char *text);
+	void *context;
+};
+
+struct engine_config {
+	const char *model_name;
+	uint32_t stages;
+	struct rank_assign assign[16]; // for each stage; epoch and stage are filled in by the engine
+	const struct text_tokenizer *tokenizer; // outlives the engine
+	uint32_t max_waiting; // requests in the queue
+	uint32_t max_running; // sequences in a batch
+	uint32_t batch_tokens, logits_rows;
+	uint32_t context_tokens;
+	uint32_t max_new_tokens; // a request that asks for none or more gets this
+	uint64_t batch_wait_ns; // batching window, used when weights are cold
+	uint64_t stuck_ns; // no result for that long: the rank is given up as lost
+	uint32_t max_restarts; // in a row without a pass in between; then FAILED
+	double bound_pass_ns_disk, bound_pass_ns_memory; // the parts of the bound that do not depend on positions
+	double bound_token_ns_compute; // and the one that does, for each position
+	struct engine_starter starter;
+	struct engine_events events;
+	struct base_log *log;
+};
+
+struct engine;
+int engine_create(const struct engine_config *config, struct engine **ret_engine, struct base_error *e); // starts the thread, returns at once
+void engine_destroy(struct engine *e); // aborts what is left, stops ranks, joins
+
+/* Takes r over on success. -EAGAIN queue full, -EHOSTDOWN loading, draining or failed, -E2BIG prompt too long (text says the limits),
+ * -EINVAL, -EEXIST for an id that is running. retry_after_ns is set with -EAGAIN and -EHOSTDOWN. */
+int engine_submit(struct engine *e, struct request *r, uint64_t *ret_retry_after_ns, struct base_error *error);
+int engine_abort(struct engine *e, const char *id); // -ENOENT
+void engine_drain(struct engine *e, bool on); // no new requests; running ones finish
+
+struct engine_load {
+	enum engine_state state;
+	uint64_t load_done_bytes, load_total_bytes;
+	char failure[BASE_ERROR_BYTES];
+	uint64_t epoch, restarts;
+	uint32_t running, waiting; // requests
+	uint64_t waiting_tokens;
+	uint32_t kv_blocks, kv_blocks_used;
+	uint64_t last_pass_wall_ns; // 0: none yet
+	uint64_t prompt_tokens_total, generated_tokens_total, requests_total[4] /* by request_finish */, preemptions_total;
+	uint64_t rejected_total, failed_total;
+	double tokens_per_second; // last seconds
+	double achieved_ratio; // of the last passes
+	char binding[16];
+	struct rank_placement placement[16];
+	struct rank_stats stats[16];
+	uint32_t stages;
+};
+void engine_get_load(struct engine *e, struct engine_load *ret_load);
+
+/* Histograms for /metrics; the same snapshot lock. */
+#define ENGINE_BUCKETS 16
+struct engine_histogram {
+	uint64_t count, buckets[ENGINE_BUCKETS + 1];
+	double sum;
+};
+extern const double engine_bucket_seconds[ENGINE_BUCKETS]; // upper bounds
+struct engine_histograms {
+	struct engine_histogram time_to_first_token, inter_token, duration, queue, batch_tokens;
+};
+void engine_get_histograms(struct engine *e, struct engine_histograms *ret_histograms);

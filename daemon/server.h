@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The daemon's state as rpc, metrics and ctl see it: the table of models and what can be asked of it. rpc knows this
+ * header and no other part of the daemon.
+ *
+ * All calls: any thread. Getters copy a snapshot. load and unload run on the loader thread; progress is read with get_model.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "daemon/config.h"
+#include "daemon/engine.h"
+#include "daemon/text/chat.h"
+#include "daemon/text/tokenizer.h"
+#include "topology/machine.h"
+#include "topology/plan.h"
+
+struct server;
+
+enum server_phase { SERVER_PHASE_QUEUED, SERVER_PHASE_DIGEST, SERVER_PHASE_PACK, SERVER_PHASE_LOAD, SERVER_PHASE_READY, SERVER_PHASE_FAILED,
+	SERVER_PHASE_UNLOADED };
+const char *server_phase_name(enum server_phase p);
+
+struct server_model_info {
+	char name[128], path[512], digest[33], architecture[32];
+	char chat_template[16]; // name or "unknown"
+	enum server_phase phase;
+	uint64_t done_bytes, total_bytes, eta_ns; // of the phase
+	struct base_error error; // FAILED: why
+	uint32_t context_tokens, vocab, layers;
+	uint64_t weights_bytes; // of a pass
+	struct topology_plan_input plan_input;
+	struct topology_plan plan;
+	struct engine_load load; // zero until the engine is there
+	uint32_t bos, eos; // TEXT_NO_TOKEN if none
+};
+
+/* A model in use: keeps tokenizer, template and engine alive until released. */
+struct server_model {
+	const struct text_tokenizer *tokenizer;
+	struct text_chat_template chat;
+	const char *const *specials; // for text_chat_render
+	struct engine *engine;
+	char name[128];
+	uint32_t context_tokens;
+};
+
+int server_create(const struct config *config, struct base_log *log, struct server **ret_server, struct base_error *e);
+void server_destroy(struct server *s);
+
+uint32_t server_list_models(struct server *s, struct server_model_info *ret_infos, uint32_t room);
+int server_get_model(struct server *s, const char *name, struct server_model_info *ret_info); // -ENOENT; name "": the only one
+/* -ENOENT unknown, -EHOSTDOWN not ready (text says why; retry_after_ns). */
+int server_acquire_model(struct server *s, const char *name, const struct server_model **ret_model,
+	uint64_t *ret_retry_after_ns, struct base_error *e);
+void server_release_model(struct server *s, const struct server_model *m);
+
+/* Starts loading; -EEXIST name in use, -ENOENT no such file, -ENOMEM does not fit, -EINVAL. */
+int server_load_model(struct server *s, const struct config_model *model, struct base_error *e);
+int server_unload_model(struct server *s, const char *name, struct base_error *e);
+/* Dry run for a file, with budgets as given (0: the configured ones). */
+int server_plan_model(struct server *s, const char *path, uint64_t weights_bytes, uint64_t kv_bytes,
+	struct server_model_info *ret_info, struct base_error *e);
+int server_abort(struct server *s, const char *request_id); // -ENOENT
+
+void server_drain(struct server *s, bool on);
+bool server_draining(const struct server *s);
+/* Live: the process. Ready: some model can answer. */
+bool server_ready(struct server *s);
+const struct config *server_config(const struct server *s);
+const struct topology_machine *server_machine(const struct server *s);
+struct topology_bandwidths server_bandwidths(struct server *s);
+uint64_t server_started_wall_ns(const struct server *s);
+uint64_t server_memory_bytes(struct server *s); // resident now: thawd and ranks, huge pages included
+
+struct server_event {
+	uint64_t sequence; // 1, 2, ...
+	uint64_t wall_ns;
+	char severity[12], kind[32], model[128], text[384];
+};
+/* Events after `sequence` (oldest first) from a ring of the last 1024; blocks up to timeout_ns for the first. */
+uint32_t server_read_events(struct server *s, uint64_t after, struct server_event *ret_events, uint32_t room, uint64_t timeout_ns);
+void server_emit_event(struct server *s, const char *severity, const char *kind, const char *model, const char *text);

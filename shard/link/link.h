@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Links: how messages and tensors move between a coordinator and ranks, and between ranks.
+ *
+ * The verbs are those of a group that stops as a whole: after the first failure, or revoke(), every operation under
+ * way and every later one ends with -ECONNRESET, and a new group with a higher epoch has to be made. Messages carry
+ * the epoch; those of an older one are dropped. Sends and receives are requests: test() polls one, wait() blocks with
+ * a deadline. Sends to one member arrive in order, for each tag. Completion of a send means that the buffer is free again.
+ * allreduce sums in member order, so the result is the same bits on every member.
+ *
+ * One engine here: `local`, for processes of one host or threads of one process: a unix socket per pair to find, wake
+ * and notice the death of the peer, and rings in shared memory for the data. Later engines (UCX, NCCL) fit the same table; a request
+ * may then complete as a stream event.
+ * A group belongs to one thread, except for revoke() and the event fd, which any thread may use.
+ * Memory is bounded and taken at create: ring_bytes each way for each peer; a send that does not fit waits.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+#define LINK_MAX_MEMBERS 64u
+#define LINK_MAX_MESSAGE_BYTES (256ull << 20)
+#define LINK_NO_DEADLINE UINT64_MAX
+
+struct link_capabilities {
+	const char *name;
+	bool host_memory, device_memory;
+	bool stream_ordered; // completion is an event of a device stream
+};
+
+struct link_group;
+
+struct link_request { // caller's memory, untouched by the caller between start and completion
+	struct link_group *group;
+	int status; // -EINPROGRESS, 0, or -errno
+	uint32_t peer, tag;
+	uint8_t *data;
+	size_t room_bytes; // receive: room; send: length
+	size_t bytes; // done so far; after completion of a receive: the message's length
+	uint64_t private_[4];
+	struct link_request *next;
+};
+
+struct link_ops {
+	struct link_capabilities capabilities;
+	/* fds[i]: a connected unix stream socket to member i (-1 at my own place); the group owns them from success on.
+	 * All members call create at the same time; it exchanges the shared memory and the epoch. -EPROTO, -ETIMEDOUT. */
+	int (*create)(const int *fds, uint32_t members, uint32_t me, uint64_t epoch, size_t ring_bytes,
+		uint64_t deadline_ns, struct link_group **ret_group, struct base_error *e);
+	void (*close)(struct link_group *g);
+	void (*send)(struct link_group *g, uint32_t to, uint32_t tag, const void *data, size_t bytes, struct link_request *r);
+	/* -EMSGSIZE when the message is longer than room: it is dropped. */
+	void (*receive)(struct link_group *g, uint32_t from, uint32_t tag, void *data, size_t room_bytes, struct link_request *r);
+	/* In place: x becomes the sum over all members, added in member order. */
+	int (*allreduce)(struct link_group *g, float *x, size_t count, uint64_t deadline_ns);
+	int (*test)(struct link_group *g, struct link_request *r); // -EINPROGRESS, or its end
+	int (*wait)(struct link_group *g, struct link_request *r, uint64_t deadline_ns); // -ETIMEDOUT leaves it under way
+	void (*cancel)(struct link_group *g, struct link_request *r); // a receive that has not begun; then its memory is free
+	void (*revoke)(struct link_group *g); // any thread
+	int (*progress)(struct link_group *g, uint32_t budget); // moves data; returns how many requests ended
+	int (*event_fd)(struct link_group *g); // readable when progress may have work; one epoll-able fd
+};
+
+extern const struct link_ops link_local_ops;
+
+/* The length of the next message of a tag from a peer, once its header is there: -EAGAIN before that, -ECONNRESET. */
+int link_local_peek(struct link_group *g, uint32_t from, uint32_t tag, size_t *ret_bytes);
+
+struct link_group {
+	const struct link_ops *ops;
+};

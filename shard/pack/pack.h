@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The packer: a GGUF model to store files in program order and kernel layout, one file per layer.
+ *
+ * STORE/<digest as 32 hex digits>/ holds `model.json` (config, tensors, source path, written last), and
+ * `embed`, `layer-NNNN`, `head` with suffix `.tpRofN` each. A tied embedding is the head's data: rows are looked up
+ * there. A file that is whole is reused, so packing resumes after a kill. Before it writes it checks that the drive has room
+ * (-ENOSPC with the bytes short). A lock file keeps a second packer out (-EBUSY naming the pid).
+ * STORE/sources.json remembers (path, device, inode, size, mtime) -> digest, so an unchanged file is not read again.
+ * One thread; the work may be cancelled by progress.
+ */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "shard/program/program.h"
+
+#define PACK_LAYOUT_R16 1u
+#define PACK_LAYER_EMBED 0xfffffff0u
+#define PACK_LAYER_HEAD 0xfffffff1u
+
+struct pack_slice {
+	uint32_t first_layer, layers; // of the program
+	uint32_t tp_rank, tp_size; // 0 of 1: whole
+};
+
+enum pack_phase { PACK_PHASE_DIGEST, PACK_PHASE_PACK };
+
+struct pack_config {
+	const char *store_path;
+	struct pack_slice slice;
+	/* non-zero stops: -ECANCELED */
+	int (*progress)(void *context, enum pack_phase phase, uint64_t done_bytes, uint64_t total_bytes);
+	void *context;
+};
+
+struct pack_result {
+	uint8_t digest[16];
+	char directory[512]; // STORE/<digest>
+	uint32_t extent_bytes;
+	uint64_t written_bytes, reused_bytes;
+};
+
+int pack_model(const struct format_gguf *g, const struct program *p, const struct pack_config *config,
+	struct pack_result *ret_result, struct base_error *e);
+
+/* Most bytes of an extent for a model: a power of two, 64 KiB to 1 MiB, so that a layer has at least about 16. */
+uint32_t pack_extent_bytes(const struct program *p);
+/* "layer-0003.tp0of1" into out. layer: a number or PACK_LAYER_*. */
+char *pack_file_name(uint32_t layer, uint32_t tp_rank, uint32_t tp_size, char out[static 64]);

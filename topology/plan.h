@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The plan of one host: from sizes, bandwidths and budgets to hot bytes, KV blocks and a prediction, or to a refusal with the bytes
+ * that are short and what would help. A pure function: no I/O, no clock.
+ *
+ * The bound of a pass with n positions (docs/ARCHITECTURE.md "the bound"):
+ *   T = max( (W-R)/B, (R + 2(W-R))/M, n*macs/C )
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "base/error.h"
+#include "topology/machine.h"
+
+enum topology_resource { TOPOLOGY_RESOURCE_DISK, TOPOLOGY_RESOURCE_MEMORY, TOPOLOGY_RESOURCE_COMPUTE };
+
+struct topology_plan_input {
+	uint64_t pass_bytes; // W
+	uint64_t weights_all_bytes, weights_min_bytes; // see rank_needs
+	uint64_t slots_bytes; // taken by the stream when anything is cold
+	uint64_t workspace_bytes;
+	uint64_t kv_block_bytes;
+	uint32_t kv_block_tokens;
+	uint32_t context_tokens, sequences;
+	uint64_t token_macs;
+	uint64_t weights_budget_bytes, kv_budget_bytes, workspace_budget_bytes; // 0: what is left of memory_bytes
+	uint64_t memory_bytes; // that may be used in all
+	struct topology_bandwidths bandwidths;
+};
+
+struct topology_plan {
+	uint64_t epoch;
+	uint64_t hot_bytes, cold_bytes; // of pass_bytes
+	uint64_t weights_bytes, kv_bytes, workspace_bytes; // budgets as decided
+	uint32_t kv_blocks;
+	double pass_ns_disk, pass_ns_memory, token_ns_compute; // parts of the bound; 0 when not measured
+	double tokens_per_s_one, tokens_per_s_full; // predicted: one stream, `sequences` streams
+	enum topology_resource binding_one, binding_full;
+	char lift[256]; // what would lift the binding resource
+};
+
+/* -ENOMEM: it does not fit; e names each budget, the bytes short, and the changes that would fit. */
+int topology_plan_build(const struct topology_plan_input *input, struct topology_plan *ret_plan, struct base_error *e);
+/* The bound for n positions and which resource it is. */
+double topology_plan_bound_ns(const struct topology_plan *p, uint32_t positions, enum topology_resource *ret_binding);
+void topology_plan_explain(const struct topology_plan_input *input, const struct topology_plan *p, FILE *out);
+const char *topology_resource_name(enum topology_resource r);

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Measures what the planner needs: drive (O_DIRECT through a caller's reader), memory and compute bandwidth. Short and
+ * bounded (drive <= 300 ms, memory <= 200 ms); cached in STORE/probe.json with date and a digest of the machine.
+ * Drive and compute are measured by functions that the caller gives, because offload and the backends own those.
+ */
+#pragma once
+
+#include "base/error.h"
+#include "topology/machine.h"
+
+struct topology_probe_source {
+	/* Bytes per second of the drive that holds the store; 0 return and 0.0 when there is nothing to read yet. */
+	int (*drive)(void *context, double *ret_bytes_per_s);
+	int (*compute)(void *context, double *ret_macs_per_s);
+	void *context;
+};
+
+/* Plain streaming reads of all usable CPUs over a buffer far larger than the caches. */
+int topology_probe_memory(const struct topology_machine *m, uint32_t threads, double *ret_bytes_per_s, struct base_error *e);
+int topology_probe(const struct topology_machine *m, const char *cache_path, const struct topology_probe_source *source,
+	struct topology_bandwidths *ret_bandwidths, struct base_error *e);
