@@ -2,7 +2,7 @@
  * Configuration: YAML, strict, one table (config.c) that knows every key: type, default, limits, help, reloadable or not.
  *
  * Precedence: defaults < main file < conf.d/<name>.yaml in name order < environment THAW_<KEY_WITH_UNDERSCORES> < flags
- * --set key=value. Unknown or duplicate keys, anchors, tags and a second document are refused with file:line:column. Sizes and times need a
+ * --set key=value (models.N.path for models). A model of a later file replaces the one of its name, else it is added. Unknown or duplicate keys, anchors, tags and a second document are refused with file:line:column. Sizes and times need a
  * unit. The origin of every value is kept for `thawctl config show --origin`. Built once, then read-only.
  */
 #pragma once
@@ -77,9 +77,11 @@ struct config_origins; // for show --origin
 int config_load(const struct config_source *source, struct config *ret_config, struct config_origins **ret_origins,
 	struct base_error *e);
 void config_origins_free(struct config_origins *o);
-/* From text in memory (tests, fuzzing); name is for messages. */
+/* From text in memory (tests, fuzzing); name is for messages. Checked like config_load; in_out_config is unchanged on failure. */
 int config_parse(const char *text, size_t bytes, const char *name, struct config *in_out_config, struct base_error *e);
 void config_defaults(struct config *ret_config);
+/* Combinations that no single key shows: addresses, TLS beyond loopback, names of models. */
+int config_validate(const struct config *c, struct base_error *e);
 /* As YAML that config_load reads back to the same values; origins as comments if given. */
 void config_print(const struct config *c, const struct config_origins *o, FILE *out);
 void config_print_json(const struct config *c, const struct config_origins *o, FILE *out);
