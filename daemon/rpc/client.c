@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/rpc/client.h"
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "daemon/rpc/grpc_core.h"
+#include "proto/check.h"
+#include "proto/google/rpc/error_details.pb-c.h"
+#include "proto/google/rpc/status.pb-c.h"
+
+#define CLIENT_MAX_METADATA 4u
+
+struct metadata {
+	const char *key;
+	char value[128];
+};
+
+struct rpc_client {
+	grpc_completion_queue *queue;
+	grpc_channel *channel;
+	struct metadata metadata[CLIENT_MAX_METADATA];
+	uint32_t metadata_count;
+};
+
+struct operation { // the tag of a batch
+	bool done;
+	bool success;
+};
+
+struct rpc_client_stream {
+	struct rpc_client *client;
+	grpc_call *call;
+	struct operation open, header, read, end;
+	grpc_metadata_array initial, trailing;
+	grpc_byte_buffer *buffer;
+	grpc_slice message; // the one that next() gave out
+	grpc_status_code code;
+	grpc_slice details;
+};
+
+static int read_tls(const struct rpc_client_tls *tls, grpc_channel_credentials **ret_credentials, struct base_error *e)
+{
+	_cleanup_free_ char *ca = NULL, *cert = NULL, *key = NULL;
+	if (!tls->ca)
+		return base_error_set(e, -EINVAL, "a client over TLS needs the file of the CA");
+	if (!tls->cert != !tls->key)
+		return base_error_set(e, -EINVAL, "a certificate and its key come together");
+	int r = rpc_read_pem(tls->ca, &ca, e);
+	if (r == 0 && tls->cert)
+		r = rpc_read_pem(tls->cert, &cert, e);
+	if (r == 0 && tls->key)
+		r = rpc_read_pem(tls->key, &key, e);
+	if (r < 0)
+		return r;
+	grpc_ssl_pem_key_cert_pair pair = {.private_key = key, .cert_chain = cert};
+	*ret_credentials = grpc_ssl_credentials_create(ca, cert ? &pair : NULL, NULL, NULL);
+	return *ret_credentials ? 0 : base_error_set(e, -EINVAL, "%s: gRPC does not take these certificates", tls->ca);
+}
+
+int rpc_client_create(
+	const char *address, const struct rpc_client_tls *tls, struct rpc_client **ret_client, struct base_error *e)
+{
+	bool local = strncmp(address, "unix:", 5) == 0;
+	if (!(local ? address[5] : strchr(address, ':') != NULL) || strstr(address, "://"))
+		return base_error_set(e, -EINVAL, "%s: an address is unix:PATH or HOST:PORT", address);
+	struct rpc_client *c = calloc(1, sizeof(*c));
+	if (!c)
+		return base_error_set(e, -ENOMEM, "no memory for a client");
+	rpc_grpc_init();
+	grpc_channel_credentials *credentials = NULL;
+	if (tls && !local) {
+		int r = read_tls(tls, &credentials, e);
+		if (r < 0) {
+			rpc_client_destroy(c);
+			return r;
+		}
+	} else {
+		credentials = grpc_insecure_credentials_create();
+	}
+	/* Several clients of one process share no connection; proxies of the environment are for the web, not for a control socket. */
+	grpc_arg args[] = {
+		rpc_arg_int(RPC_ARG_COMPRESSIONS, RPC_COMPRESSIONS_IDENTITY),
+		rpc_arg_int(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, (int)RPC_MAX_MESSAGE_BYTES),
+		rpc_arg_int(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1),
+		rpc_arg_int(GRPC_ARG_ENABLE_HTTP_PROXY, 0),
+		rpc_arg_int(GRPC_ARG_ENABLE_RETRIES, 0),
+		rpc_arg_int(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100),
+		rpc_arg_int(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000),
+	};
+	grpc_channel_args channel_args = {base_array_size(args), args};
+	c->queue = grpc_completion_queue_create_for_next(NULL);
+	c->channel = grpc_channel_create(address, credentials, &channel_args);
+	grpc_channel_credentials_release(credentials);
+	*ret_client = c;
+	return 0;
+}
+
+void rpc_client_destroy(struct rpc_client *c)
+{
+	if (!c)
+		return;
+	if (c->channel)
+		grpc_channel_destroy(c->channel);
+	if (c->queue) {
+		grpc_completion_queue_shutdown(c->queue);
+		while (grpc_completion_queue_next(c->queue, gpr_inf_future(GPR_CLOCK_REALTIME), NULL).type !=
+			GRPC_QUEUE_SHUTDOWN)
+			;
+		grpc_completion_queue_destroy(c->queue);
+	}
+	rpc_grpc_finish();
+	free(c);
+}
+
+int rpc_client_set_metadata(struct rpc_client *c, const char *key, const char *value)
+{
+	uint32_t i = 0;
+	while (i < c->metadata_count && strcmp(c->metadata[i].key, key))
+		i++;
+	if (!value) {
+		if (i < c->metadata_count)
+			c->metadata[i] = c->metadata[--c->metadata_count];
+		return 0;
+	}
+	if (i == CLIENT_MAX_METADATA || strlen(value) >= sizeof(c->metadata[0].value))
+		return -ENOSPC;
+	if (i == c->metadata_count)
+		c->metadata_count++;
+	c->metadata[i].key = key;
+	snprintf(c->metadata[i].value, sizeof(c->metadata[i].value), "%s", value);
+	return 0;
+}
+
+static void wait_for(struct rpc_client *c, struct operation *o)
+{
+	while (!o->done) {
+		grpc_event event = grpc_completion_queue_next(c->queue, gpr_inf_future(GPR_CLOCK_REALTIME), NULL);
+		if (event.type != GRPC_OP_COMPLETE)
+			return;
+		struct operation *ended = event.tag;
+		ended->success = event.success;
+		ended->done = true;
+	}
+}
+
+static void start_read(struct rpc_client_stream *s)
+{
+	grpc_op op = {.op = GRPC_OP_RECV_MESSAGE, .data.recv_message.recv_message = &s->buffer};
+	s->read = (struct operation){0};
+	if (grpc_call_start_batch(s->call, &op, 1, &s->read, NULL) != GRPC_CALL_OK)
+		s->read = (struct operation){.done = true};
+}
+
+int rpc_client_stream_open(struct rpc_client *c, const char *method, const void *request, size_t request_bytes,
+	uint64_t timeout_ns, struct rpc_client_stream **ret_stream)
+{
+	struct rpc_client_stream *s = calloc(1, sizeof(*s));
+	if (!s)
+		return -ENOMEM;
+	s->client = c;
+	s->message = grpc_empty_slice();
+	s->details = grpc_empty_slice();
+	grpc_metadata_array_init(&s->initial);
+	grpc_metadata_array_init(&s->trailing);
+	gpr_timespec deadline = gpr_inf_future(GPR_CLOCK_REALTIME);
+	if (timeout_ns && timeout_ns < INT64_MAX)
+		deadline = gpr_time_add(
+			gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_nanos((int64_t)timeout_ns, GPR_TIMESPAN));
+	s->call = grpc_channel_create_call(c->channel, NULL, GRPC_PROPAGATE_DEFAULTS, c->queue,
+		grpc_slice_from_static_string(method), NULL, deadline, NULL);
+
+	grpc_metadata metadata[CLIENT_MAX_METADATA];
+	for (uint32_t i = 0; i < c->metadata_count; i++)
+		metadata[i] = (grpc_metadata){.key = grpc_slice_from_static_string(c->metadata[i].key),
+			.value = grpc_slice_from_copied_string(c->metadata[i].value)};
+	grpc_slice bytes = grpc_slice_from_copied_buffer(request, request_bytes);
+	grpc_byte_buffer *buffer = grpc_raw_byte_buffer_create(&bytes, 1);
+	grpc_op open[] = {
+		{.op = GRPC_OP_SEND_INITIAL_METADATA,
+			.data.send_initial_metadata = {.count = c->metadata_count, .metadata = metadata}},
+		{.op = GRPC_OP_SEND_MESSAGE, .data.send_message.send_message = buffer},
+		{.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT},
+	};
+	grpc_op header = {
+		.op = GRPC_OP_RECV_INITIAL_METADATA, .data.recv_initial_metadata.recv_initial_metadata = &s->initial};
+	grpc_op end = {.op = GRPC_OP_RECV_STATUS_ON_CLIENT,
+		.data.recv_status_on_client = {
+			.trailing_metadata = &s->trailing, .status = &s->code, .status_details = &s->details}};
+	/* The status is asked for on its own: it comes whatever happens to the rest. */
+	grpc_call_start_batch(s->call, &end, 1, &s->end, NULL);
+	grpc_call_start_batch(s->call, &header, 1, &s->header, NULL);
+	if (grpc_call_start_batch(s->call, open, base_array_size(open), &s->open, NULL) != GRPC_CALL_OK) {
+		s->open.done = true; // metadata that HTTP/2 does not allow
+		grpc_call_cancel(s->call, NULL);
+	}
+	start_read(s);
+	grpc_byte_buffer_destroy(buffer);
+	grpc_slice_unref(bytes);
+	for (uint32_t i = 0; i < c->metadata_count; i++)
+		grpc_slice_unref(metadata[i].value);
+	*ret_stream = s;
+	return 0;
+}
+
+static void copy_slice(grpc_slice s, char *out, size_t room)
+{
+	snprintf(out, room, "%.*s", (int)GRPC_SLICE_LENGTH(s), (const char *)GRPC_SLICE_START_PTR(s));
+}
+
+static void read_detail(const Google__Protobuf__Any *any, struct rpc_client_status *status)
+{
+	struct proto_budget budget;
+	ProtobufCMessage *m = NULL;
+	const char *slash = strrchr(any->type_url, '/');
+	const char *type = slash ? slash + 1 : any->type_url;
+	const ProtobufCMessageDescriptor *known[] = {&google__rpc__error_info__descriptor,
+		&google__rpc__retry_info__descriptor, &google__rpc__bad_request__descriptor};
+	for (size_t i = 0; i < base_array_size(known) && !m; i++)
+		if (strcmp(type, known[i]->name) == 0 &&
+			proto_unpack(known[i], any->value.data, any->value.len, &budget, &m, NULL, NULL) < 0)
+			return;
+	if (!m)
+		return;
+	if (m->descriptor == &google__rpc__error_info__descriptor) {
+		snprintf(status->reason, sizeof(status->reason), "%s", ((Google__Rpc__ErrorInfo *)m)->reason);
+	} else if (m->descriptor == &google__rpc__retry_info__descriptor) {
+		const Google__Protobuf__Duration *d = ((Google__Rpc__RetryInfo *)m)->retry_delay;
+		if (d && d->seconds >= 0 && d->seconds < INT32_MAX && d->nanos >= 0)
+			status->retry_after_ns = (uint64_t)d->seconds * BASE_NS_PER_SECOND + (uint64_t)d->nanos;
+	} else {
+		const Google__Rpc__BadRequest *b = (const Google__Rpc__BadRequest *)m;
+		if (b->n_field_violations)
+			snprintf(status->field, sizeof(status->field), "%s", b->field_violations[0]->field);
+	}
+	protobuf_c_message_free_unpacked(m, &budget.allocator);
+}
+
+static const grpc_metadata *find_metadata(const grpc_metadata_array *a, const char *key)
+{
+	for (size_t i = 0; i < a->count; i++)
+		if (grpc_slice_str_cmp(a->metadata[i].key, key) == 0)
+			return &a->metadata[i];
+	return NULL;
+}
+
+/* -EHOSTUNREACH: UNAVAILABLE that gRPC itself made up. Our server's own always says why in its details. */
+static int read_status(struct rpc_client_stream *s, struct rpc_client_status *status)
+{
+	*status = (struct rpc_client_status){.code = (int)s->code};
+	copy_slice(s->details, status->message, sizeof(status->message));
+	const grpc_metadata *id = find_metadata(&s->initial, "x-request-id");
+	if (!id)
+		id = find_metadata(&s->trailing, "x-request-id");
+	if (id)
+		copy_slice(id->value, status->request_id, sizeof(status->request_id));
+	const grpc_metadata *bin = find_metadata(&s->trailing, "grpc-status-details-bin");
+	if (!bin)
+		return s->code == GRPC_STATUS_UNAVAILABLE ? -EHOSTUNREACH : 0;
+	struct proto_budget budget;
+	ProtobufCMessage *m;
+	if (proto_unpack(&google__rpc__status__descriptor, GRPC_SLICE_START_PTR(bin->value),
+		    GRPC_SLICE_LENGTH(bin->value), &budget, &m, NULL, NULL) < 0)
+		return 0;
+	const Google__Rpc__Status *details = (const Google__Rpc__Status *)m;
+	for (size_t i = 0; i < details->n_details; i++)
+		read_detail(details->details[i], status);
+	protobuf_c_message_free_unpacked(m, &budget.allocator);
+	return 0;
+}
+
+int rpc_client_stream_next(struct rpc_client_stream *s, const uint8_t **ret_message, size_t *ret_bytes,
+	struct rpc_client_status *ret_status)
+{
+	grpc_slice_unref(s->message);
+	s->message = grpc_empty_slice();
+	wait_for(s->client, &s->read);
+	if (s->read.success && s->buffer) {
+		s->message = rpc_buffer_slice(s->buffer);
+		grpc_byte_buffer_destroy(s->buffer);
+		s->buffer = NULL;
+		start_read(s);
+		*ret_message = GRPC_SLICE_START_PTR(s->message);
+		*ret_bytes = GRPC_SLICE_LENGTH(s->message);
+		return 1;
+	}
+	wait_for(s->client, &s->end);
+	wait_for(s->client, &s->header);
+	return read_status(s, ret_status);
+}
+
+void rpc_client_stream_cancel(struct rpc_client_stream *s)
+{
+	grpc_call_cancel(s->call, NULL);
+}
+
+void rpc_client_stream_close(struct rpc_client_stream *s)
+{
+	if (!s)
+		return;
+	if (!s->end.done)
+		grpc_call_cancel(s->call, NULL);
+	wait_for(s->client, &s->end);
+	wait_for(s->client, &s->header);
+	wait_for(s->client, &s->open);
+	wait_for(s->client, &s->read);
+	if (s->buffer)
+		grpc_byte_buffer_destroy(s->buffer);
+	grpc_slice_unref(s->message);
+	grpc_slice_unref(s->details);
+	grpc_metadata_array_destroy(&s->initial);
+	grpc_metadata_array_destroy(&s->trailing);
+	grpc_call_unref(s->call);
+	free(s);
+}
+
+int rpc_client_call(struct rpc_client *c, const char *method, const void *request, size_t request_bytes,
+	uint64_t timeout_ns, uint8_t **ret_reply, size_t *ret_reply_bytes, struct rpc_client_status *ret_status)
+{
+	struct rpc_client_stream *s;
+	int r = rpc_client_stream_open(c, method, request, request_bytes, timeout_ns, &s);
+	if (r < 0)
+		return r;
+	_cleanup_free_ uint8_t *reply = NULL;
+	size_t reply_bytes = 0, bytes;
+	const uint8_t *message;
+	while ((r = rpc_client_stream_next(s, &message, &bytes, ret_status)) == 1) {
+		free(reply);
+		reply = malloc(bytes + 1);
+		if (!reply) {
+			r = -ENOMEM;
+			break;
+		}
+		memcpy(reply, message, bytes);
+		reply_bytes = bytes;
+	}
+	rpc_client_stream_close(s);
+	if (r < 0)
+		return r;
+	*ret_reply = ret_status->code == GRPC_STATUS_OK ? base_steal(reply) : NULL;
+	*ret_reply_bytes = *ret_reply ? reply_bytes : 0;
+	return 0;
+}
