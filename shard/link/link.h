@@ -3,15 +3,18 @@
  *
  * The verbs are those of a group that stops as a whole: after the first failure, or revoke(), every operation under
  * way and every later one ends with -ECONNRESET, and a new group with a higher epoch has to be made. Messages carry
- * the epoch; those of an older one are dropped. Sends and receives are requests: test() polls one, wait() blocks with
+ * the epoch; one of another epoch reaches no receive. Sends and receives are requests: test() polls one, wait() blocks with
  * a deadline. Sends to one member arrive in order, for each tag. Completion of a send means that the buffer is free again.
  * allreduce sums in member order, so the result is the same bits on every member.
  *
  * One engine here: `local`, for processes of one host or threads of one process: a unix socket per pair to find, wake
  * and notice the death of the peer, and rings in shared memory for the data. Later engines (UCX, NCCL) fit the same table; a request
  * may then complete as a stream event.
- * A group belongs to one thread, except for revoke() and the event fd, which any thread may use.
- * Memory is bounded and taken at create: ring_bytes each way for each peer; a send that does not fit waits.
+ * A group belongs to one thread, except for revoke() and the event fd, which any thread may use (until close).
+ * Memory is bounded and taken at create: ring_bytes each way for each peer; a send that does not fit waits. A message that
+ * no receive is posted for stays in the ring; when a receive of another tag waits behind it, it is set aside, up to
+ * ring_bytes for each peer, after which the ring waits for its receive.
+ * A peer that closes or dies: what it had sent whole can still be received, then the group fails.
  */
 #pragma once
 
@@ -23,7 +26,10 @@
 
 #define LINK_MAX_MEMBERS 64u
 #define LINK_MAX_MESSAGE_BYTES (256ull << 20)
-#define LINK_NO_DEADLINE UINT64_MAX
+#define LINK_NO_DEADLINE UINT64_MAX // deadlines are of base_clock_now_ns
+#define LINK_MIN_RING_BYTES 4096u
+#define LINK_MAX_RING_BYTES (1ull << 30)
+#define LINK_TAG_ALLREDUCE UINT32_MAX // not for others
 
 struct link_capabilities {
 	const char *name;
@@ -46,22 +52,30 @@ struct link_request { // caller's memory, untouched by the caller between start 
 
 struct link_ops {
 	struct link_capabilities capabilities;
-	/* fds[i]: a connected unix stream socket to member i (-1 at my own place); the group owns them from success on.
-	 * All members call create at the same time; it exchanges the shared memory and the epoch. -EPROTO, -ETIMEDOUT. */
+	/* fds[i]: a connected unix stream socket to member i (-1 at my own place, and at both ends of a pair that never
+	 * talks); the group owns them from success on. All members call create at the same time; it exchanges the shared memory and
+	 * the epoch. ring_bytes is rounded up to a power of two. epoch 0 and ring_bytes 0 mean "as the lowest member says".
+	 * -EPROTO, -ETIMEDOUT, -ECONNRESET with text. */
 	int (*create)(const int *fds, uint32_t members, uint32_t me, uint64_t epoch, size_t ring_bytes,
 		uint64_t deadline_ns, struct link_group **ret_group, struct base_error *e);
 	void (*close)(struct link_group *g);
-	void (*send)(struct link_group *g, uint32_t to, uint32_t tag, const void *data, size_t bytes, struct link_request *r);
+	void (*send)(struct link_group *g, uint32_t to, uint32_t tag, const void *data, size_t bytes,
+		struct link_request *r);
 	/* -EMSGSIZE when the message is longer than room: it is dropped. */
-	void (*receive)(struct link_group *g, uint32_t from, uint32_t tag, void *data, size_t room_bytes, struct link_request *r);
-	/* In place: x becomes the sum over all members, added in member order. */
+	void (*receive)(struct link_group *g, uint32_t from, uint32_t tag, void *data, size_t room_bytes,
+		struct link_request *r);
+	/* In place: x becomes the sum over all members, added in member order. An error ends the group. */
 	int (*allreduce)(struct link_group *g, float *x, size_t count, uint64_t deadline_ns);
 	int (*test)(struct link_group *g, struct link_request *r); // -EINPROGRESS, or its end
-	int (*wait)(struct link_group *g, struct link_request *r, uint64_t deadline_ns); // -ETIMEDOUT leaves it under way
-	void (*cancel)(struct link_group *g, struct link_request *r); // a receive that has not begun; then its memory is free
+	int (*wait)(
+		struct link_group *g, struct link_request *r, uint64_t deadline_ns); // -ETIMEDOUT leaves it under way
+	void (*cancel)(
+		struct link_group *g, struct link_request *r); // a receive that has not begun; then its memory is free
 	void (*revoke)(struct link_group *g); // any thread
-	int (*progress)(struct link_group *g, uint32_t budget); // moves data; returns how many requests ended
-	int (*event_fd)(struct link_group *g); // readable when progress may have work; one epoll-able fd
+	/* Moves data until nothing moves or `budget` requests have ended; returns how many ended. Below budget, the event fd
+	 * is armed until the next call of any verb: it becomes readable when there is work again, also after a failure. */
+	int (*progress)(struct link_group *g, uint32_t budget);
+	int (*event_fd)(struct link_group *g); // one epoll-able fd, to be watched for reading only
 };
 
 extern const struct link_ops link_local_ops;
@@ -71,4 +85,6 @@ int link_local_peek(struct link_group *g, uint32_t from, uint32_t tag, size_t *r
 
 struct link_group {
 	const struct link_ops *ops;
+	uint64_t epoch; // as agreed
+	uint32_t members, me;
 };

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shard/link/local_internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+
+#define HELLO_MAGIC 0x6b6e696cu // "link"
+#define HELLO_VERSION 1u
+#define HELLO_SEALS (F_SEAL_SHRINK | F_SEAL_GROW)
+
+/* The lower member of a pair sends it with the memfd; the higher one sends it back as its agreement. Members go through
+ * their peers in ascending order, so whoever takes over epoch and ring from member 0 knows them before it leads a pair. */
+struct hello {
+	uint32_t magic, version, members, from, to, zero;
+	uint64_t epoch, ring_bytes;
+};
+
+static int poll_timeout_ms(uint64_t deadline_ns)
+{
+	if (deadline_ns == LINK_NO_DEADLINE)
+		return -1;
+	uint64_t now = base_clock_now_ns();
+	if (now >= deadline_ns)
+		return 0;
+	uint64_t ms = (deadline_ns - now + 999999) / 1000000;
+	return ms > 60000 ? 60000 : (int)ms;
+}
+
+static int wait_ready(int fd, short events, uint32_t peer, uint64_t deadline_ns, struct base_error *e)
+{
+	for (;;) {
+		struct pollfd p = {.fd = fd, .events = events};
+		int n = poll(&p, 1, poll_timeout_ms(deadline_ns));
+		if (n > 0)
+			return 0;
+		if (n < 0 && errno != EINTR)
+			return base_error_set(e, -errno, "link: poll for member %u: %s", peer, strerrordesc_np(errno));
+		if (n == 0 && base_clock_now_ns() >= deadline_ns)
+			return base_error_set(
+				e, -ETIMEDOUT, "link: member %u did not say hello before the deadline", peer);
+	}
+}
+
+static int send_hello(
+	int fd, uint32_t peer, const struct hello *h, int memfd, uint64_t deadline_ns, struct base_error *e)
+{
+	union {
+		char bytes[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control = {0};
+	struct iovec iov = {.iov_base = (void *)h, .iov_len = sizeof *h};
+	struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1};
+	if (memfd >= 0) {
+		m.msg_control = control.bytes;
+		m.msg_controllen = sizeof control.bytes;
+		struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(c), &memfd, sizeof memfd);
+	}
+	for (;;) {
+		ssize_t n = sendmsg(fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
+		if (n == (ssize_t)sizeof *h)
+			return 0;
+		if (n >= 0)
+			return base_error_set(e, -EPROTO, "link: hello to member %u was cut short", peer);
+		if (errno == EAGAIN) {
+			int r = wait_ready(fd, POLLOUT, peer, deadline_ns, e);
+			if (r < 0)
+				return r;
+		} else if (errno != EINTR) {
+			int code = errno == EPIPE ? -ECONNRESET : -errno;
+			return base_error_set(e, code, "link: hello to member %u: %s", peer, strerrordesc_np(-code));
+		}
+	}
+}
+
+/* Keeps the first descriptor that came and closes all others. */
+static void take_fds(struct msghdr *m, int *fd)
+{
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+		for (size_t i = 0; i < count; i++) {
+			int got;
+			memcpy(&got, CMSG_DATA(c) + i * sizeof got, sizeof got);
+			if (*fd < 0)
+				*fd = got;
+			else
+				close(got);
+		}
+	}
+}
+
+static int receive_hello(
+	int fd, uint32_t peer, uint64_t deadline_ns, struct hello *ret_hello, int *ret_memfd, struct base_error *e)
+{
+	_cleanup_close_ int memfd = -1;
+	uint8_t bytes[sizeof(struct hello)];
+	size_t got = 0;
+	while (got < sizeof bytes) {
+		union {
+			char bytes[CMSG_SPACE(4 * sizeof(int))];
+			struct cmsghdr align;
+		} control;
+		struct iovec iov = {.iov_base = bytes + got, .iov_len = sizeof bytes - got};
+		struct msghdr m = {.msg_iov = &iov,
+			.msg_iovlen = 1,
+			.msg_control = control.bytes,
+			.msg_controllen = sizeof control.bytes};
+		ssize_t n = recvmsg(fd, &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+		if (n > 0) {
+			take_fds(&m, &memfd);
+			got += (size_t)n;
+		} else if (n == 0 || errno == ECONNRESET) {
+			return base_error_set(e, -ECONNRESET, "link: member %u closed before its hello", peer);
+		} else if (errno == EAGAIN) {
+			int r = wait_ready(fd, POLLIN, peer, deadline_ns, e);
+			if (r < 0)
+				return r;
+		} else if (errno != EINTR) {
+			return base_error_set(e, -errno, "link: hello of member %u: %s", peer, strerrordesc_np(errno));
+		}
+	}
+	memcpy(ret_hello, bytes, sizeof bytes);
+	*ret_memfd = base_steal_fd(memfd);
+	return 0;
+}
+
+static int check_hello(const struct link_local_group *g, const struct hello *h, uint32_t peer, struct base_error *e)
+{
+	if (h->magic != HELLO_MAGIC)
+		return base_error_set(e, -EPROTO, "link: what member %u sent is not a hello", peer);
+	if (h->version != HELLO_VERSION)
+		return base_error_set(e, -EPROTO,
+			"link: member %u speaks version %u, this is version %u: restart both with the same build", peer,
+			h->version, HELLO_VERSION);
+	if (h->members != g->group.members || h->from != peer || h->to != g->group.me)
+		return base_error_set(e, -EPROTO, "link: member %u of %u is told of as member %u of %u to %u", peer,
+			g->group.members, h->from, h->members, h->to);
+	if (h->epoch == 0 || (g->group.epoch && h->epoch != g->group.epoch))
+		return base_error_set(e, -EPROTO, "link: member %u is of epoch %llu, this is epoch %llu", peer,
+			(unsigned long long)h->epoch, (unsigned long long)g->group.epoch);
+	if (h->ring_bytes < LINK_MIN_RING_BYTES || h->ring_bytes > LINK_MAX_RING_BYTES ||
+		(h->ring_bytes & (h->ring_bytes - 1)) || (g->ring_bytes && h->ring_bytes != g->ring_bytes))
+		return base_error_set(e, -EPROTO, "link: member %u wants rings of %llu bytes, this is for %zu", peer,
+			(unsigned long long)h->ring_bytes, g->ring_bytes);
+	return 0;
+}
+
+static int map_pair(struct link_local_group *g, uint32_t peer, int memfd, struct base_error *e)
+{
+	struct link_local_peer *p = &g->peers[peer];
+	size_t bytes = 4096 + 2 * g->ring_bytes;
+	// Without the seals the peer could shrink the file under the mapping, which is a SIGBUS here.
+	struct stat st;
+	int seals = fcntl(memfd, F_GET_SEALS);
+	if (seals < 0 || (seals & HELLO_SEALS) != HELLO_SEALS || fstat(memfd, &st) < 0 || st.st_size != (off_t)bytes)
+		return base_error_set(
+			e, -EPROTO, "link: the memory of member %u is not sealed or not of %zu bytes", peer, bytes);
+	void *m = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
+	if (m == MAP_FAILED)
+		return base_error_set(e, -errno, "link: mapping %zu bytes shared with member %u: %s", bytes, peer,
+			strerrordesc_np(errno));
+	p->shared = m;
+	p->map_bytes = bytes;
+	bool lower = g->group.me < peer;
+	uint8_t *rings = (uint8_t *)m + 4096;
+	p->out = &p->shared->ring[lower ? 0 : 1];
+	p->in = &p->shared->ring[lower ? 1 : 0];
+	p->out_data = rings + (lower ? 0 : g->ring_bytes);
+	p->in_data = rings + (lower ? g->ring_bytes : 0);
+	p->my_asleep = &p->shared->asleep[lower ? 0 : 1].bits;
+	p->its_asleep = &p->shared->asleep[lower ? 1 : 0].bits;
+	return 0;
+}
+
+static int make_memory(size_t bytes, int *ret_fd, struct base_error *e)
+{
+	_cleanup_close_ int fd = memfd_create("thaw-link", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (fd < 0 || ftruncate(fd, (off_t)bytes) < 0 || fcntl(fd, F_ADD_SEALS, HELLO_SEALS | F_SEAL_SEAL) < 0)
+		return base_error_set(e, -errno, "link: shared memory of %zu bytes: %s", bytes, strerrordesc_np(errno));
+	*ret_fd = base_steal_fd(fd);
+	return 0;
+}
+
+static int follow(struct link_local_group *g, uint32_t peer, int fd, uint64_t deadline_ns, struct base_error *e)
+{
+	struct hello h;
+	_cleanup_close_ int memfd = -1;
+	int r = receive_hello(fd, peer, deadline_ns, &h, &memfd, e);
+	if (r < 0)
+		return r;
+	r = check_hello(g, &h, peer, e);
+	if (r < 0)
+		return r;
+	g->group.epoch = h.epoch;
+	g->ring_bytes = (size_t)h.ring_bytes;
+	r = map_pair(g, peer, memfd, e);
+	if (r < 0)
+		return r;
+	h.from = g->group.me;
+	h.to = peer;
+	return send_hello(fd, peer, &h, -1, deadline_ns, e);
+}
+
+static int lead(struct link_local_group *g, uint32_t peer, int fd, uint64_t deadline_ns, struct base_error *e)
+{
+	_cleanup_close_ int memfd = -1;
+	int r = make_memory(4096 + 2 * g->ring_bytes, &memfd, e);
+	if (r < 0)
+		return r;
+	r = map_pair(g, peer, memfd, e);
+	if (r < 0)
+		return r;
+	struct hello h = {
+		HELLO_MAGIC, HELLO_VERSION, g->group.members, g->group.me, peer, 0, g->group.epoch, g->ring_bytes};
+	return send_hello(fd, peer, &h, memfd, deadline_ns, e);
+}
+
+int link_local_hello(struct link_local_group *g, const int *fds, uint64_t deadline_ns, struct base_error *e)
+{
+	uint32_t me = g->group.me;
+	int r;
+	for (uint32_t i = 0; i < me; i++) {
+		if (fds[i] >= 0 && (r = follow(g, i, fds[i], deadline_ns, e)) < 0)
+			return r;
+	}
+	if (g->group.epoch == 0 || g->ring_bytes == 0)
+		return base_error_set(e, -EINVAL, "link: no lower member says the epoch and the ring's size");
+	for (uint32_t i = me + 1; i < g->group.members; i++) {
+		if (fds[i] >= 0 && (r = lead(g, i, fds[i], deadline_ns, e)) < 0)
+			return r;
+	}
+	for (uint32_t i = me + 1; i < g->group.members; i++) {
+		struct hello h;
+		_cleanup_close_ int none = -1;
+		if (fds[i] < 0)
+			continue;
+		if ((r = receive_hello(fds[i], i, deadline_ns, &h, &none, e)) < 0 || (r = check_hello(g, &h, i, e)) < 0)
+			return r;
+	}
+	return 0;
+}
