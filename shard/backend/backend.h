@@ -90,11 +90,12 @@ struct backend_ops {
 	int (*input_create)(struct backend *b, struct backend_input **ret_input);
 	void (*input_destroy)(struct backend *b, struct backend_input *input);
 	/* x (tokens, cols) as input of the matmuls that follow, until the next load. */
-	void (*input_load)(struct backend *b, struct backend_input *input, const float *x, uint32_t tokens, uint32_t cols);
+	void (*input_load)(
+		struct backend *b, struct backend_input *input, const float *x, uint32_t tokens, uint32_t cols);
 
 	/* All parts share the input (q, k and v; gate and up; pieces of one matrix), one parallel region. */
-	void (*matmul)(struct backend *b, const struct backend_input *input, const struct backend_part *parts,
-		uint32_t count);
+	void (*matmul)(
+		struct backend *b, const struct backend_input *input, const struct backend_part *parts, uint32_t count);
 	void (*embed)(struct backend *b, uint32_t type, uint32_t cols, const struct backend_embed_row *rows,
 		uint32_t tokens, float *y /* (tokens, cols) */);
 	/* y = x / sqrt(mean(x^2) + eps) * w; w (width) float32. */
@@ -106,9 +107,11 @@ struct backend_ops {
 	void (*attend)(struct backend *b, const struct backend_attend *a);
 	void (*add)(struct backend *b, float *x, const float *y, size_t count); // x += y
 	void (*add_bias)(struct backend *b, float *x, const float *bias, uint32_t tokens, uint32_t width);
-	void (*silu_gate)(struct backend *b, const float *gate, const float *up, size_t count, float *y); // silu(gate)*up
+	void (*silu_gate)(
+		struct backend *b, const float *gate, const float *up, size_t count, float *y); // silu(gate)*up
 	/* y[i] = x[rows[i]]: the token rows that logits are wanted of. */
-	void (*select)(struct backend *b, const float *x, uint32_t width, const uint32_t *rows, uint32_t count, float *y);
+	void (*select)(
+		struct backend *b, const float *x, uint32_t width, const uint32_t *rows, uint32_t count, float *y);
 
 	uint64_t (*fence)(struct backend *b);
 	int (*wait)(struct backend *b, uint64_t fence);

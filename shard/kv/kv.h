@@ -24,6 +24,10 @@ int kv_vector_bytes(enum kv_type type, uint32_t head_dim, uint32_t *ret_bytes);
 /* Bytes of one block for `layers` layers, K and V; -EOVERFLOW, -EINVAL. */
 int kv_block_bytes(enum kv_type type, uint32_t layers, uint32_t kv_heads, uint32_t head_dim, uint64_t *ret_bytes);
 
+/* One vector to its stored form and back; Q8: scale = max |x| / 127 rounded to float16, elements to nearest even. */
+void kv_vector_store(enum kv_type type, const float *x, uint32_t head_dim, void *vector);
+void kv_vector_load(enum kv_type type, const void *vector, uint32_t head_dim, float *x /* (head_dim) */);
+
 struct kv_allocator;
 int kv_allocator_create(uint32_t blocks, struct kv_allocator **ret_allocator);
 void kv_allocator_destroy(struct kv_allocator *a);
