@@ -55,6 +55,9 @@ const struct format_gguf_tensor *format_gguf_find_tensor(const struct format_ggu
 int format_gguf_read(const struct format_gguf *g, const struct format_gguf_tensor *t, uint64_t offset, void *out,
 	uint64_t bytes, struct base_error *e);
 
+/* Gives the page cache of a tensor's data back: for readers that are through with it. */
+void format_gguf_forget(const struct format_gguf *g, const struct format_gguf_tensor *t);
+
 bool format_gguf_has(const struct format_gguf *g, const char *key);
 /* -ENOENT if the key is missing, -EINVAL (with the key and both types in e) if it has another type. Integers of any
  * width are accepted where the value fits. */
