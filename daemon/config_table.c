@@ -69,8 +69,8 @@ const struct config_key config_keys[] = {
 
 	{.path = "offload.engine", .type = CONFIG_TYPE_CHOICE, AT(offload.engine), .value = "auto", .choices = engines,
 		.help = "How cold weights are read. auto: io_uring, or threads where it is refused."},
-	{.path = "offload.verify_every", .type = CONFIG_TYPE_COUNT, AT(offload.verify_every), .value = "1", .min = 1,
-		.max = 1000000, .help = "Check the checksum of every n-th read of a cold extent; 1: of each."},
+	{.path = "offload.verify_every", .type = CONFIG_TYPE_COUNT, AT(offload.verify_every), .value = "1", 
+		.max = 1000000, .help = "Check the checksum of every n-th read of a cold extent; 1: of each, 0: of none."},
 	{.path = "offload.slots", .type = CONFIG_TYPE_COUNT, AT(offload.slots), .value = "auto", .automatic = "auto",
 		.min = 2, .max = 4096, .help = "Buffers of the stream. auto: chosen from the extents' size."},
 	{.path = "offload.depth", .type = CONFIG_TYPE_COUNT, AT(offload.depth), .value = "auto", .automatic = "auto",
