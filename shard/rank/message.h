@@ -4,8 +4,10 @@
  * Coordinator -> rank (tag RANK_TAG_COMMAND): ASSIGN once, then OPEN / CLOSE of sequences and PASS, in order; STOP.
  * Rank -> coordinator (tag RANK_TAG_REPLY): PROGRESS and then READY or FAILED after ASSIGN; a RESULT for each PASS (last stage),
  * STATS about once a second and after STATS_REQUEST.
- * Stage -> next stage (tag RANK_TAG_HIDDEN): hidden rows of a pass, raw float32.
- * Decoding never trusts: counts are bounded before use and arrays point into the message.
+ * Stage -> next stage (tag RANK_TAG_HIDDEN): HIDDEN for each pass, with what went wrong so far; after it, when its status is 0, a
+ * second message with the hidden rows, raw float32 (tokens, width).
+ * Decoding never trusts: counts and indices are checked, nothing may follow the last field, and padding is zero, so that
+ * what decodes has one encoding. Pure functions on the caller's memory: any thread.
  */
 #pragma once
 
@@ -32,7 +34,10 @@ enum rank_message_type {
 	RANK_MESSAGE_FAILED,
 	RANK_MESSAGE_RESULT,
 	RANK_MESSAGE_STATS,
+	RANK_MESSAGE_HIDDEN = 128,
 };
+
+const char *rank_message_name(enum rank_message_type type); // "PASS"; "?" for others
 
 struct rank_assign {
 	uint64_t epoch;
@@ -45,7 +50,20 @@ struct rank_open {
 	struct sample_params params;
 };
 
-struct rank_message { // decoded; arrays point into scratch, valid until the next decode with it
+struct rank_outcome { // of a pass, up to and with the stage that sends it
+	uint64_t pass;
+	int status; // 0, or -EINVAL with text in e: the pass was not well-formed
+	struct base_error e;
+	uint32_t entries_count; // 0 when status is not
+	const int32_t *entry_status; // the first stage's failure counts
+	uint32_t outputs_count; // RESULT only
+	const struct rank_output *outputs;
+	uint64_t total_ns; // of the slowest stage
+	uint64_t stall_ns, cold_bytes; // of all stages
+};
+
+/* Decoded arrays point into the message's bytes or into the scratch: valid until the next decode with the same. */
+struct rank_message {
 	enum rank_message_type type;
 	union {
 		struct rank_assign assign;
@@ -57,24 +75,18 @@ struct rank_message { // decoded; arrays point into scratch, valid until the nex
 		} progress;
 		struct rank_placement ready;
 		struct base_error failed; // ASSIGN could not be done: text and -errno
-		struct {
-			uint64_t pass;
-			int status; // 0, or -EINVAL with text in e: the pass was not well-formed
-			struct base_error e;
-			uint32_t entries_count;
-			const int32_t *entry_status;
-			uint32_t outputs_count;
-			const struct rank_output *outputs;
-			uint64_t total_ns, stall_ns, cold_bytes;
-		} result;
+		struct rank_outcome result; // RESULT, and HIDDEN without outputs
 		struct rank_stats stats;
 	};
 };
 
-/* Encoding: bytes written to out, or -ENOBUFS. Decoding: -EBADMSG with text. The scratch holds decoded arrays. */
+/* Decoded arrays that need converting: taken once, for the largest message. */
 struct rank_message_scratch;
 int rank_message_scratch_create(struct rank_message_scratch **ret_scratch);
 void rank_message_scratch_destroy(struct rank_message_scratch *s);
+
+/* Bytes written to out; -ENOBUFS, or -EINVAL when the message would not decode. */
 int64_t rank_message_encode(const struct rank_message *m, void *out, size_t room_bytes);
+/* data is 4-byte-aligned. -EBADMSG with text that names the field. */
 int rank_message_decode(const void *data, size_t bytes, struct rank_message_scratch *scratch,
 	struct rank_message *ret_message, struct base_error *e);
