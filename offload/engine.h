@@ -3,8 +3,8 @@
  * pool of threads with pread), the fallback and the reference.
  *
  * The caller owns every offload_read from submit until it comes back from reap. All calls from one thread
- * (the I/O thread of a stream, or the stage thread for row reads). Depth is fixed at create: submit beyond it
- * is -EAGAIN. Buffers, offsets and lengths are multiples of 4096 when the file is O_DIRECT.
+ * (the I/O thread of a stream, or the stage thread for row reads), create and destroy included. Depth is fixed at
+ * create: submit beyond it is -EAGAIN. Buffers, offsets and lengths are multiples of 4096 when the file is O_DIRECT.
  */
 #pragma once
 
@@ -13,6 +13,9 @@
 #include <stdint.h>
 
 #include "base/error.h"
+
+#define OFFLOAD_ENGINE_MAX_DEPTH 4096u
+#define OFFLOAD_ENGINE_FOREVER UINT64_MAX // a reap timeout
 
 struct offload_read {
 	uint32_t file; // index of engine config's files
@@ -36,13 +39,17 @@ struct offload_engine;
 
 struct offload_engine_ops {
 	const char *name;
-	int (*create)(const struct offload_engine_config *config, struct offload_engine **ret_engine, struct base_error *e);
+	int (*create)(
+		const struct offload_engine_config *config, struct offload_engine **ret_engine, struct base_error *e);
 	void (*destroy)(struct offload_engine *e); // waits for the reads in flight; NULL is fine
-	int (*submit)(struct offload_engine *e, struct offload_read *const *reads, uint32_t count); // count accepted, or -errno
+	int (*submit)(struct offload_engine *e, struct offload_read *const *reads,
+		uint32_t count); // count accepted, or -errno
 	/* Up to max finished reads; waits at most timeout_ns for the first one (0: only looks). 0 on timeout. */
 	int (*reap)(struct offload_engine *e, struct offload_read **ret_reads, uint32_t max, uint64_t timeout_ns);
 	/* Makes a reap that waits, or the next one, return early; the one call allowed from any thread. */
 	void (*wake)(struct offload_engine *e);
+	/* CPU time of the engine's own threads; from any thread. NULL: it has none. */
+	uint64_t (*cpu_ns)(const struct offload_engine *e);
 };
 
 struct offload_engine {

@@ -6,7 +6,8 @@
  *   written last and carries the tables' offset, length and xxh3, and its own; so a file without a good header
  *   is half written. Files are written to NAME.tmp, synced, renamed to NAME: what has its name is whole.
  * An extent is the unit of reading, residency and checking: at most extent_bytes, filled with pieces in program
- * order. A piece is a run of whole row groups of one tensor (or a small tensor as it is). Every size in a file
+ * order. A piece is a run of whole row groups of one tensor (or a small tensor as it is); a tensor's pieces come in
+ * the order of its rows, and a file has all rows of the tensors that it names. Every size in a file
  * is hostile: opening checks all tables (order, bounds, overlap, arithmetic, limits) before it returns.
  * Writers and open files belong to one thread at a time; an open store is read-only and may be shared.
  */
@@ -58,14 +59,17 @@ struct offload_store_piece {
 };
 
 struct offload_store_writer;
-/* -EEXIST if NAME is there. ENOSPC and other I/O errors name the file. */
+/* -EEXIST if NAME is there, -EBUSY if another writer is at it. What a killed writer left is started again. Buffers take
+ * the longer of 4 MiB and an extent. ENOSPC and other I/O errors name the file. */
 int offload_store_writer_create(int dirfd, const char *name, const struct offload_store_identity *identity,
 	struct offload_store_writer **ret_writer, struct base_error *e);
 int offload_store_writer_tensor(struct offload_store_writer *w, const struct offload_store_tensor *tensor,
 	uint32_t *ret_index, struct base_error *e);
-/* Appends a piece to the open extent, or to a new one if it does not fit. -EMSGSIZE if it is larger than an extent. */
+/* Appends a piece to the open extent, or to a new one if it does not fit. -EMSGSIZE if it is larger than an extent,
+ * -EINVAL if first_row is not the tensor's next row. */
 int offload_store_writer_piece(struct offload_store_writer *w, uint32_t tensor, uint64_t first_row, uint32_t rows,
 	const void *data, uint32_t length_bytes, struct base_error *e);
+/* Syncs and renames. -EINVAL if a tensor lacks rows. The writer is of no further use, whatever it returns. */
 int offload_store_writer_commit(struct offload_store_writer *w, struct base_error *e);
 void offload_store_writer_destroy(struct offload_store_writer *w); // removes the .tmp of an uncommitted file
 
