@@ -55,7 +55,7 @@ struct program_weight {
 	char name[PROGRAM_NAME_BYTES]; // in the source file, e.g. "blk.3.attn_q.weight"
 	uint32_t rows, cols; // rows 1: a vector
 	uint32_t type; // quant type in the source
-	uint32_t step; // first step that reads it
+	uint32_t step; // that reads it; of a tied head the matmul, not the look-up
 	uint32_t layer; // PROGRAM_NONE: outside of the layers
 	enum program_split split;
 	const struct format_gguf_tensor *source; // valid while the gguf is open; NULL in a program without source

@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What the files of this folder share. Not for other rooms.
+ */
+#pragma once
+
+#include "shard/program/program.h"
+
+/* Reads the keys that all families have, "<architecture>.block_count" and so on, into b->p->config. */
+int program_config_read(struct program_builder *b);
+
+/* The families. */
+int program_llama_build(struct program_builder *b);
+int program_qwen2_build(struct program_builder *b);
