@@ -462,8 +462,8 @@ void offload_stream_destroy(struct offload_stream *s)
 	pthread_mutex_lock(&s->lock);
 	s->stop = true;
 	pthread_cond_signal(&s->arrived);
+	s->engine->ops->wake(s->engine); // under the lock: once stop is seen, the engine goes
 	pthread_mutex_unlock(&s->lock);
-	s->engine->ops->wake(s->engine);
 	pthread_join(s->thread, NULL);
 	finish_stream(s);
 }
