@@ -1,0 +1,398 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/size.h"
+#include "daemon/engine_internal.h"
+#include "shard/kv/kv.h"
+
+#define SMALL_MESSAGE_BYTES (8u << 10) // ASSIGN, OPEN, CLOSE
+#define STOP_NS (200 * 1000000ull) // that a rank gets to read its STOP
+#define POLL_ROUNDS 64u
+#define BACKOFF_NS (100 * 1000000ull)
+#define BACKOFF_MOST 6u // doublings
+
+/* ---- memory ---- */
+
+/* Room for the largest PASS that the scheduler can build. */
+static size_t pass_bytes(const struct engine_config *c)
+{
+	size_t table = base_size_div_up(c->context_tokens, KV_BLOCK_TOKENS);
+	return 4096 + (size_t)c->max_running * (64 + 4 * table) + (size_t)c->batch_tokens * 8;
+}
+
+static size_t reply_bytes(const struct engine_config *c)
+{
+	return (64u << 10) + (size_t)c->max_running * 8 + (size_t)c->logits_rows * (64 + 8 * SAMPLE_MAX_LOGPROBS);
+}
+
+/* The first stages + 1 messages are for passes, the others small: an OPEN and a CLOSE for every slot. */
+int engine_link_init(struct engine *e)
+{
+	const struct engine_config *c = &e->config;
+	int status = rank_message_scratch_create(&e->scratch);
+	if (status)
+		return status;
+	uint32_t large = c->stages + 1;
+	e->messages_count = large + 2 * c->max_running + 2;
+	e->messages = calloc(e->messages_count, sizeof *e->messages);
+	if (!e->messages)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < e->messages_count; i++) {
+		e->messages[i].room_bytes = i < large ? pass_bytes(c) : SMALL_MESSAGE_BYTES;
+		e->messages[i].data = malloc(e->messages[i].room_bytes);
+		if (!e->messages[i].data)
+			return -ENOMEM;
+	}
+	e->reply_bytes = reply_bytes(c);
+	for (uint32_t i = 0; i < c->stages; i++) {
+		e->reply[i] = malloc(e->reply_bytes);
+		if (!e->reply[i])
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+void engine_link_finish(struct engine *e)
+{
+	for (uint32_t i = 0; e->messages && i < e->messages_count; i++)
+		free(e->messages[i].data);
+	free(e->messages);
+	for (uint32_t i = 0; i < ENGINE_MAX_STAGES; i++)
+		free(e->reply[i]);
+	rank_message_scratch_destroy(e->scratch);
+}
+
+/* ---- sending ---- */
+
+static bool idle(struct engine *e, struct engine_message *m)
+{
+	for (uint32_t i = 0; i < m->stages; i++) {
+		if (m->request[i].status == -EINPROGRESS &&
+			e->group->ops->test(e->group, &m->request[i]) == -EINPROGRESS)
+			return false;
+	}
+	m->stages = 0;
+	return true;
+}
+
+static struct engine_message *take_message(struct engine *e, bool large)
+{
+	uint32_t first = large ? 0 : e->config.stages + 1, end = large ? e->config.stages + 1 : e->messages_count;
+	uint64_t deadline = base_clock_now_ns() + (e->config.stuck_ns ? e->config.stuck_ns : ENGINE_CONNECT_NS);
+	for (uint32_t i = first; i < end; i++) {
+		if (idle(e, &e->messages[i]))
+			return &e->messages[i];
+	}
+	/* The ranks have not read what they were sent long ago; the oldest is not known, but any will do. */
+	struct engine_message *m = &e->messages[first];
+	for (uint32_t i = 0; i < m->stages; i++) {
+		if (e->group->ops->wait(e->group, &m->request[i], deadline) == -ETIMEDOUT)
+			return NULL;
+	}
+	m->stages = 0;
+	return m;
+}
+
+bool engine_link_send(struct engine *e, bool large)
+{
+	struct engine_message *m = take_message(e, large);
+	if (!m) {
+		engine_link_lost(e, "the rank does not read its messages");
+		return false;
+	}
+	int64_t n = rank_message_encode(&e->out, m->data, m->room_bytes);
+	if (n < 0) {
+		char why[96];
+		snprintf(why, sizeof why, "message %d does not fit %zu bytes: %s", (int)e->out.type, m->room_bytes,
+			strerrordesc_np((int)-n));
+		engine_link_lost(e, why);
+		return false;
+	}
+	m->stages = e->config.stages;
+	for (uint32_t i = 0; i < m->stages; i++)
+		e->group->ops->send(e->group, 1 + i, RANK_TAG_COMMAND, m->data, (size_t)n, &m->request[i]);
+	return true;
+}
+
+/* ---- life of the ranks ---- */
+
+static void close_group(struct engine *e)
+{
+	if (e->group) {
+		e->group->ops->revoke(e->group);
+		e->group->ops->close(e->group);
+	}
+	e->group = NULL;
+	for (uint32_t i = 0; i < e->messages_count; i++)
+		e->messages[i].stages = 0;
+}
+
+void engine_link_lost(struct engine *e, const char *why)
+{
+	if (!e->group && e->state == ENGINE_RECOVERING)
+		return;
+	close_group(e);
+	uint32_t doublings = e->restarts_in_a_row < BACKOFF_MOST ? e->restarts_in_a_row : BACKOFF_MOST;
+	e->retry_ns = base_clock_now_ns() + (e->restarts_in_a_row ? BACKOFF_NS << doublings : 0);
+	e->restarts_in_a_row++;
+	engine_emit_event(e, "warning", "rank_lost", "epoch %llu: %s; its requests wait for a new one",
+		(unsigned long long)e->epoch, why);
+	engine_set_state(e, ENGINE_RECOVERING, why);
+}
+
+/* The first load ends here when it fails: what failed once with the same file and the same budgets fails again. */
+static void start_failed(struct engine *e, const struct base_error *error)
+{
+	if (e->state == ENGINE_LOADING) {
+		close_group(e);
+		engine_emit_event(e, "error", "engine_failed", "%s", base_error_text(error));
+		engine_set_state(e, ENGINE_FAILED, base_error_text(error));
+	} else {
+		engine_link_lost(e, base_error_text(error));
+	}
+}
+
+static int connect_ranks(struct engine *e, struct base_error *error)
+{
+	int fds[1 + ENGINE_MAX_STAGES];
+	uint32_t stages = e->config.stages;
+	int status = 0;
+	for (uint32_t i = 0; i <= ENGINE_MAX_STAGES; i++)
+		fds[i] = -1;
+	for (uint32_t i = 0; i < stages; i++) {
+		if (e->epoch > 1)
+			e->config.starter.stop(e->config.starter.context, i);
+	}
+	for (uint32_t i = 0; i < stages && !status; i++)
+		status = e->config.starter.start(e->config.starter.context, i, &fds[1 + i], error);
+	if (!status)
+		status = link_local_ops.create(fds, 1 + stages, 0, e->epoch, ENGINE_RING_BYTES,
+			base_clock_now_ns() + ENGINE_CONNECT_NS, &e->group, error);
+	if (status) {
+		for (uint32_t i = 0; i < stages; i++) {
+			if (fds[1 + i] >= 0)
+				close(fds[1 + i]);
+		}
+	}
+	return status;
+}
+
+static void post_receive(struct engine *e, uint32_t stage)
+{
+	e->group->ops->receive(
+		e->group, 1 + stage, RANK_TAG_REPLY, e->reply[stage], e->reply_bytes, &e->receive[stage]);
+}
+
+/* Each stage gets its own ASSIGN. */
+static bool send_assign(struct engine *e, uint32_t stage)
+{
+	struct engine_message *m = take_message(e, false);
+	if (!m)
+		return false;
+	e->out = (struct rank_message){.type = RANK_MESSAGE_ASSIGN, .assign = e->config.assign[stage]};
+	e->out.assign.epoch = e->epoch;
+	e->out.assign.stage = stage;
+	e->out.assign.stages = e->config.stages;
+	int64_t n = rank_message_encode(&e->out, m->data, m->room_bytes);
+	if (n < 0)
+		return false;
+	m->stages = 1;
+	e->group->ops->send(e->group, 1 + stage, RANK_TAG_COMMAND, m->data, (size_t)n, &m->request[0]);
+	return true;
+}
+
+void engine_link_start(struct engine *e)
+{
+	struct base_error error = {0};
+	e->epoch++;
+	int status = connect_ranks(e, &error);
+	if (status) {
+		error.code = status;
+		start_failed(e, &error);
+		return;
+	}
+	e->heard_ns = base_clock_now_ns();
+	for (uint32_t i = 0; i < e->config.stages; i++) {
+		e->ready[i] = false;
+		e->stage_done[i] = e->stage_total[i] = 0;
+		post_receive(e, i);
+	}
+	for (uint32_t i = 0; i < e->config.stages; i++) {
+		if (send_assign(e, i))
+			continue;
+		base_error_set(&error, -EPROTO, "stage %u could not be told its part", i);
+		start_failed(e, &error);
+		return;
+	}
+}
+
+void engine_link_stop(struct engine *e)
+{
+	if (e->group) {
+		e->out = (struct rank_message){.type = RANK_MESSAGE_STOP};
+		uint64_t deadline = base_clock_now_ns() + STOP_NS;
+		if (engine_link_send(e, false)) {
+			for (uint32_t i = 0; i < e->messages_count; i++) {
+				for (uint32_t k = 0; k < e->messages[i].stages; k++)
+					e->group->ops->wait(e->group, &e->messages[i].request[k], deadline);
+			}
+			/* A rank that stops closes its end: until then it may still be reading. */
+			for (uint32_t i = 0; i < e->config.stages; i++) {
+				while (e->group->ops->wait(e->group, &e->receive[i], deadline) == 0)
+					post_receive(e, i);
+			}
+		}
+	}
+	close_group(e);
+	for (uint32_t i = 0; i < e->config.stages; i++)
+		e->config.starter.stop(e->config.starter.context, i);
+}
+
+/* ---- messages in ---- */
+
+/* All stages are ready: passes may go. */
+static void all_ready(struct engine *e)
+{
+	uint32_t blocks = UINT32_MAX;
+	uint64_t cold = 0;
+	for (uint32_t i = 0; i < e->config.stages; i++) {
+		const struct rank_placement *p = &e->load.placement[i];
+		blocks = p->kv_blocks < blocks ? p->kv_blocks : blocks;
+		cold += p->cold_bytes;
+	}
+	struct base_error error = {0};
+	if (blocks < e->kv_blocks || !blocks)
+		base_error_set(&error, -ENOMEM, "the rank has %u KV blocks, %u are needed", blocks,
+			e->kv_blocks ? e->kv_blocks : 1);
+	else if (scheduler_reset(e->scheduler, blocks, cold > 0) < 0)
+		base_error_set(&error, -ENOMEM, "no memory for %u KV blocks", blocks);
+	if (error.code) {
+		start_failed(e, &error);
+		return;
+	}
+	if (!e->kv_blocks)
+		e->kv_blocks = blocks;
+	uint64_t last = e->load.placement[e->config.stages - 1].cold_bytes;
+	e->cold_factor = last ? (double)cold / (double)last : 1;
+	pthread_mutex_lock(&e->lock);
+	e->limit_tokens = scheduler_limit_tokens(e->scheduler);
+	pthread_mutex_unlock(&e->lock);
+	engine_emit_event(e, "notice", e->epoch > 1 ? "rank_restarted" : "engine_ready", "epoch %llu, %u KV blocks",
+		(unsigned long long)e->epoch, blocks);
+	engine_set_state(e, ENGINE_READY, NULL);
+}
+
+static void on_progress(struct engine *e, uint32_t stage)
+{
+	e->stage_done[stage] = e->in.progress.done_bytes;
+	e->stage_total[stage] = e->in.progress.total_bytes;
+	uint64_t done = 0, total = 0;
+	for (uint32_t i = 0; i < e->config.stages; i++) {
+		done += e->stage_done[i];
+		total += e->stage_total[i];
+	}
+	pthread_mutex_lock(&e->lock);
+	e->load.load_done_bytes = done;
+	e->load.load_total_bytes = total;
+	pthread_mutex_unlock(&e->lock);
+}
+
+static void on_ready(struct engine *e, uint32_t stage)
+{
+	pthread_mutex_lock(&e->lock);
+	e->load.placement[stage] = e->in.ready;
+	pthread_mutex_unlock(&e->lock);
+	e->ready[stage] = true;
+	for (uint32_t i = 0; i < e->config.stages; i++) {
+		if (!e->ready[i])
+			return;
+	}
+	all_ready(e);
+}
+
+static void on_message(struct engine *e, uint32_t stage)
+{
+	char why[96];
+	bool loading = e->state != ENGINE_READY;
+	switch (e->in.type) {
+	case RANK_MESSAGE_PROGRESS:
+		if (loading)
+			on_progress(e, stage);
+		return;
+	case RANK_MESSAGE_READY:
+		if (loading && !e->ready[stage]) {
+			on_ready(e, stage);
+			return;
+		}
+		break;
+	case RANK_MESSAGE_FAILED:
+		if (loading) {
+			start_failed(e, &e->in.failed);
+			return;
+		}
+		break;
+	case RANK_MESSAGE_RESULT:
+		if (!loading && stage == e->config.stages - 1) {
+			engine_pass_result(e);
+			return;
+		}
+		break;
+	case RANK_MESSAGE_STATS:
+		pthread_mutex_lock(&e->lock);
+		e->load.stats[stage] = e->in.stats;
+		pthread_mutex_unlock(&e->lock);
+		return;
+	default:
+		break;
+	}
+	snprintf(why, sizeof why, "stage %u sent message %d out of turn", stage, (int)e->in.type);
+	engine_link_lost(e, why);
+}
+
+/* One finished receive of a stage: decodes, handles, and posts the next. */
+static void take_reply(struct engine *e, uint32_t stage)
+{
+	struct base_error error = {0};
+	char why[BASE_ERROR_BYTES + 64];
+	e->heard_ns = base_clock_now_ns();
+	int status = rank_message_decode(e->reply[stage], e->receive[stage].bytes, e->scratch, &e->in, &error);
+	if (status) {
+		snprintf(why, sizeof why, "stage %u: %s", stage, base_error_text(&error));
+		engine_link_lost(e, why);
+		return;
+	}
+	on_message(e, stage);
+	if (e->group)
+		post_receive(e, stage);
+}
+
+void engine_link_poll(struct engine *e)
+{
+	for (uint32_t round = 0; round < POLL_ROUNDS; round++) {
+		bool any = false;
+		e->group->ops->progress(e->group, 16);
+		for (uint32_t i = 0; i < e->config.stages; i++) {
+			int status = e->group->ops->test(e->group, &e->receive[i]);
+			if (status == -EINPROGRESS)
+				continue;
+			if (status < 0) {
+				char why[96];
+				snprintf(why, sizeof why, "stage %u: %s", i,
+					status == -ECONNRESET ? "the process is gone" : strerrordesc_np(-status));
+				engine_link_lost(e, why);
+			} else {
+				take_reply(e, i);
+				any = true;
+			}
+			if (!e->group)
+				return;
+		}
+		if (!any)
+			return;
+	}
+}

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Ranks as threads that speak the real messages over the local link, with a hash of the cached tokens for a model and
+ * faults on demand. What they write goes through the block tables of the passes, so a wrong table gives wrong tokens.
+ * Tests only; running out of memory aborts.
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "daemon/engine.h"
+
+#define FAKE_RANK_STAGES 4u
+
+struct fake_ranks {
+	/* Set by the test before the engine is created. */
+	uint32_t vocab, kv_blocks, stages;
+	uint64_t cold_bytes;
+	const uint32_t *script; // what is drawn, by the index after the prompt; NULL: the hash
+	uint32_t script_count;
+	uint64_t delay_ns; // of each pass
+	uint32_t refuse_starts; // start() fails that often, first
+	bool fail_assign;
+	/* May be set while it runs; count passes of the last stage over all lives. */
+	_Atomic uint32_t die_at, hang_at, corrupt_at, garbage_at; // 0: never
+	_Atomic bool die_always; // at the first pass of every life
+	/* What happened. */
+	_Atomic uint32_t passes, starts, opens, closes, largest_batch;
+	_Atomic uint64_t positions;
+
+	struct fake_rank {
+		struct fake_ranks *all;
+		uint32_t stage, stages;
+		int fd;
+		pthread_t thread;
+		bool running;
+		int stop_pipe[2];
+	} rank[FAKE_RANK_STAGES];
+};
+
+struct engine_starter fake_ranks_starter(struct fake_ranks *f);
+/* The token that the hash gives after these. */
+uint32_t fake_rank_next(const struct fake_ranks *f, const uint32_t *tokens, uint32_t count);
