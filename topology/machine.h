@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A machine as plain data: what the scan found and the probe measured. No pointers: copy it.
+ * A machine as plain data: what the scan found and the probe measured. No pointers: copy it (about 45 KiB: not on a small stack).
+ * Of devices, the first TOPOLOGY_MAX_* are kept. GPUs are 3D controllers and accelerators, and VGA ones of NVIDIA: a server board's
+ * own display chip is none.
  */
 #pragma once
 
@@ -30,7 +32,7 @@ struct topology_machine {
 	char host[64];
 	char cpu_model[96];
 	uint32_t packages, cores, cpus; // cpus: those that we may use (cgroup cpuset, affinity)
-	uint32_t cpu[TOPOLOGY_MAX_CPUS]; // their OS numbers
+	uint32_t cpu[TOPOLOGY_MAX_CPUS]; // their OS numbers: the first one of each core, then the second ones...
 	uint64_t memory_bytes; // installed
 	uint64_t memory_limit_bytes; // smallest of installed and the cgroup limits (v1 and v2)
 	uint64_t memory_available_bytes; // now

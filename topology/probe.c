@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "topology/probe.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <json-c/json.h>
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+
+#define CACHE_VERSION 1
+#define CACHE_MAX_BYTES 65536u
+#define DIGEST_TEXT 33
+
+// Of what the figures depend on; memory that is free at the moment does not belong to it.
+static void digest_machine(const struct topology_machine *m, char out[static DIGEST_TEXT])
+{
+	XXH3_state_t *s = XXH3_createState();
+	XXH128_hash_t h = {0};
+	if (s) {
+		XXH3_128bits_reset(s);
+		XXH3_128bits_update(s, m->host, strlen(m->host));
+		XXH3_128bits_update(s, m->cpu_model, strlen(m->cpu_model));
+		XXH3_128bits_update(s, &m->cpus, sizeof m->cpus);
+		XXH3_128bits_update(s, m->cpu, m->cpus * sizeof *m->cpu);
+		XXH3_128bits_update(s, &m->memory_bytes, sizeof m->memory_bytes);
+		for (uint32_t i = 0; i < m->drives_count; i++) {
+			XXH3_128bits_update(s, m->drives[i].name, strlen(m->drives[i].name) + 1);
+			XXH3_128bits_update(s, m->drives[i].model, strlen(m->drives[i].model) + 1);
+			XXH3_128bits_update(s, &m->drives[i].size_bytes, sizeof m->drives[i].size_bytes);
+		}
+		h = XXH3_128bits_digest(s);
+		XXH3_freeState(s);
+	}
+	snprintf(out, DIGEST_TEXT, "%016" PRIx64 "%016" PRIx64, h.high64, h.low64);
+}
+
+static bool get_rate(struct json_object *o, const char *key, double *ret)
+{
+	struct json_object *v;
+	if (!json_object_object_get_ex(o, key, &v) || !json_object_is_type(v, json_type_double))
+		return false;
+	*ret = json_object_get_double(v);
+	return isfinite(*ret) && *ret >= 0 && *ret < 1e18;
+}
+
+static bool cache_parse(struct json_object *o, const char *digest, struct topology_bandwidths *ret)
+{
+	struct json_object *version, *machine, *wall;
+	if (!json_object_object_get_ex(o, "version", &version) || json_object_get_int(version) != CACHE_VERSION ||
+		!json_object_object_get_ex(o, "machine", &machine) || !json_object_is_type(machine, json_type_string) ||
+		strcmp(json_object_get_string(machine), digest) != 0 ||
+		!json_object_object_get_ex(o, "measured_wall_ns", &wall) || !json_object_is_type(wall, json_type_int))
+		return false;
+	ret->measured_wall_ns = json_object_get_uint64(wall);
+	return get_rate(o, "drive_bytes_per_s", &ret->drive_bytes_per_s) &&
+	       get_rate(o, "memory_bytes_per_s", &ret->memory_bytes_per_s) && ret->memory_bytes_per_s > 0 &&
+	       get_rate(o, "compute_macs_per_s", &ret->compute_macs_per_s);
+}
+
+static bool cache_read(const char *path, const char *digest, struct topology_bandwidths *ret)
+{
+	_cleanup_fclose_ FILE *f = fopen(path, "re");
+	_cleanup_free_ char *text = f ? malloc(CACHE_MAX_BYTES + 1) : NULL;
+	if (!text)
+		return false;
+	size_t n = fread(text, 1, CACHE_MAX_BYTES + 1, f);
+	if (n > CACHE_MAX_BYTES)
+		return false;
+	text[n] = '\0';
+	struct json_object *o = json_tokener_parse(text);
+	struct topology_bandwidths b = {0};
+	bool good = o && json_object_is_type(o, json_type_object) && cache_parse(o, digest, &b);
+	json_object_put(o);
+	if (good)
+		*ret = b;
+	return good;
+}
+
+static struct json_object *cache_object(const char *digest, const struct topology_bandwidths *b)
+{
+	char date[32] = "";
+	time_t seconds = (time_t)(b->measured_wall_ns / BASE_NS_PER_SECOND);
+	struct tm tm;
+	struct json_object *o = json_object_new_object();
+	if (gmtime_r(&seconds, &tm))
+		strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", &tm);
+	json_object_object_add(o, "version", json_object_new_int(CACHE_VERSION));
+	json_object_object_add(o, "machine", json_object_new_string(digest));
+	json_object_object_add(o, "date", json_object_new_string(date));
+	json_object_object_add(o, "measured_wall_ns", json_object_new_uint64(b->measured_wall_ns));
+	json_object_object_add(o, "drive_bytes_per_s", json_object_new_double(b->drive_bytes_per_s));
+	json_object_object_add(o, "memory_bytes_per_s", json_object_new_double(b->memory_bytes_per_s));
+	json_object_object_add(o, "compute_macs_per_s", json_object_new_double(b->compute_macs_per_s));
+	return o;
+}
+
+static bool write_all(int fd, const char *text, size_t n)
+{
+	while (n > 0) {
+		ssize_t w = write(fd, text, n);
+		if (w < 0 && errno == EINTR)
+			continue;
+		if (w <= 0)
+			return false;
+		text += w;
+		n -= (size_t)w;
+	}
+	return fsync(fd) == 0;
+}
+
+// Best effort: without it the next start measures again.
+static void cache_write(const char *path, const char *digest, const struct topology_bandwidths *b)
+{
+	char temporary[PATH_MAX];
+	if (snprintf(temporary, sizeof temporary, "%s.%ld.tmp", path, (long)getpid()) >= (int)sizeof temporary)
+		return;
+	struct json_object *o = cache_object(digest, b);
+	const char *text = o ? json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY) : NULL;
+	int fd = text ? open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644) : -1;
+	if (fd >= 0) {
+		bool written = write_all(fd, text, strlen(text));
+		close(fd);
+		if (!written || rename(temporary, path) < 0)
+			unlink(temporary);
+	}
+	json_object_put(o);
+}
+
+static int measure(const struct topology_machine *m, const struct topology_probe_source *source, bool drive_only,
+	struct topology_bandwidths *b, struct base_error *e)
+{
+	int r = 0;
+	if (source && source->drive)
+		r = source->drive(source->context, &b->drive_bytes_per_s);
+	if (r < 0)
+		return base_error_set(e, r, "probe: drive: %s", strerror(-r));
+	if (drive_only)
+		return 0;
+	r = topology_probe_memory(m, 0, &b->memory_bytes_per_s, e);
+	if (r < 0)
+		return r;
+	if (source && source->compute)
+		r = source->compute(source->context, &b->compute_macs_per_s);
+	return r < 0 ? base_error_set(e, r, "probe: compute: %s", strerror(-r)) : 0;
+}
+
+int topology_probe(const struct topology_machine *m, const char *cache_path, const struct topology_probe_source *source,
+	struct topology_bandwidths *ret_bandwidths, struct base_error *e)
+{
+	char digest[DIGEST_TEXT];
+	struct topology_bandwidths b = {0};
+	bool has_drive = source && source->drive, has_compute = source && source->compute;
+	digest_machine(m, digest);
+	bool cached = cache_path && cache_read(cache_path, digest, &b);
+	if (cached && has_compute && b.compute_macs_per_s == 0)
+		cached = false;
+	if (!cached)
+		b = (struct topology_bandwidths){0};
+	if (!cached || (has_drive && b.drive_bytes_per_s == 0)) {
+		double before = b.drive_bytes_per_s;
+		int r = measure(m, source, cached, &b, e);
+		if (r < 0)
+			return r;
+		if (!cached)
+			b.measured_wall_ns = base_clock_wall_ns();
+		if (cache_path && (!cached || b.drive_bytes_per_s != before))
+			cache_write(cache_path, digest, &b);
+	}
+	*ret_bandwidths = b;
+	return 0;
+}
