@@ -1,0 +1,474 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shard/rank/serve.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/size.h"
+#include "shard/rank/message.h"
+
+#define SLICE_NS (BASE_NS_PER_SECOND / 5) // longest sleep without a look at *stop
+#define STATS_NS BASE_NS_PER_SECOND
+#define PROGRESS_NS (BASE_NS_PER_SECOND / 10)
+#define LAST_WORDS_NS BASE_NS_PER_SECOND // for FAILED to be read before the process ends
+#define SMALL_BYTES 2048u // any reply but RESULT
+#define OUTPUT_BYTES (20u + SAMPLE_MAX_LOGPROBS * 8u)
+
+struct outgoing {
+	struct link_request request;
+	uint8_t *data;
+	size_t room_bytes;
+};
+
+struct serve {
+	const struct link_ops *link;
+	struct link_group *group;
+	struct base_log *log;
+	const _Atomic bool *stop;
+	struct base_error *error;
+	struct rank_message_scratch *scratch, *hidden_scratch;
+
+	// The next command is always being received, so that STOP is seen while the present one is worked on.
+	uint8_t *command_data[2]; // (RANK_MAX_MESSAGE_BYTES), touched as far as messages are long
+	struct link_request command[2];
+	uint32_t turn; // which of the two is the present one
+	bool stopping;
+
+	struct outgoing small, result, hidden_head[2], hidden_rows[2];
+	uint32_t hidden_turn;
+	uint64_t next_stats_ns, next_progress_ns;
+
+	struct rank *rank;
+	struct rank_assign assign;
+	uint32_t width;
+	bool first, last; // of the stages
+	struct link_request hidden_in;
+	uint8_t *head_in; // HIDDEN of the stage before
+	float *rows_in; // (batch_tokens, width)
+	struct rank_output *outputs; // (logits_rows)
+	int entry_status[RANK_MAX_SEQUENCES];
+};
+
+#define HEAD_BYTES (1024u + RANK_MAX_SEQUENCES * 4u)
+
+// ---- waiting
+
+static void post_command(struct serve *s, uint32_t which)
+{
+	s->link->receive(
+		s->group, 0, RANK_TAG_COMMAND, s->command_data[which], RANK_MAX_MESSAGE_BYTES, &s->command[which]);
+}
+
+/* -ECANCELED when it is time to end: the flag, or a STOP that is next in line. */
+static int check_stop(struct serve *s)
+{
+	struct link_request *next = &s->command[1 - s->turn];
+	if (s->stop && atomic_load(s->stop))
+		s->stopping = true;
+	if (!s->stopping && next->status == 0) {
+		struct rank_message m;
+		// A message of one kind needs no scratch to be known; STOP is the shortest there is.
+		if (next->bytes == 8 &&
+			!rank_message_decode(s->command_data[1 - s->turn], 8, s->hidden_scratch, &m, NULL))
+			s->stopping = m.type == RANK_MESSAGE_STOP;
+	}
+	return s->stopping ? -ECANCELED : 0;
+}
+
+static void send_stats_if_due(struct serve *s, bool now);
+
+/* Until r has ended: 0 or its -errno; -ECANCELED when it is time to end. */
+static int wait_for(struct serve *s, struct link_request *r)
+{
+	for (;;) {
+		int status = s->link->wait(s->group, r, base_clock_now_ns() + SLICE_NS);
+		if (status != -ETIMEDOUT)
+			return status;
+		status = check_stop(s);
+		if (status)
+			return status;
+		send_stats_if_due(s, false);
+	}
+}
+
+// ---- sending
+
+static void send_bytes(struct serve *s, struct outgoing *o, uint32_t to, uint32_t tag, size_t bytes)
+{
+	s->link->send(s->group, to, tag, o->data, bytes, &o->request);
+}
+
+/* Waits for the buffer to be free, encodes, starts the send. */
+static int send_message(struct serve *s, struct outgoing *o, uint32_t to, uint32_t tag, const struct rank_message *m)
+{
+	int status = wait_for(s, &o->request);
+	if (status)
+		return status;
+	int64_t n = rank_message_encode(m, o->data, o->room_bytes);
+	if (n < 0)
+		return base_error_set(s->error, (int)n, "rank: %s of this rank does not encode in %zu bytes",
+			rank_message_name(m->type), o->room_bytes);
+	send_bytes(s, o, to, tag, (size_t)n);
+	return 0;
+}
+
+/* What may be left out when the one before is still under way. */
+static void send_small(struct serve *s, const struct rank_message *m)
+{
+	if (s->small.request.status == -EINPROGRESS && s->link->test(s->group, &s->small.request) == -EINPROGRESS)
+		return;
+	int64_t n = rank_message_encode(m, s->small.data, s->small.room_bytes);
+	if (n > 0)
+		send_bytes(s, &s->small, 0, RANK_TAG_REPLY, (size_t)n);
+}
+
+static void send_stats_if_due(struct serve *s, bool now)
+{
+	uint64_t t = base_clock_now_ns();
+	if (!s->rank || (!now && t < s->next_stats_ns))
+		return;
+	s->next_stats_ns = t + STATS_NS;
+	struct rank_message m = {.type = RANK_MESSAGE_STATS};
+	rank_get_stats(s->rank, &m.stats);
+	send_small(s, &m);
+}
+
+// ---- loading
+
+static int on_progress(void *context, uint64_t done_bytes, uint64_t total_bytes)
+{
+	struct serve *s = context;
+	uint64_t t = base_clock_now_ns();
+	if (t < s->next_progress_ns && done_bytes < total_bytes)
+		return 0;
+	s->next_progress_ns = t + PROGRESS_NS;
+	struct link_request *next = &s->command[1 - s->turn];
+	s->link->progress(s->group, 16);
+	if (next->status < 0 && next->status != -EINPROGRESS)
+		return next->status;
+	struct rank_message m = {.type = RANK_MESSAGE_PROGRESS};
+	m.progress.done_bytes = done_bytes;
+	m.progress.total_bytes = total_bytes;
+	send_small(s, &m);
+	return check_stop(s);
+}
+
+static int check_assign(const struct serve *s, struct base_error *e)
+{
+	const struct rank_assign *a = &s->assign;
+	if (a->epoch != s->group->epoch)
+		return base_error_set(e, -EINVAL, "rank: assigned for epoch %llu, its group is of epoch %llu",
+			(unsigned long long)a->epoch, (unsigned long long)s->group->epoch);
+	if (a->stages + 1 != s->group->members || a->stage + 1 != s->group->me)
+		return base_error_set(e, -EINVAL, "rank: assigned as stage %u of %u, it is member %u of %u", a->stage,
+			a->stages, s->group->me, s->group->members);
+	if (a->config.batch_tokens == 0 || a->config.sequences == 0)
+		return base_error_set(e, -EINVAL, "rank: assigned with no tokens or no sequences in a pass");
+	return 0;
+}
+
+static int take(void **ret_data, uint64_t count, uint64_t each_bytes, const char *what, struct base_error *e)
+{
+	uint64_t bytes;
+	void *data =
+		base_size_mul(count, each_bytes, &bytes) < 0 || bytes > SIZE_MAX / 2 ? NULL : malloc(bytes ? bytes : 1);
+	if (!data)
+		return base_error_set(e, -ENOMEM, "rank: no memory for %s of %llu x %llu bytes", what,
+			(unsigned long long)count, (unsigned long long)each_bytes);
+	*ret_data = data;
+	return 0;
+}
+
+static int take_pass_buffers(struct serve *s, struct base_error *e)
+{
+	const struct rank_config *c = &s->assign.config;
+	uint64_t row_bytes = s->width * sizeof(float);
+	int r = 0;
+	s->result.room_bytes = HEAD_BYTES + (size_t)c->logits_rows * OUTPUT_BYTES;
+	if (s->last) {
+		r = take((void **)&s->result.data, 1, s->result.room_bytes, "a result", e);
+		if (!r)
+			r = take((void **)&s->outputs, c->logits_rows, sizeof *s->outputs, "outputs", e);
+	}
+	for (uint32_t i = 0; i < 2 && !s->last && !r; i++) {
+		s->hidden_head[i].room_bytes = HEAD_BYTES;
+		s->hidden_rows[i].room_bytes = c->batch_tokens * row_bytes;
+		r = take((void **)&s->hidden_head[i].data, 1, HEAD_BYTES, "hidden rows", e);
+		if (!r)
+			r = take((void **)&s->hidden_rows[i].data, c->batch_tokens, row_bytes, "hidden rows", e);
+	}
+	if (!s->first && !r)
+		r = take((void **)&s->head_in, 1, HEAD_BYTES, "hidden rows", e);
+	if (!s->first && !r)
+		r = take((void **)&s->rows_in, c->batch_tokens, row_bytes, "hidden rows", e);
+	return r;
+}
+
+static int load(struct serve *s, struct base_error *e)
+{
+	int r = check_assign(s, e);
+	if (!r)
+		r = rank_create(&s->assign.config, &s->rank, e, on_progress, s);
+	if (r)
+		return r;
+	s->first = s->assign.stage == 0;
+	s->last = s->assign.stage + 1 == s->assign.stages;
+	s->width = rank_program(s->rank)->config.width;
+	return take_pass_buffers(s, e);
+}
+
+static int handle_assign(struct serve *s, const struct rank_assign *assign)
+{
+	struct rank_message m = {.type = RANK_MESSAGE_FAILED};
+	if (s->rank)
+		return base_error_set(s->error, -EPROTO, "rank: the coordinator sent a second ASSIGN");
+	s->assign = *assign;
+	int r = load(s, &m.failed);
+	if (r == 0) {
+		m.type = RANK_MESSAGE_READY;
+		rank_get_placement(s->rank, &m.ready);
+		s->next_stats_ns = base_clock_now_ns() + STATS_NS;
+		return send_message(s, &s->small, 0, RANK_TAG_REPLY, &m);
+	}
+	if (s->stopping)
+		return -ECANCELED;
+	if (s->command[1 - s->turn].status == -ECONNRESET)
+		return -ECONNRESET; // that is why the loading was given up
+	m.failed.code = r;
+	if (!m.failed.message[0])
+		base_error_set(&m.failed, r, "rank: %s", base_error_text(&m.failed));
+	base_error_set(s->error, r, "%s", m.failed.message);
+	struct base_error text = *s->error;
+	if (send_message(s, &s->small, 0, RANK_TAG_REPLY, &m) == 0)
+		s->link->wait(s->group, &s->small.request, base_clock_now_ns() + LAST_WORDS_NS);
+	*s->error = text;
+	return r;
+}
+
+// ---- passes
+
+static int receive_from_before(struct serve *s, void *data, size_t room_bytes)
+{
+	s->link->receive(s->group, s->group->me - 1, RANK_TAG_HIDDEN, data, room_bytes, &s->hidden_in);
+	return wait_for(s, &s->hidden_in);
+}
+
+/* What the stages before made of this pass, and its rows. The outcome's arrays stay valid for the pass. */
+static int receive_hidden(struct serve *s, const struct rank_pass *pass, struct rank_outcome *ret_so_far)
+{
+	uint32_t before = s->group->me - 2; // stage
+	struct rank_message m;
+	int status = receive_from_before(s, s->head_in, HEAD_BYTES);
+	if (!status)
+		status = rank_message_decode(s->head_in, s->hidden_in.bytes, s->hidden_scratch, &m, s->error);
+	if (status)
+		return status;
+	if (m.type != RANK_MESSAGE_HIDDEN || m.result.pass != pass->pass ||
+		m.result.entries_count != (m.result.status ? 0 : pass->entries_count))
+		return base_error_set(s->error, -EPROTO, "rank: stage %u sent %s of pass %llu, pass %llu was due",
+			before, rank_message_name(m.type), (unsigned long long)m.result.pass,
+			(unsigned long long)pass->pass);
+	*ret_so_far = m.result;
+	if (m.result.status)
+		return 0;
+	size_t bytes = (size_t)pass->tokens_count * s->width * sizeof(float);
+	if (pass->tokens_count > s->assign.config.batch_tokens)
+		return base_error_set(s->error, -EPROTO, "rank: stage %u ran a pass of %u tokens, at most %u fit here",
+			before, pass->tokens_count, s->assign.config.batch_tokens);
+	status = receive_from_before(s, s->rows_in, bytes);
+	if (status == -EMSGSIZE || (!status && s->hidden_in.bytes != bytes))
+		return base_error_set(s->error, -EPROTO, "rank: stage %u sent %zu bytes of hidden rows, %zu were due",
+			before, s->hidden_in.bytes, bytes);
+	return status;
+}
+
+/* Runs the pass and joins its outcome with that of the stages before. */
+static void run_pass(struct serve *s, struct rank_pass *pass, float *rows_out, struct rank_outcome *o)
+{
+	struct rank_pass_result result = {
+		.outputs = s->outputs, .hidden_out = rows_out, .entry_status = s->entry_status};
+	pass->hidden_in = s->rows_in;
+	memset(s->entry_status, 0, sizeof s->entry_status);
+	o->status = rank_run(s->rank, pass, &result, &o->e);
+	if (o->status) {
+		o->entries_count = 0;
+		o->e.code = o->status;
+		if (!o->e.message[0])
+			base_error_set(&o->e, o->status, "stage %u: %s", s->assign.stage, base_error_text(&o->e));
+		return;
+	}
+	for (uint32_t i = 0; i < pass->entries_count && o->entry_status; i++) {
+		if (o->entry_status[i])
+			s->entry_status[i] = o->entry_status[i];
+	}
+	o->entries_count = pass->entries_count;
+	o->entry_status = s->entry_status;
+	o->outputs = result.outputs;
+	o->outputs_count = s->last ? result.outputs_count : 0;
+	o->total_ns = result.total_ns > o->total_ns ? result.total_ns : o->total_ns;
+	o->stall_ns += result.stall_ns;
+	o->cold_bytes += result.cold_bytes;
+}
+
+static int handle_pass(struct serve *s, struct rank_pass *pass)
+{
+	struct rank_message m = {.type = s->last ? RANK_MESSAGE_RESULT : RANK_MESSAGE_HIDDEN};
+	struct outgoing *head = s->last ? &s->result : &s->hidden_head[s->hidden_turn];
+	struct outgoing *rows = &s->hidden_rows[s->hidden_turn];
+	int status = 0;
+	if (!s->first)
+		status = receive_hidden(s, pass, &m.result);
+	else if (pass->tokens_count > s->assign.config.batch_tokens) // before it is written past the rows' room
+		m.result.status = base_error_set(&m.result.e, -EINVAL, "pass of %u tokens, at most %u",
+			pass->tokens_count, s->assign.config.batch_tokens);
+	if (!status)
+		status = wait_for(s, &head->request);
+	if (!status && !s->last)
+		status = wait_for(s, &rows->request);
+	if (status)
+		return status;
+	m.result.pass = pass->pass;
+	if (!m.result.status)
+		run_pass(s, pass, s->last ? NULL : (float *)rows->data, &m.result);
+	if (s->last)
+		return send_message(s, head, 0, RANK_TAG_REPLY, &m);
+	uint32_t next = s->group->me + 1;
+	status = send_message(s, head, next, RANK_TAG_HIDDEN, &m);
+	if (!status && !m.result.status)
+		send_bytes(s, rows, next, RANK_TAG_HIDDEN, (size_t)pass->tokens_count * s->width * sizeof(float));
+	s->hidden_turn = 1 - s->hidden_turn;
+	return status;
+}
+
+// ---- the loop
+
+static int handle(struct serve *s, struct rank_message *m)
+{
+	int r;
+	if (!s->rank && m->type != RANK_MESSAGE_ASSIGN && m->type != RANK_MESSAGE_STOP &&
+		m->type != RANK_MESSAGE_STATS_REQUEST)
+		return base_error_set(
+			s->error, -EPROTO, "rank: the coordinator sent %s before ASSIGN", rank_message_name(m->type));
+	switch (m->type) {
+	case RANK_MESSAGE_ASSIGN:
+		return handle_assign(s, &m->assign);
+	case RANK_MESSAGE_OPEN:
+		r = rank_sequence_open(s->rank, m->open.sequence, &m->open.params, m->open.prompt_tokens);
+		if (r) // the passes that name it will be refused, with text
+			base_log_warning(
+				s->log, "sequence %u cannot be opened: %s", m->open.sequence, strerrordesc_np(-r));
+		return 0;
+	case RANK_MESSAGE_CLOSE:
+		rank_sequence_close(s->rank, m->close);
+		return 0;
+	case RANK_MESSAGE_PASS:
+		return handle_pass(s, &m->pass);
+	case RANK_MESSAGE_STATS_REQUEST:
+		send_stats_if_due(s, true);
+		return 0;
+	case RANK_MESSAGE_STOP:
+		return -ECANCELED;
+	default:
+		return base_error_set(s->error, -EPROTO, "rank: the coordinator sent %s", rank_message_name(m->type));
+	}
+}
+
+static int loop(struct serve *s)
+{
+	s->turn = 1;
+	post_command(s, 0);
+	for (;;) {
+		uint32_t turn = 1 - s->turn; // not yet the present one: wait_for looks for STOP in it, too
+		int r = wait_for(s, &s->command[turn]);
+		if (r == -EMSGSIZE)
+			return base_error_set(s->error, -EBADMSG, "rank: a command of %zu bytes, at most %u",
+				s->command[turn].bytes, RANK_MAX_MESSAGE_BYTES);
+		if (r)
+			return r;
+		s->turn = turn;
+		struct rank_message m;
+		r = rank_message_decode(s->command_data[turn], s->command[turn].bytes, s->scratch, &m, s->error);
+		if (r)
+			return r;
+		post_command(s, 1 - turn);
+		r = check_stop(s);
+		if (!r)
+			r = handle(s, &m);
+		if (r)
+			return r;
+		send_stats_if_due(s, false);
+	}
+}
+
+static int take_command_buffers(struct serve *s)
+{
+	for (uint32_t i = 0; i < 2; i++) {
+		s->command_data[i] = malloc(RANK_MAX_MESSAGE_BYTES);
+		if (!s->command_data[i])
+			return base_error_set(s->error, -ENOMEM, "rank: no memory for messages");
+	}
+	s->small.room_bytes = SMALL_BYTES;
+	s->small.data = malloc(SMALL_BYTES);
+	if (!s->small.data || rank_message_scratch_create(&s->scratch) < 0 ||
+		rank_message_scratch_create(&s->hidden_scratch) < 0)
+		return base_error_set(s->error, -ENOMEM, "rank: no memory for messages");
+	return 0;
+}
+
+/* Requests under way hold pointers into these buffers, so what is sent gets its time, and then the group ends. */
+static void finish(struct serve *s, int status)
+{
+	struct outgoing *const all[] = {
+		&s->small, &s->result, &s->hidden_head[0], &s->hidden_rows[0], &s->hidden_head[1], &s->hidden_rows[1]};
+	uint64_t deadline = base_clock_now_ns() + LAST_WORDS_NS;
+	for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+		if (status == 0 && all[i]->request.status == -EINPROGRESS)
+			s->link->wait(s->group, &all[i]->request, deadline);
+	}
+	s->link->revoke(s->group);
+	s->link->progress(s->group, UINT32_MAX);
+	for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+		free(all[i]->data);
+	rank_destroy(s->rank);
+	rank_message_scratch_destroy(s->scratch);
+	rank_message_scratch_destroy(s->hidden_scratch);
+	free(s->command_data[0]);
+	free(s->command_data[1]);
+	free(s->head_in);
+	free(s->rows_in);
+	free(s->outputs);
+	free(s);
+}
+
+int rank_serve_until(const struct link_ops *link, struct link_group *group, struct base_log *log,
+	const _Atomic bool *stop, struct base_error *e)
+{
+	struct serve *s = calloc(1, sizeof *s);
+	struct base_error own;
+	if (!s)
+		return base_error_set(e, -ENOMEM, "rank: no memory");
+	s->link = link;
+	s->group = group;
+	s->log = log;
+	s->stop = stop;
+	s->error = e ? e : &own;
+	*s->error = (struct base_error){0};
+	s->command[0].status = s->command[1].status = -EINVAL;
+	int r = take_command_buffers(s);
+	if (!r)
+		r = loop(s);
+	if (r == -ECANCELED && (s->stopping || !s->error->message[0]))
+		r = 0;
+	if (r && !s->error->message[0])
+		base_error_set(s->error, r, "rank: %s",
+			r == -ECONNRESET ? "the coordinator or another rank is gone" : strerrordesc_np(-r));
+	finish(s, r);
+	return r;
+}
+
+int rank_serve(const struct link_ops *link, struct link_group *group, struct base_log *log, struct base_error *e)
+{
+	return rank_serve_until(link, group, log, NULL, e);
+}

@@ -1,0 +1,458 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/lib/testing.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "shard/rank/message.h"
+#include "shard/rank/serve.h"
+#include "tests/unit/rank_message/toy_rank.h"
+
+#define SECONDS(n) (base_clock_now_ns() + (n)*BASE_NS_PER_SECOND)
+#define STAGES 3u
+#define LAYERS 6u
+#define BATCH 64u
+#define EPOCH 5u
+
+static const struct link_ops *const ops = &link_local_ops;
+
+struct stage {
+	pthread_t thread;
+	int fds[1 + STAGES];
+	uint32_t members, me;
+	int status;
+	struct base_error error;
+	_Atomic bool stop;
+};
+
+struct fleet { // the coordinator and its ranks
+	uint32_t stages;
+	struct stage stage[STAGES];
+	struct link_group *group;
+	struct rank_message_scratch *scratch;
+	struct rank_message in;
+	uint32_t room[1 << 16], out[1 << 14];
+	uint32_t stats, progress; // messages seen on the way
+};
+
+static void *stage_main(void *arg)
+{
+	struct stage *s = arg;
+	struct link_group *g;
+	s->status = ops->create(s->fds, s->members, s->me, 0, 0, SECONDS(10), &g, &s->error);
+	if (s->status)
+		return NULL;
+	s->status = rank_serve_until(ops, g, NULL, &s->stop, &s->error);
+	ops->close(g);
+	return NULL;
+}
+
+static void fleet_start(struct fleet *f, uint32_t stages, size_t ring_bytes)
+{
+	int fds[1 + STAGES] = {-1, -1, -1, -1}, pair[2];
+	struct base_error e;
+	memset(f, 0, sizeof *f);
+	f->stages = stages;
+	for (uint32_t i = 0; i < stages; i++)
+		memset(f->stage[i].fds, 0xff, sizeof f->stage[i].fds);
+	for (uint32_t i = 0; i < stages; i++) {
+		assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+		fds[1 + i] = pair[0];
+		f->stage[i].fds[0] = pair[1];
+		if (i + 1 == stages)
+			break;
+		assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+		f->stage[i].fds[2 + i] = pair[0];
+		f->stage[i + 1].fds[1 + i] = pair[1];
+	}
+	for (uint32_t i = 0; i < stages; i++) {
+		f->stage[i].members = 1 + stages;
+		f->stage[i].me = 1 + i;
+		assert_int_equal(pthread_create(&f->stage[i].thread, NULL, stage_main, &f->stage[i]), 0);
+	}
+	assert_int_equal(ops->create(fds, 1 + stages, 0, EPOCH, ring_bytes, SECONDS(10), &f->group, &e), 0);
+	assert_int_equal(rank_message_scratch_create(&f->scratch), 0);
+}
+
+/* To one stage. */
+static void tell(struct fleet *f, uint32_t stage, const struct rank_message *m)
+{
+	struct link_request r;
+	int64_t n = rank_message_encode(m, f->out, sizeof f->out);
+	assert_true(n > 0);
+	ops->send(f->group, 1 + stage, RANK_TAG_COMMAND, f->out, (size_t)n, &r);
+	assert_int_equal(ops->wait(f->group, &r, SECONDS(10)), 0);
+}
+
+static void tell_all(struct fleet *f, const struct rank_message *m)
+{
+	for (uint32_t i = 0; i < f->stages; i++)
+		tell(f, i, m);
+}
+
+/* The next reply of a stage into f->in; STATS and PROGRESS are counted and skipped. */
+static int hear(struct fleet *f, uint32_t stage)
+{
+	for (;;) {
+		struct link_request r;
+		struct base_error e;
+		ops->receive(f->group, 1 + stage, RANK_TAG_REPLY, f->room, sizeof f->room, &r);
+		int status = ops->wait(f->group, &r, SECONDS(10));
+		if (status == -ETIMEDOUT)
+			ops->cancel(f->group, &r);
+		if (status)
+			return status;
+		assert_int_equal(rank_message_decode(f->room, r.bytes, f->scratch, &f->in, &e), 0);
+		if (f->in.type == RANK_MESSAGE_STATS)
+			f->stats++;
+		else if (f->in.type == RANK_MESSAGE_PROGRESS)
+			f->progress++;
+		else
+			return 0;
+	}
+}
+
+static struct rank_message assignment(const struct fleet *f, uint32_t stage, const char *settings)
+{
+	struct rank_message m = {.type = RANK_MESSAGE_ASSIGN};
+	uint32_t each = LAYERS / f->stages;
+	m.assign = (struct rank_assign){.epoch = EPOCH,
+		.stage = stage,
+		.stages = f->stages,
+		.config = {.slice = {stage * each, each, 0, 1},
+			.batch_tokens = BATCH,
+			.logits_rows = 32,
+			.sequences = 8,
+			.context_tokens = 512}};
+	snprintf(m.assign.config.model_path, sizeof m.assign.config.model_path, "layers=%u %s", LAYERS, settings);
+	return m;
+}
+
+static void fleet_load(struct fleet *f, const char *settings)
+{
+	for (uint32_t i = 0; i < f->stages; i++) {
+		struct rank_message m = assignment(f, i, settings);
+		tell(f, i, &m);
+	}
+	for (uint32_t i = 0; i < f->stages; i++) {
+		assert_int_equal(hear(f, i), 0);
+		assert_int_equal(f->in.type, RANK_MESSAGE_READY);
+		assert_string_equal(f->in.ready.engine, "toy");
+	}
+}
+
+static void fleet_stop(struct fleet *f, int expected)
+{
+	struct link_request r[STAGES];
+	int64_t n = rank_message_encode(&(struct rank_message){.type = RANK_MESSAGE_STOP}, f->out, sizeof f->out);
+	for (uint32_t i = 0; i < f->stages && expected == 0; i++)
+		ops->send(f->group, 1 + i, RANK_TAG_COMMAND, f->out, (size_t)n, &r[i]);
+	if (expected)
+		ops->revoke(f->group);
+	bool stopped = false;
+	for (uint32_t i = 0; i < f->stages; i++) {
+		pthread_join(f->stage[i].thread, NULL);
+		stopped |= f->stage[i].status == expected;
+		if (f->stages == 1 || f->stage[i].status != -ECONNRESET) // or a neighbour's end came before the STOP
+			assert_int_equal(f->stage[i].status, expected);
+	}
+	assert_true(stopped);
+	ops->close(f->group);
+	rank_message_scratch_destroy(f->scratch);
+}
+
+static void open_sequence(struct fleet *f, uint32_t sequence, uint32_t prompt_tokens)
+{
+	struct rank_message m = {.type = RANK_MESSAGE_OPEN};
+	m.open.sequence = sequence;
+	m.open.prompt_tokens = prompt_tokens;
+	tell_all(f, &m);
+}
+
+/* Sequence s has the 16 blocks from 16 s on, in reverse. */
+static void send_pass(struct fleet *f, uint64_t number, const struct rank_entry *entries, uint32_t entries_count,
+	const uint32_t *tokens, uint32_t tokens_count)
+{
+	uint32_t blocks[4 * 16];
+	for (uint32_t i = 0; i < 64; i++)
+		blocks[i] = i / 16 * 16 + 15 - i % 16;
+	struct rank_message m = {.type = RANK_MESSAGE_PASS};
+	m.pass = (struct rank_pass){.pass = number,
+		.entries = entries,
+		.entries_count = entries_count,
+		.tokens = tokens,
+		.tokens_count = tokens_count,
+		.blocks = blocks,
+		.blocks_count = 64};
+	tell_all(f, &m);
+}
+
+static struct rank_entry entry(uint32_t sequence, uint32_t position, uint32_t tokens, uint32_t first_token)
+{
+	return (struct rank_entry){.sequence = sequence,
+		.first_position = position,
+		.tokens = tokens,
+		.first_token = first_token,
+		.first_block = sequence * 16,
+		.blocks = 16,
+		.want = RANK_WANT_SAMPLE};
+}
+
+/* Two sequences, prompts in one pass, then tokens one by one; the right tokens are known. */
+static void generate(struct fleet *f)
+{
+	enum { MAKE = 20 };
+	uint32_t text[2][5 + MAKE] = {{1, 2, 3, 4, 5}, {9, 8, 7}}, lengths[2] = {5, 3};
+	uint32_t tokens[BATCH] = {1, 2, 3, 4, 5, 9, 8, 7};
+	open_sequence(f, 1, 5);
+	open_sequence(f, 3, 3);
+	struct rank_entry entries[2] = {entry(1, 0, 5, 0), entry(3, 0, 3, 5)};
+	send_pass(f, 1, entries, 2, tokens, 8);
+	for (uint64_t pass = 1; pass <= MAKE; pass++) {
+		assert_int_equal(hear(f, f->stages - 1), 0);
+		assert_int_equal(f->in.type, RANK_MESSAGE_RESULT);
+		assert_int_equal(f->in.result.pass, pass);
+		assert_int_equal(f->in.result.status, 0);
+		assert_int_equal(f->in.result.entries_count, 2);
+		assert_int_equal(f->in.result.outputs_count, 2);
+		for (uint32_t i = 0; i < 2; i++) {
+			uint32_t right = toy_rank_next(258, LAYERS, 8, text[i], lengths[i]);
+			assert_int_equal(f->in.result.entry_status[i], 0);
+			assert_int_equal(f->in.result.outputs[i].entry, i);
+			assert_int_equal(f->in.result.outputs[i].result.token, right);
+			tokens[i] = text[i][lengths[i]++] = right;
+			entries[i] = entry(i ? 3 : 1, lengths[i] - 1, 1, i);
+		}
+		if (pass < MAKE)
+			send_pass(f, pass + 1, entries, 2, tokens, 2);
+	}
+}
+
+static void test_stages(void **state)
+{
+	static struct fleet f;
+	for (uint32_t stages = 1; stages <= STAGES; stages++) {
+		for (size_t ring = 4096; ring <= 65536; ring *= 16) {
+			fleet_start(&f, stages, ring);
+			fleet_load(&f, "width=8 cold=7");
+			generate(&f);
+			assert_int_equal(f.in.result.cold_bytes, 7 * stages); // of all stages
+			fleet_stop(&f, 0);
+		}
+	}
+}
+
+/* Passes queued at once: all stages work at the same time. */
+static void test_overlap(void **state)
+{
+	static struct fleet f;
+	enum { PASSES = 8, MS = 30 };
+	fleet_start(&f, 3, 65536);
+	fleet_load(&f, "pass_ms=30");
+	uint32_t token = 1;
+	struct rank_entry e[1];
+	for (uint32_t i = 0; i < 3; i++)
+		open_sequence(&f, i, 1);
+	uint64_t start = base_clock_now_ns();
+	for (uint32_t i = 0; i < PASSES; i++) {
+		e[0] = entry(i % 3, i / 3, 1, 0);
+		send_pass(&f, i, e, 1, &token, 1);
+	}
+	for (uint32_t i = 0; i < PASSES; i++) {
+		assert_int_equal(hear(&f, 2), 0);
+		assert_int_equal(f.in.result.pass, i);
+	}
+	double took_ms = (double)(base_clock_now_ns() - start) / 1e6;
+	printf("%d passes of 3 stages of %d ms: %.0f ms, one after the other %d\n", PASSES, MS, took_ms,
+		PASSES * 3 * MS);
+	assert_true(took_ms < PASSES * 3 * MS * 0.75); // 10/24 when they overlap; sleeping costs no CPU
+	fleet_stop(&f, 0);
+}
+
+static void test_errors_travel(void **state)
+{
+	static struct fleet f;
+	uint32_t tokens[BATCH + 1] = {1, 2, 66, 4};
+	for (uint32_t stages = 1; stages <= STAGES; stages++) {
+		char settings[64];
+		for (uint32_t at = 0; at < stages; at++) { // the stage that fails
+			snprintf(settings, sizeof settings, "fail_token=66 fail_layer=%u", at * (LAYERS / stages));
+			fleet_start(&f, stages, 16384);
+			fleet_load(&f, settings);
+			open_sequence(&f, 0, 2);
+			open_sequence(&f, 1, 2);
+			struct rank_entry entries[2] = {entry(0, 0, 2, 0), entry(1, 0, 2, 2)};
+			send_pass(&f, 1, entries, 2, tokens, 4);
+			assert_int_equal(hear(&f, stages - 1), 0);
+			assert_int_equal(f.in.result.status, 0);
+			assert_int_equal(f.in.result.entry_status[0], 0);
+			assert_int_equal(f.in.result.entry_status[1], -EIO);
+			assert_int_equal(f.in.result.outputs[0].result.token, toy_rank_next(258, LAYERS, 8, tokens, 2));
+			// not well-formed: refused by the first stage, reported by the last, and the next pass is fine
+			entries[0].sequence = 7;
+			send_pass(&f, 2, entries, 2, tokens, 4);
+			assert_int_equal(hear(&f, stages - 1), 0);
+			assert_int_equal(f.in.result.pass, 2);
+			assert_int_equal(f.in.result.status, -EINVAL);
+			assert_string_equal(f.in.result.e.message, "entry 0: sequence 7 is not open");
+			send_pass(&f, 3, entries, 1, tokens, BATCH + 1);
+			assert_int_equal(hear(&f, stages - 1), 0);
+			assert_int_equal(f.in.result.status, -EINVAL);
+			entries[0] = entry(0, 2, 1, 0);
+			send_pass(&f, 4, entries, 1, tokens, 1);
+			assert_int_equal(hear(&f, stages - 1), 0);
+			assert_int_equal(f.in.result.pass, 4);
+			assert_int_equal(f.in.result.status, 0);
+			fleet_stop(&f, 0);
+		}
+	}
+}
+
+static void test_failed_assign(void **state)
+{
+	static struct fleet f;
+	fleet_start(&f, 1, 16384);
+	struct rank_message m = assignment(&f, 0, "fail_load=1");
+	tell(&f, 0, &m);
+	assert_int_equal(hear(&f, 0), 0);
+	assert_int_equal(f.in.type, RANK_MESSAGE_FAILED);
+	assert_int_equal(f.in.failed.code, -ENOMEM);
+	assert_non_null(strstr(f.in.failed.message, "told to fail"));
+	assert_int_equal(hear(&f, 0), -ECONNRESET);
+	fleet_stop(&f, -ENOMEM);
+
+	fleet_start(&f, 1, 16384);
+	m = assignment(&f, 0, "");
+	m.assign.epoch++;
+	tell(&f, 0, &m);
+	assert_int_equal(hear(&f, 0), 0);
+	assert_int_equal(f.in.type, RANK_MESSAGE_FAILED);
+	assert_non_null(strstr(f.in.failed.message, "epoch 6"));
+	fleet_stop(&f, -EINVAL);
+}
+
+static void test_stop_while_loading(void **state)
+{
+	static struct fleet f;
+	fleet_start(&f, 1, 16384);
+	struct rank_message m = assignment(&f, 0, "load_ms=60000");
+	tell(&f, 0, &m);
+	struct link_request r;
+	ops->receive(f.group, 1, RANK_TAG_REPLY, f.room, sizeof f.room, &r);
+	assert_int_equal(ops->wait(f.group, &r, SECONDS(10)), 0);
+	assert_int_equal(rank_message_decode(f.room, r.bytes, f.scratch, &f.in, NULL), 0);
+	assert_int_equal(f.in.type, RANK_MESSAGE_PROGRESS);
+	assert_int_equal(f.in.progress.total_bytes, 60000);
+	uint64_t start = base_clock_now_ns();
+	fleet_stop(&f, 0);
+	assert_true(base_clock_now_ns() - start < 5 * BASE_NS_PER_SECOND);
+
+	fleet_start(&f, 1, 16384); // and when the coordinator goes away instead
+	tell(&f, 0, &m);
+	fleet_stop(&f, -ECONNRESET);
+}
+
+static void test_stop_while_waiting_for_rows(void **state)
+{
+	static struct fleet f;
+	uint32_t token = 1;
+	fleet_start(&f, 2, 16384);
+	fleet_load(&f, "");
+	open_sequence(&f, 0, 1);
+	struct rank_entry e = entry(0, 0, 1, 0);
+	struct rank_message m = {.type = RANK_MESSAGE_PASS};
+	uint32_t blocks[16] = {0};
+	m.pass = (struct rank_pass){.pass = 1,
+		.entries = &e,
+		.entries_count = 1,
+		.tokens = &token,
+		.tokens_count = 1,
+		.blocks = blocks,
+		.blocks_count = 16};
+	tell(&f, 1, &m); // stage 0 never hears of it
+	fleet_stop(&f, 0);
+}
+
+static void test_stop_flag_and_revoke(void **state)
+{
+	static struct fleet f;
+	fleet_start(&f, 2, 16384);
+	fleet_load(&f, "");
+	atomic_store(&f.stage[0].stop, true);
+	atomic_store(&f.stage[1].stop, true);
+	assert_int_equal(hear(&f, 0), -ECONNRESET);
+	ops->revoke(f.group);
+	for (uint32_t i = 0; i < 2; i++) {
+		pthread_join(f.stage[i].thread, NULL);
+		// the flag or the neighbour's end, whichever is seen first
+		assert_true(f.stage[i].status == 0 || f.stage[i].status == -ECONNRESET);
+	}
+	ops->close(f.group);
+	rank_message_scratch_destroy(f.scratch);
+
+	fleet_start(&f, 2, 16384);
+	fleet_load(&f, "");
+	fleet_stop(&f, -ECONNRESET);
+}
+
+static void test_stats(void **state)
+{
+	static struct fleet f;
+	struct link_request r;
+	fleet_start(&f, 2, 16384);
+	fleet_load(&f, "");
+	generate(&f);
+	tell_all(&f, &(struct rank_message){.type = RANK_MESSAGE_STATS_REQUEST});
+	for (uint32_t i = 0; i < 2; i++) {
+		for (int k = 0; k < 2; k++) { // asked for, then on its own
+			uint64_t start = base_clock_now_ns();
+			ops->receive(f.group, 1 + i, RANK_TAG_REPLY, f.room, sizeof f.room, &r);
+			assert_int_equal(ops->wait(f.group, &r, SECONDS(10)), 0);
+			assert_int_equal(rank_message_decode(f.room, r.bytes, f.scratch, &f.in, NULL), 0);
+			assert_int_equal(f.in.type, RANK_MESSAGE_STATS);
+			assert_int_equal(f.in.stats.passes, 20);
+			assert_true(base_clock_now_ns() - start < 3 * BASE_NS_PER_SECOND);
+		}
+	}
+	fleet_stop(&f, 0);
+}
+
+static void test_protocol(void **state)
+{
+	static struct fleet f;
+	struct link_request r;
+	static const struct rank_message early = {.type = RANK_MESSAGE_CLOSE};
+	fleet_start(&f, 1, 16384);
+	tell(&f, 0, &early);
+	assert_int_equal(hear(&f, 0), -ECONNRESET);
+	fleet_stop(&f, -EPROTO);
+	assert_non_null(strstr(f.stage[0].error.message, "CLOSE before ASSIGN"));
+
+	fleet_start(&f, 1, 16384);
+	fleet_load(&f, "");
+	ops->send(f.group, 1, RANK_TAG_COMMAND, "noise", 5, &r);
+	assert_int_equal(hear(&f, 0), -ECONNRESET);
+	fleet_stop(&f, -EBADMSG);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_stages),
+		cmocka_unit_test(test_overlap),
+		cmocka_unit_test(test_errors_travel),
+		cmocka_unit_test(test_failed_assign),
+		cmocka_unit_test(test_stop_while_loading),
+		cmocka_unit_test(test_stop_while_waiting_for_rows),
+		cmocka_unit_test(test_stop_flag_and_revoke),
+		cmocka_unit_test(test_stats),
+		cmocka_unit_test(test_protocol),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
