@@ -87,5 +87,6 @@ void config_print(const struct config *c, const struct config_origins *o, FILE *
 void config_print_json(const struct config *c, const struct config_origins *o, FILE *out);
 /* All keys with type, default and help: for the manual and `thawctl config keys`. */
 void config_print_keys(FILE *out);
+void config_print_keys_json(FILE *out);
 /* The first changed key that is not reloadable, or NULL. */
 const char *config_first_fixed_change(const struct config *from, const struct config *to);

@@ -131,3 +131,37 @@ void config_print_keys(FILE *out)
 	for (size_t i = 0; i < CONFIG_MODEL_KEYS; i++)
 		print_key(&config_model_keys[i], "models[].", out);
 }
+
+static struct json_object *key_json(const struct config_key *k, const char *prefix)
+{
+	struct json_object *o = json_object_new_object();
+	char path[64];
+	snprintf(path, sizeof path, "%s%s", prefix, k->path);
+	json_object_object_add(o, "key", json_object_new_string(path));
+	json_object_object_add(o, "type", json_object_new_string(config_type_name(k->type)));
+	json_object_object_add(o, "default", json_object_new_string(k->value));
+	if (k->choices) {
+		struct json_object *choices = json_object_new_array();
+		for (const char *const *c = k->choices; *c; c++)
+			if (**c)
+				json_object_array_add(choices, json_object_new_string(*c));
+		json_object_object_add(o, "choices", choices);
+	}
+	json_object_object_add(o, "reloadable", json_object_new_boolean(k->reloadable));
+	json_object_object_add(o, "help", json_object_new_string(k->help));
+	return o;
+}
+
+void config_print_keys_json(FILE *out)
+{
+	struct json_object *root = json_object_new_object(), *keys = json_object_new_array();
+	json_object_object_add(root, "schema_version", json_object_new_int(1));
+	for (size_t i = 0; i < config_keys_count; i++)
+		json_object_array_add(keys, key_json(&config_keys[i], ""));
+	for (size_t i = 0; i < CONFIG_MODEL_KEYS; i++)
+		json_object_array_add(keys, key_json(&config_model_keys[i], "models[]."));
+	json_object_object_add(root, "keys", keys);
+	fprintf(out, "%s\n",
+		json_object_to_json_string_ext(root, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_NOSLASHESCAPE));
+	json_object_put(root);
+}

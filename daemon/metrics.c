@@ -100,7 +100,7 @@ static enum MHD_Result handle(void *context, struct MHD_Connection *connection, 
 	return answer_text(connection, MHD_HTTP_NOT_FOUND, "try /metrics, /healthz or /readyz\n");
 }
 
-static void log_http(void *context, const char *fmt, va_list ap)
+__attribute__((format(printf, 2, 0))) static void log_http(void *context, const char *fmt, va_list ap)
 {
 	struct metrics_server *m = context;
 	char line[512];

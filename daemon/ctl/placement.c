@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+// placement, plan, top.
+#include <inttypes.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "daemon/ctl/ctl.h"
+#include "proto/thaw/admin/v1/admin.pb-c.h"
+
+#define TOP_NS BASE_NS_PER_SECOND
+#define TOP_MODELS 16u
+
+static void add_shard(struct ctl_table *t, const Thaw__Admin__V1__Placement *p, const Thaw__Admin__V1__Shard *s)
+{
+	char size[CTL_SIZE_BYTES];
+	const uint64_t sizes[] = {s->hot_bytes, s->cold_bytes, s->slot_bytes, s->kv_bytes, s->workspace_bytes};
+	uint64_t pass = s->hot_bytes + s->cold_bytes;
+	ctl_table_cell(t, "%s", p->model);
+	ctl_table_cell(t, "%" PRIu32, s->stage);
+	ctl_table_cell(t, "%" PRIu32, s->tp_rank);
+	ctl_table_cell(t, "%" PRIu32 "-%" PRIu32, s->first_layer, s->last_layer);
+	ctl_table_cell(t, "%s", s->node);
+	ctl_table_cell(t, "%s", s->device);
+	for (size_t i = 0; i < base_array_size(sizes); i++)
+		ctl_table_cell(t, "%s", ctl_size(sizes[i], size));
+	ctl_table_cell(t, "%.0f %%", pass ? 100.0 * (double)s->hot_bytes / (double)pass : 100.0);
+	ctl_table_cell(t, "%" PRIu32, s->kv_blocks);
+	ctl_table_cell(t, "%" PRIu32 "/%" PRIu32, s->hot_extents, s->extents);
+	ctl_table_cell(t, "%s%s", s->engine[0] ? s->engine : "-", s->engine[0] && s->direct_io ? "+direct" : "");
+	ctl_table_cell(t, "%s", s->pages[0] ? s->pages : "-");
+	ctl_table_cell(t, "%s", s->isa[0] ? s->isa : "-");
+}
+
+static void print_prediction(struct ctl *c, const Thaw__Admin__V1__Placement *p)
+{
+	const Thaw__Admin__V1__Plan *plan = p->plan;
+	if (!plan || plan->tokens_per_second_one <= 0)
+		return;
+	fprintf(c->out, "%s: %.1f tokens/s for one stream (%s), %.1f for %" PRIu32 " (%s)", p->model,
+		plan->tokens_per_second_one, plan->binding_one, plan->tokens_per_second_full,
+		p->input ? p->input->sequences : 0, plan->binding_full);
+	fprintf(c->out, "%s%s\n", plan->lift[0] ? "; " : "", plan->lift);
+}
+
+static int print_placements(struct ctl *c, Thaw__Admin__V1__Placement *const *placements, size_t count)
+{
+	static const struct ctl_column columns[] = {{"MODEL", false, false}, {"STAGE", true, false},
+		{"TP", true, false}, {"LAYERS", false, false}, {"NODE", false, true}, {"DEV", false, false},
+		{"HOT", true, false}, {"COLD", true, false}, {"STREAM", true, false}, {"KV", true, false},
+		{"WORKSPACE", true, false}, {"HOT%", true, false}, {"KVBLOCKS", true, true}, {"EXTENTS", true, true},
+		{"ENGINE", false, false}, {"PAGES", false, true}, {"ISA", false, true}};
+	struct ctl_table t;
+	ctl_table_init(&t, columns, base_array_size(columns));
+	for (size_t i = 0; i < count; i++)
+		for (size_t s = 0; s < placements[i]->n_shards; s++)
+			add_shard(&t, placements[i], placements[i]->shards[s]);
+	ctl_table_print(&t, c);
+	for (size_t i = 0; i < count; i++) {
+		print_prediction(c, placements[i]);
+		if (c->options.explain)
+			fprintf(c->out, "%s", placements[i]->explanation);
+	}
+	return CTL_OK;
+}
+
+int ctl_verb_placement(struct ctl *c)
+{
+	Thaw__Admin__V1__GetPlacementRequest request = THAW__ADMIN__V1__GET_PLACEMENT_REQUEST__INIT;
+	Thaw__Admin__V1__GetPlacementReply *reply = NULL;
+	if (c->args_count)
+		request.model = (char *)c->args[0];
+	int r = ctl_call(c, "Admin/GetPlacement", &request, &thaw__admin__v1__get_placement_reply__descriptor, &reply);
+	if (r != CTL_OK)
+		return r;
+	if (c->output == CTL_OUTPUT_JSON) {
+		struct json_object *o = ctl_json_new();
+		ctl_json_merge(o, ctl_json_message(reply));
+		ctl_json_print(c, o);
+	} else {
+		print_placements(c, reply->placements, reply->n_placements);
+	}
+	ctl_free(reply);
+	return CTL_OK;
+}
+
+static void print_plan(struct ctl *c, const Thaw__Admin__V1__Placement *p)
+{
+	static const struct ctl_column columns[] = {{"MODEL", false, false}, {"LAYERS", true, false},
+		{"HOT", true, false}, {"COLD", true, false}, {"WEIGHTS", true, false}, {"KV", true, false},
+		{"WORKSPACE", true, false}, {"MEMORY", true, false}, {"KVBLOCKS", true, true},
+		{"VERDICT", false, false}};
+	const Thaw__Admin__V1__Plan *plan = p->plan;
+	if (!plan || !p->input)
+		return;
+	struct ctl_table t;
+	char size[CTL_SIZE_BYTES];
+	const uint64_t sizes[] = {plan->hot_bytes, plan->cold_bytes, plan->weights_bytes, plan->kv_bytes,
+		plan->workspace_bytes, p->input->memory_bytes};
+	ctl_table_init(&t, columns, base_array_size(columns));
+	ctl_table_cell(&t, "%s", p->model);
+	ctl_table_cell(&t, "%" PRIu32, p->layers);
+	for (size_t i = 0; i < base_array_size(sizes); i++)
+		ctl_table_cell(&t, "%s", ctl_size(sizes[i], size));
+	ctl_table_cell(&t, "%" PRIu32, plan->kv_blocks);
+	ctl_table_cell(&t, "%s", plan->cold_bytes ? "fits, streamed" : "fits, all hot");
+	ctl_table_print(&t, c);
+	print_prediction(c, p);
+	if (c->options.explain)
+		fprintf(c->out, "%s", p->explanation);
+}
+
+int ctl_verb_plan(struct ctl *c)
+{
+	char path[PATH_MAX];
+	if (!realpath(c->args[0], path))
+		snprintf(path, sizeof path, "%s", c->args[0]);
+	Thaw__Admin__V1__PlanPlacementRequest request = THAW__ADMIN__V1__PLAN_PLACEMENT_REQUEST__INIT;
+	Thaw__Admin__V1__PlanPlacementReply *reply = NULL;
+	request.path = path;
+	request.weights_bytes = c->options.weights_bytes;
+	request.kv_bytes = c->options.kv_bytes;
+	int r = ctl_call(
+		c, "Admin/PlanPlacement", &request, &thaw__admin__v1__plan_placement_reply__descriptor, &reply);
+	if (r != CTL_OK)
+		return r;
+	if (c->output == CTL_OUTPUT_JSON) {
+		struct json_object *o = ctl_json_new();
+		ctl_json_merge(o, ctl_json_message(reply));
+		ctl_json_print(c, o);
+	} else if (reply->placement) {
+		print_plan(c, reply->placement);
+	}
+	ctl_free(reply);
+	return CTL_OK;
+}
+
+/* top: rates are of the time between two looks, or since the start in the first one. */
+
+struct sums { // of a model's ranks
+	uint64_t wall_ns, read_bytes, stall_ns, compute_ns, pass_ns;
+};
+
+static struct sums sum_ranks(const Thaw__Admin__V1__ModelLoad *m, uint64_t wall_ns)
+{
+	struct sums s = {.wall_ns = wall_ns};
+	for (size_t i = 0; i < m->n_ranks; i++) {
+		s.read_bytes += m->ranks[i]->read_bytes;
+		s.stall_ns += m->ranks[i]->stall_ns;
+		s.compute_ns += m->ranks[i]->compute_ns;
+		s.pass_ns += m->ranks[i]->pass_ns;
+	}
+	return s;
+}
+
+static double share(uint64_t part, uint64_t whole)
+{
+	return whole ? 100.0 * (double)part / (double)whole : 0;
+}
+
+static void add_load(struct ctl_table *t, const Thaw__Admin__V1__ModelLoad *m, uint64_t wall_ns, struct sums *before)
+{
+	static const char *const states[] = {"loading", "ready", "recovering", "draining", "failed", "stopped"};
+	char text[CTL_SIZE_BYTES];
+	struct sums now = sum_ranks(m, wall_ns), d = now;
+	bool restarted = now.pass_ns < before->pass_ns;
+	if (before->wall_ns && !restarted) {
+		d.read_bytes -= before->read_bytes;
+		d.stall_ns -= before->stall_ns;
+		d.compute_ns -= before->compute_ns;
+		d.pass_ns -= before->pass_ns;
+	}
+	uint64_t between = before->wall_ns && !restarted ? wall_ns - before->wall_ns : d.pass_ns;
+	*before = now;
+	ctl_table_cell(t, "%s", m->model);
+	ctl_table_cell(t, "%" PRIu32, m->running);
+	ctl_table_cell(t, "%" PRIu32, m->waiting);
+	ctl_table_cell(t, "%s", ctl_seconds(m->time_to_first_token ? m->time_to_first_token->p95_seconds : 0, text));
+	ctl_table_cell(t, "%s", ctl_seconds(m->inter_token ? m->inter_token->p95_seconds : 0, text));
+	ctl_table_cell(t, "%.1f", m->tokens_per_second);
+	ctl_table_cell(t, "%.0f", 100 * m->kv_usage_ratio);
+	ctl_table_cell(t, "%.0f", share(d.pass_ns > d.compute_ns ? d.pass_ns - d.compute_ns : 0, d.pass_ns));
+	ctl_table_cell(t, "%.0f", share(d.stall_ns, d.pass_ns));
+	ctl_table_cell(t, "%s", ctl_rate(between ? (double)d.read_bytes * 1e9 / (double)between : 0, text));
+	ctl_table_cell(t, "%.2f", m->achieved_ratio);
+	ctl_table_cell(t, "%s", m->binding[0] ? m->binding : "-");
+	ctl_table_cell(t, "%" PRIu64, m->generated_tokens_total);
+	ctl_table_cell(t, "%" PRIu64, m->restarts);
+	ctl_table_cell(t, "%s", m->state < base_array_size(states) ? states[m->state] : "?");
+}
+
+static int top_once(struct ctl *c, struct sums *before)
+{
+	static const struct ctl_column columns[] = {{"MODEL", false, false}, {"RUN", true, false},
+		{"WAIT", true, false}, {"TTFTp95", true, false}, {"ITLp95", true, false}, {"TOK/S", true, false},
+		{"KV%", true, false}, {"BUBBLE%", true, false}, {"STALL%", true, false}, {"NVMe", true, false},
+		{"OF-BOUND", true, false}, {"BINDS", false, false}, {"TOKENS", true, true}, {"RESTARTS", true, true},
+		{"STATE", false, false}};
+	Thaw__Admin__V1__GetLoadRequest request = THAW__ADMIN__V1__GET_LOAD_REQUEST__INIT;
+	Thaw__Admin__V1__GetLoadReply *reply = NULL;
+	int r = ctl_call(c, "Admin/GetLoad", &request, &thaw__admin__v1__get_load_reply__descriptor, &reply);
+	if (r != CTL_OK)
+		return r;
+	if (c->output == CTL_OUTPUT_JSON) {
+		struct json_object *o = ctl_json_new();
+		ctl_json_merge(o, ctl_json_message(reply));
+		ctl_json_line(c, o);
+	} else {
+		struct ctl_table t;
+		if (c->out_terminal && !c->options.once)
+			fprintf(c->out, "\033[H\033[2J");
+		ctl_table_init(&t, columns, base_array_size(columns));
+		for (size_t i = 0; i < reply->n_models && i < TOP_MODELS; i++)
+			add_load(&t, reply->models[i], reply->wall_ns, &before[i]);
+		ctl_table_print(&t, c);
+		fflush(c->out);
+	}
+	ctl_free(reply);
+	return ferror(c->out) ? CTL_ERROR : CTL_OK;
+}
+
+int ctl_verb_top(struct ctl *c)
+{
+	struct sums before[TOP_MODELS] = {0};
+	uint64_t pause_ns = c->options.watch_ns ? c->options.watch_ns : TOP_NS;
+	bool once = c->options.once || (!c->out_terminal && !c->options.watch_ns);
+	struct timespec pause = {(time_t)(pause_ns / BASE_NS_PER_SECOND), (long)(pause_ns % BASE_NS_PER_SECOND)};
+	for (;;) {
+		int r = top_once(c, before);
+		if (r != CTL_OK || once)
+			return r;
+		nanosleep(&pause, NULL);
+	}
+}
