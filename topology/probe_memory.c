@@ -16,10 +16,10 @@
 #define CHUNK_BYTES (256u << 10)
 #define WINDOWS 3u
 #define WINDOW_NS 25000000ull
-#define TOUCH_NS 80000000ull // after that, what has been touched has to do
-#define MIN_BUFFER_BYTES (8ull << 20)
+#define TOUCH_NS 1000000000ull // where the kernel gives memory more slowly than this, what has been given has to do
+#define MIN_BUFFER_BYTES (16ull << 20)
 #define MIN_TOTAL_BYTES (256ull << 20)
-#define MAX_TOTAL_BYTES (4ull << 30)
+#define MAX_TOTAL_BYTES (1ull << 30)
 
 typedef uint64_t lanes __attribute__((vector_size(64), may_alias));
 
@@ -161,7 +161,7 @@ static void *work(void *argument)
 static uint64_t buffer_size(const struct topology_machine *m, uint32_t threads)
 {
 	long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-	uint64_t total = cache > 0 ? 4ull * (uint64_t)cache * (m->packages ? m->packages : 1) : 0;
+	uint64_t total = cache > 0 ? 2ull * (uint64_t)cache * (m->packages ? m->packages : 1) : 0;
 	total = total < MIN_TOTAL_BYTES ? MIN_TOTAL_BYTES : total > MAX_TOTAL_BYTES ? MAX_TOTAL_BYTES : total;
 	if (m->memory_available_bytes && total > m->memory_available_bytes / 8)
 		total = m->memory_available_bytes / 8;
