@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+// thaw-rank: one device running one shard. thawd starts it, with a connected socket to itself and one to each
+// neighbour stage; what it shall load comes over the link. See usage() and serve.h.
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "shard/rank/serve.h"
+
+#define CONNECT_NS (30 * BASE_NS_PER_SECOND)
+#define OOM_SCORE "500" // a rank can be started again and its requests go on; thawd cannot
+
+enum exit_code { // the parent looks at these only to tell people
+	EXIT_STOPPED = 0,
+	EXIT_FAILED = 1, // ASSIGN could not be done, or the protocol was broken
+	EXIT_USAGE = 2,
+	EXIT_GONE = 3, // the coordinator or a neighbour ended the group
+};
+
+struct arguments {
+	int fd, previous_fd, next_fd;
+	uint32_t stage, stages;
+	const char *name;
+	enum base_log_level level;
+};
+
+static void usage(FILE *out)
+{
+	fprintf(out,
+		"Usage: thaw-rank --fd N [OPTIONS]\n"
+		"Computes one shard of a model. thawd starts it; there is nothing to run by hand.\n\n"
+		"  --fd N             socket to the coordinator (an inherited, connected unix stream socket, as "
+		"below)\n"
+		"  --stage N          which pipeline stage this is (0)\n"
+		"  --stages N         how many there are (1)\n"
+		"  --previous-fd N    socket to the stage before; all but the first need it\n"
+		"  --next-fd N        socket to the stage after; all but the last need it\n"
+		"  --name TEXT        what the process is called in lists and logs (rank-STAGE)\n"
+		"  --log-level WORD   error, warning, notice, info or debug (info)\n"
+		"  --help, --version\n\n"
+		"SIGTERM ends it after the pass under way; SIGINT and SIGHUP are left to thawd. It dies with thawd.\n"
+		"Exit status: 0 stopped, 1 could not do what it was assigned, 2 usage, 3 the coordinator or a "
+		"neighbour is gone.\n");
+}
+
+static int parse_number(const char *option, const char *text, long most, int *ret_value)
+{
+	char *end;
+	errno = 0;
+	long v = strtol(text, &end, 10);
+	if (errno || end == text || *end || v < 0 || v > most) {
+		fprintf(stderr, "thaw-rank: --%s: \"%s\" is not a number from 0 to %ld\n", option, text, most);
+		return -EINVAL;
+	}
+	*ret_value = (int)v;
+	return 0;
+}
+
+static int check_socket(const char *option, int fd, bool wanted)
+{
+	int domain = 0, type = 0;
+	socklen_t n = sizeof domain;
+	if (!wanted) {
+		if (fd >= 0)
+			fprintf(stderr, "thaw-rank: --%s: this stage has none\n", option);
+		return fd >= 0 ? -EINVAL : 0;
+	}
+	if (fd < 0) {
+		fprintf(stderr, "thaw-rank: --%s is needed (thawd starts thaw-rank; see --help)\n", option);
+		return -EINVAL;
+	}
+	if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &n) < 0 || domain != AF_UNIX ||
+		getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &n) < 0 || type != SOCK_STREAM) {
+		fprintf(stderr, "thaw-rank: --%s: descriptor %d is not a unix stream socket\n", option, fd);
+		return -EINVAL;
+	}
+	fcntl(fd, F_SETFD, FD_CLOEXEC);
+	return 0;
+}
+
+static int check_arguments(const struct arguments *a)
+{
+	if (a->stages == 0 || a->stage >= a->stages) {
+		fprintf(stderr, "thaw-rank: --stage %u of --stages %u\n", a->stage, a->stages);
+		return -EINVAL;
+	}
+	int r = check_socket("fd", a->fd, true);
+	if (!r)
+		r = check_socket("previous-fd", a->previous_fd, a->stage > 0);
+	if (!r)
+		r = check_socket("next-fd", a->next_fd, a->stage + 1 < a->stages);
+	return r;
+}
+
+/* 1: help or version was printed. */
+static int parse_arguments(int argc, char **argv, struct arguments *a)
+{
+	static const struct option options[] = {{"fd", required_argument, NULL, 'f'},
+		{"stage", required_argument, NULL, 's'}, {"stages", required_argument, NULL, 'S'},
+		{"previous-fd", required_argument, NULL, 'p'}, {"next-fd", required_argument, NULL, 'n'},
+		{"name", required_argument, NULL, 'N'}, {"log-level", required_argument, NULL, 'l'},
+		{"help", no_argument, NULL, 'h'}, {"version", no_argument, NULL, 'V'}, {0}};
+	int c, r = 0, at = 0, stage = 0, stages = 1;
+	*a = (struct arguments){.fd = -1, .previous_fd = -1, .next_fd = -1, .level = BASE_LOG_INFO};
+	while (!r && (c = getopt_long(argc, argv, "", options, &at)) >= 0) {
+		if (c == 'f')
+			r = parse_number("fd", optarg, 1 << 20, &a->fd);
+		else if (c == 's')
+			r = parse_number("stage", optarg, LINK_MAX_MEMBERS, &stage);
+		else if (c == 'S')
+			r = parse_number("stages", optarg, LINK_MAX_MEMBERS - 1, &stages);
+		else if (c == 'p')
+			r = parse_number("previous-fd", optarg, 1 << 20, &a->previous_fd);
+		else if (c == 'n')
+			r = parse_number("next-fd", optarg, 1 << 20, &a->next_fd);
+		else if (c == 'N')
+			a->name = optarg;
+		else if (c == 'l')
+			r = base_log_parse_level(optarg, &a->level);
+		else if (c == 'h')
+			return usage(stdout), 1;
+		else if (c == 'V')
+			return printf("thaw-rank %s\n", THAW_VERSION), 1;
+		else
+			r = -EINVAL; // getopt has said why
+		if (r && c == 'l')
+			fprintf(stderr,
+				"thaw-rank: --log-level: \"%s\" is none of error, warning, notice, info, debug\n",
+				optarg);
+	}
+	if (!r && optind < argc) {
+		fprintf(stderr, "thaw-rank: \"%s\" is not an option\n", argv[optind]);
+		r = -EINVAL;
+	}
+	a->stage = (uint32_t)stage;
+	a->stages = (uint32_t)stages;
+	return r ? r : check_arguments(a);
+}
+
+/* Nothing here is needed for right results, so nothing here fails. */
+static void settle_process(const char *name)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	prctl(PR_SET_NAME, name);
+	_cleanup_close_ int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+	if (fd >= 0)
+		(void)!write(fd, OOM_SCORE, strlen(OOM_SCORE));
+}
+
+static void *wait_for_sigterm(void *arg)
+{
+	_Atomic bool *stop = arg;
+	sigset_t set;
+	int signal_number;
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	while (sigwait(&set, &signal_number) != 0)
+		;
+	atomic_store(stop, true);
+	return NULL;
+}
+
+/* SIGTERM is blocked in all threads, so that only the one that waits for it sees it. */
+static int start_signal_thread(_Atomic bool *stop)
+{
+	sigset_t set;
+	pthread_t thread;
+	signal(SIGINT, SIG_IGN);
+	signal(SIGHUP, SIG_IGN);
+	signal(SIGPIPE, SIG_IGN);
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	int r = pthread_create(&thread, NULL, wait_for_sigterm, stop);
+	if (r == 0)
+		pthread_detach(thread);
+	return -r;
+}
+
+static int serve(const struct arguments *a, struct base_log *log, const _Atomic bool *stop)
+{
+	int fds[LINK_MAX_MEMBERS], r;
+	struct link_group *group;
+	struct base_error e = {0};
+	for (uint32_t i = 0; i < LINK_MAX_MEMBERS; i++)
+		fds[i] = -1;
+	fds[0] = a->fd;
+	if (a->stage > 0)
+		fds[a->stage] = a->previous_fd;
+	if (a->stage + 1 < a->stages)
+		fds[a->stage + 2] = a->next_fd;
+	r = link_local_ops.create(fds, 1 + a->stages, 1 + a->stage, 0, 0, base_clock_now_ns() + CONNECT_NS, &group, &e);
+	if (r == 0) {
+		base_log_debug(log, "connected epoch=%llu stage=%u stages=%u", (unsigned long long)group->epoch,
+			a->stage, a->stages);
+		r = rank_serve_until(&link_local_ops, group, log, stop, &e);
+		link_local_ops.close(group);
+	}
+	if (r == -ECONNRESET)
+		base_log_notice(log, "ends: %s", base_error_text(&e));
+	else if (r)
+		base_log_error(log, "%s", base_error_text(&e));
+	return r == 0 ? EXIT_STOPPED : r == -ECONNRESET ? EXIT_GONE : EXIT_FAILED;
+}
+
+int main(int argc, char **argv)
+{
+	static _Atomic bool stop; // outlives main's frame: the signal thread is never joined
+	struct arguments a;
+	struct base_log log;
+	char name[64];
+	int r = parse_arguments(argc, argv, &a);
+	if (r)
+		return r > 0 ? EXIT_SUCCESS : EXIT_USAGE;
+	snprintf(name, sizeof name, "rank-%u", a.stage);
+	if (!a.name)
+		a.name = name;
+	settle_process(a.name);
+	base_log_init(&log, a.name, a.level);
+	r = start_signal_thread(&stop);
+	if (r) {
+		base_log_error(&log, "no thread for signals: %s", strerrordesc_np(-r));
+		return EXIT_FAILED;
+	}
+	return serve(&a, &log, &stop);
+}
