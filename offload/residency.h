@@ -15,7 +15,8 @@ struct offload_residency_extent {
 	bool pinned; // must be hot (norms and other small tensors live in it)
 };
 
-/* Marks extents hot with at most budget_bytes in all; returns -ENOSPC if the pinned ones alone exceed it. For every
- * prefix of the cycle the hot share differs from the whole's by less than one extent. */
+/* Marks extents hot with at most budget_bytes in all; returns -ENOSPC if the pinned ones alone exceed it. Of those that
+ * are not pinned, in every prefix of the cycle, and so in every group, the hot bytes differ from the whole's share by
+ * less than the longest one: the groups need no look of their own. */
 int offload_residency_choose(const struct offload_residency_extent *extents, uint32_t count, uint64_t budget_bytes,
 	bool *ret_hot /* (count) */, uint64_t *ret_hot_bytes);

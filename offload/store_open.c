@@ -69,6 +69,9 @@ static int read_header(struct offload_store *s, struct base_error *e)
 		return base_error_set(e, -errno, "cannot be examined: %s", strerrordesc_np(errno));
 	if (!S_ISREG(st.st_mode))
 		return base_error_set(e, -EBADMSG, "not a regular file");
+	// O_NONBLOCK was for opening what turns out a pipe; io_uring would take it as "fail rather than wait".
+	if (fcntl(s->fd, F_SETFL, s->direct ? O_DIRECT : 0) < 0)
+		return base_error_set(e, -errno, "cannot be set up: %s", strerrordesc_np(errno));
 	if (st.st_size < (off_t)STORE_HEADER_BYTES)
 		return base_error_set(
 			e, -EBADMSG, "no store file, or half written: it has %lld bytes", (long long)st.st_size);

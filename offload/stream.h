@@ -7,7 +7,8 @@
  * the fence of the last step that reads it has passed; slots may be released out of order.
  * A checksum that does not match is read once more; then next() says -EBADMSG, for this extent, each time that
  * it comes round, and the stream goes on. verify_every 1 checks all reads, n every n-th, 0 none.
- * Memory: slots * slot_bytes in huge pages, taken at create and counted by the caller's budget.
+ * Memory: slots * slot_bytes in huge pages, taken at create and counted by the caller's budget. More slots than depth
+ * keep depth reads in flight while the stage thread holds some.
  */
 #pragma once
 
@@ -44,7 +45,7 @@ struct offload_stream_stats { // totals since create
 	uint64_t read_bytes, reads;
 	uint64_t stall_ns; // the stage thread waited in next()
 	uint64_t late; // next() calls that had to wait
-	uint64_t verify_bytes, verify_ns; // CPU time of checksums
+	uint64_t verify_bytes, verify_ns; // CPU time of checksums (sampled when extents are short)
 	uint64_t io_cpu_ns; // CPU time of the I/O thread(s), checksums included
 	uint64_t errors, rereads;
 	uint64_t read_latency_ns; // sum over reads
@@ -54,17 +55,19 @@ struct offload_stream_stats { // totals since create
 struct offload_stream;
 int offload_stream_create(const struct offload_stream_config *config, struct offload_stream **ret_stream,
 	struct base_error *ret_fallback, struct base_error *e);
+/* At any time, slots held or not; waits for the reads in flight. Not while another thread is in a call. */
 void offload_stream_destroy(struct offload_stream *s);
 
 /* Stage thread: the next extent of the ring. 0 with data and a slot number; -EBADMSG or -EIO when the extent cannot
- * be had (no slot is held then and the ring has moved on), with text in e. */
+ * be had (no slot is held then and the ring has moved on), with text in e that names file and place. -EIO at every
+ * call once the engine itself has failed; -EDEADLK when all slots are held, where waiting would never end. */
 int offload_stream_next(struct offload_stream *s, const void **ret_data, uint32_t *ret_slot, struct base_error *e);
 void offload_stream_release(struct offload_stream *s, uint32_t slot);
 /* Stage thread: the next call of next() yields the first item again. For a pass that was given up: every slot that is
- * held must have been released. */
+ * held must have been released. What was read ahead of the next first item stays. */
 void offload_stream_rewind(struct offload_stream *s);
 
 const char *offload_stream_engine(const struct offload_stream *s); // what was chosen
 enum offload_pages offload_stream_pages(const struct offload_stream *s);
-/* Any thread. */
+/* Any thread, until destroy. */
 void offload_stream_get_stats(const struct offload_stream *s, struct offload_stream_stats *ret_stats);

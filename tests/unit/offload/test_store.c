@@ -223,6 +223,9 @@ static void truncated_files_are_refused(void **state)
 	assert_int_equal(mkdirat(f->fd, "folder", 0755), 0);
 	assert_true(offload_store_open(f->fd, "folder", NULL, &s, &e) < 0);
 	unlinkat(f->fd, "folder", AT_REMOVEDIR);
+	assert_int_equal(mkfifoat(f->fd, "pipe", 0600), 0);
+	assert_int_equal(offload_store_open(f->fd, "pipe", NULL, &s, &e), -EBADMSG);
+	assert_non_null(strstr(e.message, "regular file"));
 }
 
 int main(void)
