@@ -69,6 +69,8 @@ int offload_store_writer_tensor(struct offload_store_writer *w, const struct off
  * -EINVAL if first_row is not the tensor's next row. */
 int offload_store_writer_piece(struct offload_store_writer *w, uint32_t tensor, uint64_t first_row, uint32_t rows,
 	const void *data, uint32_t length_bytes, struct base_error *e);
+/* Ends the open extent: the next piece begins another one. */
+void offload_store_writer_break(struct offload_store_writer *w);
 /* Syncs and renames. -EINVAL if a tensor lacks rows. The writer is of no further use, whatever it returns. */
 int offload_store_writer_commit(struct offload_store_writer *w, struct base_error *e);
 void offload_store_writer_destroy(struct offload_store_writer *w); // removes the .tmp of an uncommitted file

@@ -315,6 +315,11 @@ int offload_store_writer_piece(struct offload_store_writer *w, uint32_t tensor, 
 	return 0;
 }
 
+void offload_store_writer_break(struct offload_store_writer *w)
+{
+	close_extent(w);
+}
+
 static int write_tables(struct offload_store_writer *w, struct base_error *e)
 {
 	struct store_header *h = &w->header;

@@ -45,6 +45,7 @@ struct rank_config {
 /* What rank_create will need, from the program alone: for the planner and for refusals with numbers. */
 struct rank_needs {
 	uint64_t weights_all_bytes; // everything hot, no stream
+	uint64_t slots_bytes; // of the stream, part of the budget when anything is cold; for config.weights_budget_bytes
 	uint64_t weights_min_bytes; // the least budget that runs: pinned extents and the least stream
 	uint64_t workspace_bytes;
 	uint64_t kv_block_bytes; // one block of KV_BLOCK_TOKENS

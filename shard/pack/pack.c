@@ -1,0 +1,413 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shard/pack/pack.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <json-c/json.h>
+
+#include "base/cleanup.h"
+#include "base/size.h"
+#include "base/units.h"
+#include "offload/store.h"
+#include "shard/pack/layout.h"
+#include "shard/pack/sources.h"
+#include "shard/quant/quant.h"
+
+#define LOCK_NAME "pack.lock"
+// What the tables of a store file take for each entry, rounded up, and for the file itself.
+#define TABLE_ENTRY_BYTES 96u
+#define FILE_BYTES (64u << 10)
+
+struct packer {
+	const struct format_gguf *g;
+	const struct program *p;
+	const struct pack_config *config;
+	struct pack_result *result;
+	struct pack_layout *layout;
+	struct base_error *e;
+	int store_fd, dir_fd, lock_fd;
+	bool *whole; // (files): there already
+	uint64_t done_bytes, total_bytes;
+	uint8_t *source, *packed; // room for the longest piece: as it is in the file, as it is written
+};
+
+/* ---- store directory and lock ---- */
+
+static int open_directory(int at, const char *path, struct base_error *e, int *ret_fd)
+{
+	if (mkdirat(at, path, 0755) && errno != EEXIST)
+		return base_error_set(
+			e, -errno, "cannot create the store directory %s: %s", path, strerrordesc_np(errno));
+	int fd = openat(at, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return base_error_set(
+			e, -errno, "cannot open the store directory %s: %s", path, strerrordesc_np(errno));
+	*ret_fd = fd;
+	return 0;
+}
+
+static int take_lock(struct packer *k)
+{
+	char text[32] = {0};
+	k->lock_fd = openat(k->store_fd, LOCK_NAME, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
+	if (k->lock_fd < 0)
+		return base_error_set(k->e, -errno, "cannot open %s/" LOCK_NAME ": %s", k->config->store_path,
+			strerrordesc_np(errno));
+	if (flock(k->lock_fd, LOCK_EX | LOCK_NB)) {
+		if (errno != EWOULDBLOCK)
+			return base_error_set(k->e, -errno, "cannot lock %s/" LOCK_NAME ": %s", k->config->store_path,
+				strerrordesc_np(errno));
+		ssize_t n = pread(k->lock_fd, text, sizeof text - 1, 0);
+		text[n > 0 ? strspn(text, "0123456789") : 0] = '\0';
+		return base_error_set(k->e, -EBUSY, "store %s: process %s is packing into it", k->config->store_path,
+			text[0] ? text : "(unknown)");
+	}
+	// The number is for people; the lock itself goes with the process.
+	snprintf(text, sizeof text, "%ld\n", (long)getpid());
+	if (ftruncate(k->lock_fd, 0) || pwrite(k->lock_fd, text, strlen(text), 0) < 0)
+		return base_error_set(k->e, -errno, "cannot write %s/" LOCK_NAME ": %s", k->config->store_path,
+			strerrordesc_np(errno));
+	return 0;
+}
+
+/* ---- digest ---- */
+
+static int digest_progress(void *context, uint64_t done, uint64_t total)
+{
+	const struct packer *k = context;
+	return k->config->progress ? k->config->progress(k->config->context, PACK_PHASE_DIGEST, done, total) : 0;
+}
+
+static int find_digest(struct packer *k)
+{
+	struct stat st = {0};
+	_cleanup_free_ char *path = realpath(format_gguf_path(k->g), NULL);
+	bool file = path && stat(path, &st) == 0 && (uint64_t)st.st_size == format_gguf_file_bytes(k->g);
+	if (file && pack_sources_find(k->store_fd, path, &st, k->result->digest))
+		return 0;
+	int status = format_gguf_digest(k->g, k->result->digest, digest_progress, k, k->e);
+	if (status || !file)
+		return status;
+	struct stat now;
+	if (stat(path, &now) || now.st_mtim.tv_sec != st.st_mtim.tv_sec || now.st_mtim.tv_nsec != st.st_mtim.tv_nsec ||
+		now.st_size != st.st_size || now.st_ino != st.st_ino)
+		return base_error_set(k->e, -EAGAIN, "model %s changed while it was read", path);
+	return pack_sources_put(k->store_fd, path, &st, k->result->digest, k->e);
+}
+
+/* ---- pieces ---- */
+
+static int pack_vector(struct packer *k, const struct pack_layout_piece *piece)
+{
+	const struct program_weight *w = &k->p->weights[piece->weight];
+	const struct pack_cut *cut = &k->layout->cuts[piece->weight];
+	uint64_t element = 0;
+	int status = quant_row_bytes(w->type, 1, &element);
+	if (!status)
+		status = format_gguf_read(
+			k->g, w->source, cut->first_col * element, k->source, cut->cols * element, k->e);
+	if (!status)
+		status = quant_dequantize_row(w->type, k->source, cut->cols, (float *)(void *)k->packed);
+	return status;
+}
+
+// Rows of the source, cut to the columns of the slice, to groups.
+static int pack_rows(struct packer *k, const struct pack_layout_piece *piece)
+{
+	const struct program_weight *w = &k->p->weights[piece->weight];
+	const struct pack_cut *cut = &k->layout->cuts[piece->weight];
+	uint64_t row_bytes = 0, cut_bytes = 0, before = 0;
+	int status;
+	if ((status = quant_row_bytes(w->type, w->cols, &row_bytes)) ||
+		(status = quant_row_bytes(w->type, cut->cols, &cut_bytes)) ||
+		(status = quant_row_bytes(w->type, cut->first_col, &before)))
+		return base_error_set(k->e, status, "tensor %s: its columns do not fit its type's blocks", w->name);
+	uint64_t first = ((uint64_t)cut->first_row + piece->first_row) * row_bytes;
+	if (cut_bytes == row_bytes) {
+		status = format_gguf_read(k->g, w->source, first, k->source, piece->rows * row_bytes, k->e);
+	} else {
+		for (uint32_t r = 0; r < piece->rows && !status; r++)
+			status = format_gguf_read(k->g, w->source, first + r * row_bytes + before,
+				k->source + r * cut_bytes, cut_bytes, k->e);
+	}
+	for (uint32_t r = 0; r < piece->rows && !status; r += QUANT_GROUP_ROWS) {
+		uint32_t rows = piece->rows - r < QUANT_GROUP_ROWS ? piece->rows - r : QUANT_GROUP_ROWS;
+		status = quant_pack_r16(w->type, k->source + r * cut_bytes, rows, cut->cols, k->packed + r * cut_bytes);
+		if (status)
+			base_error_set(k->e, status, "tensor %s cannot be packed", w->name);
+	}
+	return status;
+}
+
+static int progress(struct packer *k)
+{
+	if (k->config->progress &&
+		k->config->progress(k->config->context, PACK_PHASE_PACK, k->done_bytes, k->total_bytes))
+		return base_error_set(k->e, -ECANCELED, "packing was cancelled");
+	return 0;
+}
+
+static int declare_tensor(struct packer *k, struct offload_store_writer *w, uint32_t weight, uint32_t *ret_tensor)
+{
+	const struct program_weight *from = &k->p->weights[weight];
+	const struct pack_cut *cut = &k->layout->cuts[weight];
+	struct offload_store_tensor t = {
+		.type = from->rows == 1 ? QUANT_F32 : from->type,
+		.step = from->step,
+		.rows = cut->rows,
+		.cols = cut->cols,
+	};
+	snprintf(t.name, sizeof t.name, "%s", from->name);
+	return offload_store_writer_tensor(w, &t, ret_tensor, k->e);
+}
+
+static int write_pieces(struct packer *k, const struct pack_layout_file *file, struct offload_store_writer *w)
+{
+	uint32_t tensor = 0, last = PROGRAM_NONE;
+	int status = 0;
+	for (uint32_t i = file->first_piece; i < file->first_piece + file->pieces && !status; i++) {
+		const struct pack_layout_piece *piece = &k->layout->pieces[i];
+		const struct pack_layout_extent *extent = &k->layout->extents[piece->extent];
+		bool vector = k->p->weights[piece->weight].rows == 1;
+		if (i == extent->first_piece)
+			offload_store_writer_break(w);
+		if (piece->weight != last) {
+			if (last != PROGRAM_NONE)
+				format_gguf_forget(k->g, k->p->weights[last].source);
+			last = piece->weight;
+			status = declare_tensor(k, w, last, &tensor);
+		}
+		if (!status)
+			status = vector ? pack_vector(k, piece) : pack_rows(k, piece);
+		if (!status)
+			status = offload_store_writer_piece(
+				w, tensor, piece->first_row, piece->rows, k->packed, piece->length_bytes, k->e);
+		k->done_bytes += piece->length_bytes;
+		if (!status)
+			status = progress(k);
+	}
+	if (last != PROGRAM_NONE)
+		format_gguf_forget(k->g, k->p->weights[last].source);
+	return status;
+}
+
+/* ---- files ---- */
+
+static struct offload_store_identity identity_of(const struct packer *k, const struct pack_layout_file *file)
+{
+	struct offload_store_identity id = {
+		.layer = file->layer,
+		.tp_rank = k->config->slice.tp_rank,
+		.tp_size = k->config->slice.tp_size,
+		.layout = PACK_LAYOUT_R16,
+		.extent_bytes = k->layout->extent_bytes,
+	};
+	memcpy(id.source_digest, k->result->digest, sizeof id.source_digest);
+	return id;
+}
+
+static const char *name_of(const struct packer *k, const struct pack_layout_file *file, char out[static 64])
+{
+	return pack_file_name(file->layer, k->config->slice.tp_rank, k->config->slice.tp_size, out);
+}
+
+static int pack_file(struct packer *k, const struct pack_layout_file *file)
+{
+	char name[64];
+	struct offload_store_identity id = identity_of(k, file);
+	struct offload_store_writer *w = NULL;
+	int status = offload_store_writer_create(k->dir_fd, name_of(k, file, name), &id, &w, k->e);
+	if (!status)
+		status = write_pieces(k, file, w);
+	if (!status)
+		status = offload_store_writer_commit(w, k->e);
+	offload_store_writer_destroy(w);
+	return status;
+}
+
+// Whole files stay; one that is damaged or of another layout goes, and is packed anew.
+static int look_at_files(struct packer *k)
+{
+	char name[64];
+	for (uint32_t i = 0; i < k->layout->files_count; i++) {
+		const struct pack_layout_file *file = &k->layout->files[i];
+		struct offload_store_identity id = identity_of(k, file);
+		struct offload_store *s = NULL;
+		int status = offload_store_open(k->dir_fd, name_of(k, file, name), &id, &s, k->e);
+		k->total_bytes += file->data_bytes;
+		if (!status && offload_store_data_bytes(s) == file->data_bytes) {
+			k->whole[i] = true;
+			k->done_bytes += file->data_bytes;
+			k->result->reused_bytes += file->data_bytes;
+		} else if (!status || status == -EBADMSG || status == -ESTALE) {
+			if (unlinkat(k->dir_fd, name, 0))
+				status = base_error_set(k->e, -errno, "cannot remove %s/%s, which cannot be used: %s",
+					k->result->directory, name, strerrordesc_np(errno));
+			else
+				status = 0;
+		} else if (status == -ENOENT) {
+			status = 0;
+		}
+		offload_store_close(s);
+		if (status)
+			return status;
+	}
+	return 0;
+}
+
+static int check_room(struct packer *k)
+{
+	uint64_t need = 0;
+	struct statvfs fs;
+	for (uint32_t i = 0; i < k->layout->files_count; i++) {
+		const struct pack_layout_file *file = &k->layout->files[i];
+		if (!k->whole[i])
+			need += file->data_bytes + FILE_BYTES +
+				(uint64_t)(file->pieces + file->extents) * TABLE_ENTRY_BYTES;
+	}
+	if (fstatvfs(k->dir_fd, &fs))
+		return base_error_set(k->e, -errno, "cannot ask for the room in %s: %s", k->config->store_path,
+			strerrordesc_np(errno));
+	uint64_t free_bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
+	if (need <= free_bytes)
+		return 0;
+	char needed[BASE_UNITS_TEXT_BYTES], left[BASE_UNITS_TEXT_BYTES];
+	return base_error_set(k->e, -ENOSPC,
+		"store %s: packing needs %s, but its drive has %s left: %llu bytes short; free them or set another "
+		"store directory",
+		k->config->store_path, base_units_format_bytes(need, needed), base_units_format_bytes(free_bytes, left),
+		(unsigned long long)(need - free_bytes));
+}
+
+static int take_buffers(struct packer *k)
+{
+	uint64_t source = 0;
+	for (uint32_t i = 0; i < k->p->weights_count; i++) {
+		uint64_t bytes = (uint64_t)k->layout->cuts[i].cols * sizeof(float); // of a vector in any type
+		source = k->p->weights[i].rows == 1 && bytes > source ? bytes : source;
+	}
+	source = source > k->layout->extent_bytes ? source : k->layout->extent_bytes;
+	k->source = malloc(source);
+	k->packed = aligned_alloc(64, base_size_align(k->layout->extent_bytes, 64));
+	return k->source && k->packed ? 0 : base_error_set(k->e, -ENOMEM, "no memory to pack with");
+}
+
+/* ---- model.json ---- */
+
+static void add_number(json_object *o, const char *key, int64_t v)
+{
+	json_object_object_add(o, key, json_object_new_int64(v));
+}
+
+static json_object *tensors_json(const struct program *p)
+{
+	json_object *list = json_object_new_array();
+	for (uint32_t i = 0; i < p->weights_count; i++) {
+		char type[16];
+		json_object *o = json_object_new_object();
+		json_object_object_add(o, "name", json_object_new_string(p->weights[i].name));
+		json_object_object_add(o, "type", json_object_new_string(quant_type_name(p->weights[i].type, type)));
+		add_number(o, "rows", p->weights[i].rows);
+		add_number(o, "cols", p->weights[i].cols);
+		json_object_array_add(list, o);
+	}
+	return list;
+}
+
+static int write_model_json(struct packer *k)
+{
+	const struct program_config *c = &k->p->config;
+	char hex[33];
+	_cleanup_free_ char *path = realpath(format_gguf_path(k->g), NULL);
+	json_object *root = json_object_new_object(), *config = json_object_new_object();
+	json_object_object_add(root, "source", json_object_new_string(path ? path : format_gguf_path(k->g)));
+	json_object_object_add(root, "digest", json_object_new_string(pack_hex(k->result->digest, hex)));
+	add_number(root, "layout", PACK_LAYOUT_R16);
+	add_number(root, "extent_bytes", k->layout->extent_bytes);
+	json_object_object_add(config, "architecture", json_object_new_string(c->architecture));
+	json_object_object_add(config, "name", json_object_new_string(c->name));
+	add_number(config, "layers", c->layers);
+	add_number(config, "width", c->width);
+	add_number(config, "ffn_width", c->ffn_width);
+	add_number(config, "heads", c->heads);
+	add_number(config, "kv_heads", c->kv_heads);
+	add_number(config, "head_dim", c->head_dim);
+	add_number(config, "vocab", c->vocab);
+	add_number(config, "context_tokens", c->context_tokens);
+	add_number(config, "window", c->window);
+	json_object_object_add(config, "tied_head", json_object_new_boolean(c->tied_head));
+	json_object_object_add(root, "config", config);
+	json_object_object_add(root, "tensors", tensors_json(k->p));
+	int status = pack_write_file(
+		k->dir_fd, "model.json", json_object_to_json_string_ext(root, JSON_C_TO_STRING_PRETTY), k->e);
+	json_object_put(root);
+	return status;
+}
+
+/* ---- all ---- */
+
+static int run(struct packer *k)
+{
+	char hex[33];
+	int status;
+	if ((status = open_directory(AT_FDCWD, k->config->store_path, k->e, &k->store_fd)) || (status = take_lock(k)) ||
+		(status = find_digest(k)))
+		return status;
+	pack_hex(k->result->digest, hex);
+	int n = snprintf(k->result->directory, sizeof k->result->directory, "%s/%s", k->config->store_path, hex);
+	if (n < 0 || (size_t)n >= sizeof k->result->directory)
+		return base_error_set(
+			k->e, -ENAMETOOLONG, "the path of the store is too long: %s", k->config->store_path);
+	if ((status = open_directory(k->store_fd, hex, k->e, &k->dir_fd)) || (status = look_at_files(k)) ||
+		(status = check_room(k)) || (status = take_buffers(k)) || (status = progress(k)))
+		return status;
+	for (uint32_t i = 0; i < k->layout->files_count && !status; i++) {
+		if (k->whole[i])
+			continue;
+		status = pack_file(k, &k->layout->files[i]);
+		k->result->written_bytes += status ? 0 : k->layout->files[i].data_bytes;
+	}
+	if (!status && (k->result->written_bytes || faccessat(k->dir_fd, "model.json", F_OK, 0)))
+		status = write_model_json(k);
+	return status;
+}
+
+int pack_model(const struct format_gguf *g, const struct program *p, const struct pack_config *config,
+	struct pack_result *ret_result, struct base_error *e)
+{
+	struct pack_result result = {0};
+	struct packer k = {.g = g,
+		.p = p,
+		.config = config,
+		.result = &result,
+		.e = e,
+		.store_fd = -1,
+		.dir_fd = -1,
+		.lock_fd = -1};
+	int status = pack_layout_build(p, &config->slice, &k.layout, e);
+	if (status)
+		return status;
+	result.extent_bytes = k.layout->extent_bytes;
+	k.whole = calloc(k.layout->files_count, sizeof *k.whole);
+	status = k.whole ? run(&k) : base_error_set(e, -ENOMEM, "no memory to pack with");
+	int fds[] = {k.dir_fd, k.store_fd, k.lock_fd};
+	for (size_t i = 0; i < base_array_size(fds); i++) {
+		if (fds[i] >= 0)
+			close(fds[i]);
+	}
+	free(k.whole);
+	free(k.source);
+	free(k.packed);
+	pack_layout_destroy(k.layout);
+	if (!status)
+		*ret_result = result;
+	return status;
+}

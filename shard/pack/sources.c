@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "shard/pack/sources.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <json-c/json.h>
+
+#include "base/cleanup.h"
+
+#define NAME "sources.json"
+#define MAX_BYTES (1u << 20)
+#define MAX_SOURCES 256u
+
+char *pack_hex(const uint8_t digest[static 16], char out[static 33])
+{
+	for (uint32_t i = 0; i < 16; i++)
+		snprintf(out + 2 * i, 3, "%02x", digest[i]);
+	return out;
+}
+
+static bool from_hex(const char *text, uint8_t ret[static 16])
+{
+	if (strlen(text) != 32 || strspn(text, "0123456789abcdef") != 32)
+		return false;
+	for (uint32_t i = 0; i < 16; i++) {
+		unsigned v;
+		sscanf(text + 2 * i, "%2x", &v);
+		ret[i] = (uint8_t)v;
+	}
+	return true;
+}
+
+static int write_all(int fd, const char *text)
+{
+	for (size_t at = 0, n = strlen(text); at < n;) {
+		ssize_t r = write(fd, text + at, n - at);
+		if (r < 0 && errno == EINTR)
+			continue;
+		if (r < 0)
+			return -errno;
+		at += (size_t)r;
+	}
+	return fsync(fd) ? -errno : 0;
+}
+
+int pack_write_file(int dirfd, const char *name, const char *text, struct base_error *e)
+{
+	char tmp[80];
+	snprintf(tmp, sizeof tmp, "%s.tmp", name);
+	_cleanup_close_ int fd = openat(dirfd, tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
+	if (fd < 0)
+		return base_error_set(e, -errno, "cannot write %s in the store: %s", name, strerrordesc_np(errno));
+	int status = write_all(fd, text);
+	if (!status && renameat(dirfd, tmp, dirfd, name))
+		status = -errno;
+	if (!status && fsync(dirfd))
+		status = -errno;
+	if (status) {
+		unlinkat(dirfd, tmp, 0);
+		return base_error_set(e, status, "cannot write %s in the store: %s", name, strerrordesc_np(-status));
+	}
+	return 0;
+}
+
+static json_object *read_json(int store_fd)
+{
+	_cleanup_close_ int fd = openat(store_fd, NAME, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	struct stat st;
+	if (fd < 0 || fstat(fd, &st) || st.st_size > MAX_BYTES)
+		return NULL;
+	_cleanup_free_ char *text = calloc(1, (size_t)st.st_size + 1);
+	if (!text || read(fd, text, (size_t)st.st_size) != st.st_size)
+		return NULL;
+	return json_tokener_parse(text);
+}
+
+static json_object *sources_of(json_object *root)
+{
+	json_object *list;
+	if (!root || !json_object_object_get_ex(root, "sources", &list) || !json_object_is_type(list, json_type_array))
+		return NULL;
+	return list;
+}
+
+static const char *string_of(json_object *o, const char *key)
+{
+	json_object *v;
+	return json_object_object_get_ex(o, key, &v) && json_object_is_type(v, json_type_string)
+		       ? json_object_get_string(v)
+		       : "";
+}
+
+static bool has_number(json_object *o, const char *key, uint64_t want)
+{
+	json_object *v;
+	return json_object_object_get_ex(o, key, &v) && json_object_is_type(v, json_type_int) &&
+	       (uint64_t)json_object_get_int64(v) == want;
+}
+
+static uint64_t mtime_ns(const struct stat *st)
+{
+	return (uint64_t)st->st_mtim.tv_sec * 1000000000u + (uint64_t)st->st_mtim.tv_nsec;
+}
+
+bool pack_sources_find(int store_fd, const char *path, const struct stat *st, uint8_t ret_digest[static 16])
+{
+	json_object *root = read_json(store_fd), *list = sources_of(root);
+	bool found = false;
+	for (size_t i = 0; list && i < json_object_array_length(list) && !found; i++) {
+		json_object *o = json_object_array_get_idx(list, i);
+		found = json_object_is_type(o, json_type_object) && strcmp(string_of(o, "path"), path) == 0 &&
+			has_number(o, "device", st->st_dev) && has_number(o, "inode", st->st_ino) &&
+			has_number(o, "size", (uint64_t)st->st_size) && has_number(o, "mtime_ns", mtime_ns(st)) &&
+			from_hex(string_of(o, "digest"), ret_digest);
+	}
+	json_object_put(root);
+	return found;
+}
+
+static json_object *new_source(const char *path, const struct stat *st, const uint8_t digest[static 16])
+{
+	char hex[33];
+	json_object *o = json_object_new_object();
+	json_object_object_add(o, "path", json_object_new_string(path));
+	json_object_object_add(o, "device", json_object_new_int64((int64_t)st->st_dev));
+	json_object_object_add(o, "inode", json_object_new_int64((int64_t)st->st_ino));
+	json_object_object_add(o, "size", json_object_new_int64(st->st_size));
+	json_object_object_add(o, "mtime_ns", json_object_new_int64((int64_t)mtime_ns(st)));
+	json_object_object_add(o, "digest", json_object_new_string(pack_hex(digest, hex)));
+	return o;
+}
+
+int pack_sources_put(
+	int store_fd, const char *path, const struct stat *st, const uint8_t digest[static 16], struct base_error *e)
+{
+	json_object *old = read_json(store_fd), *list = sources_of(old), *root = json_object_new_object();
+	json_object *sources = json_object_new_array();
+	json_object_array_add(sources, new_source(path, st, digest)); // newest first
+	for (size_t i = 0; list && i < json_object_array_length(list) && i < MAX_SOURCES - 1; i++) {
+		json_object *o = json_object_array_get_idx(list, i);
+		if (json_object_is_type(o, json_type_object) && strcmp(string_of(o, "path"), path) != 0)
+			json_object_array_add(sources, json_object_get(o));
+	}
+	json_object_object_add(root, "sources", sources);
+	int status = pack_write_file(store_fd, NAME, json_object_to_json_string_ext(root, JSON_C_TO_STRING_PRETTY), e);
+	json_object_put(root);
+	json_object_put(old);
+	return status;
+}

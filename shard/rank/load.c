@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: Apache-2.0
+// Store files, residency, reading of hot extents, the stream.
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/size.h"
+#include "offload/hash.h"
+#include "offload/residency.h"
+#include "shard/quant/quant.h"
+#include "shard/rank/internal.h"
+
+#define LOAD_DEPTH 32u
+#define LOAD_TRIES 2u
+
+/* ---- files ---- */
+
+static int mismatch(const struct rank *r, uint32_t layer, const char *what, struct base_error *e)
+{
+	char name[64];
+	return base_error_set(e, -EBADMSG,
+		"store file %s/%s: its %s are not those of this model: remove the file, and it will be packed again",
+		r->config.store_directory,
+		pack_file_name(layer, r->config.slice.tp_rank, r->config.slice.tp_size, name), what);
+}
+
+static bool same_tensor(const struct rank *r, const struct offload_store_tensor *t, uint32_t weight)
+{
+	const struct program_weight *w = &r->program->weights[weight];
+	const struct pack_cut *cut = &r->layout->cuts[weight];
+	return strcmp(t->name, w->name) == 0 && t->rows == cut->rows && t->cols == cut->cols &&
+	       t->type == (w->rows == 1 ? QUANT_F32 : w->type);
+}
+
+// The file's tables must say what the layout says; then the layout's numbers are used and the file's are not.
+static int check_tables(
+	const struct rank *r, const struct pack_layout_file *file, const struct offload_store *s, struct base_error *e)
+{
+	uint32_t tensors_count, extents_count, pieces_count, tensor = UINT32_MAX, last = PROGRAM_NONE;
+	const struct offload_store_tensor *tensors = offload_store_tensors(s, &tensors_count);
+	const struct offload_store_extent *extents = offload_store_extents(s, &extents_count);
+	const struct offload_store_piece *pieces = offload_store_pieces(s, &pieces_count);
+	if (extents_count != file->extents || pieces_count != file->pieces)
+		return mismatch(r, file->layer, "extents", e);
+	for (uint32_t i = 0; i < extents_count; i++) {
+		const struct pack_layout_extent *x = &r->layout->extents[file->first_extent + i];
+		if (extents[i].length_bytes != x->length_bytes || extents[i].pieces != x->pieces ||
+			extents[i].first_piece != x->first_piece - file->first_piece)
+			return mismatch(r, file->layer, "extents", e);
+	}
+	for (uint32_t i = 0; i < pieces_count; i++) {
+		const struct pack_layout_piece *piece = &r->layout->pieces[file->first_piece + i];
+		if (piece->weight != last) {
+			last = piece->weight;
+			tensor++;
+			if (tensor >= tensors_count || !same_tensor(r, &tensors[tensor], last))
+				return mismatch(r, file->layer, "tensors", e);
+		}
+		if (pieces[i].tensor != tensor || pieces[i].extent != piece->extent - file->first_extent ||
+			pieces[i].offset_bytes != piece->offset_bytes ||
+			pieces[i].length_bytes != piece->length_bytes || pieces[i].first_row != piece->first_row ||
+			pieces[i].rows != piece->rows)
+			return mismatch(r, file->layer, "pieces", e);
+	}
+	return tensor + 1 == tensors_count ? 0 : mismatch(r, file->layer, "tensors", e);
+}
+
+int rank_open_files(struct rank *r, struct base_error *e)
+{
+	const struct pack_layout *l = r->layout;
+	_cleanup_close_ int dir = open(r->config.store_directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (dir < 0)
+		return base_error_set(e, -errno, "cannot open the store directory %s: %s", r->config.store_directory,
+			strerrordesc_np(errno));
+	r->stores = calloc(l->files_count, sizeof *r->stores);
+	r->fds = calloc(l->files_count, sizeof *r->fds);
+	if (!r->stores || !r->fds)
+		return base_error_set(e, -ENOMEM, "no memory for the store's files");
+	r->placement.direct_io = true;
+	for (uint32_t i = 0; i < l->files_count; i++) {
+		char name[64];
+		const struct pack_slice *slice = &r->config.slice;
+		struct offload_store_identity want = {
+			.layer = l->files[i].layer,
+			.tp_rank = slice->tp_rank,
+			.tp_size = slice->tp_size,
+			.layout = PACK_LAYOUT_R16,
+			.extent_bytes = l->extent_bytes,
+		};
+		memcpy(want.source_digest, r->config.digest, sizeof want.source_digest);
+		int status = offload_store_open(
+			dir, pack_file_name(want.layer, slice->tp_rank, slice->tp_size, name), &want, &r->stores[i], e);
+		if (!status)
+			status = check_tables(r, &l->files[i], r->stores[i], e);
+		if (status)
+			return status;
+		r->fds[i] = offload_store_fd(r->stores[i]);
+		r->placement.direct_io &= offload_store_direct(r->stores[i]);
+	}
+	return 0;
+}
+
+/* ---- residency ---- */
+
+// Extents of the pass, or those that only look-ups read, within a budget.
+static int choose(struct rank *r, bool pass, uint64_t budget, bool *hot, struct base_error *e)
+{
+	const struct pack_layout *l = r->layout;
+	_cleanup_free_ struct offload_residency_extent *extents = calloc(l->extents_count, sizeof *extents);
+	_cleanup_free_ bool *chosen = calloc(l->extents_count, sizeof *chosen);
+	uint32_t count = 0, next = 0;
+	uint64_t bytes = 0;
+	if (!extents || !chosen)
+		return base_error_set(e, -ENOMEM, "no memory for the table of extents");
+	for (uint32_t i = 0; i < l->extents_count; i++) {
+		uint32_t layer = l->files[l->extents[i].file].layer;
+		if (rank_file_in_pass(r->program, &r->config.slice, layer) == pass)
+			extents[count++] = (struct offload_residency_extent){
+				.bytes = l->extents[i].length_bytes,
+				.group = l->extents[i].file,
+				.pinned = pass && l->extents[i].pinned,
+			};
+	}
+	int status = offload_residency_choose(extents, count, budget, chosen, &bytes);
+	if (status)
+		return base_error_set(e, -ENOMEM, "the weights budget is too small for the norms");
+	for (uint32_t i = 0; i < l->extents_count; i++) {
+		uint32_t layer = l->files[l->extents[i].file].layer;
+		if (rank_file_in_pass(r->program, &r->config.slice, layer) == pass)
+			hot[i] = chosen[next++];
+	}
+	return 0;
+}
+
+/* ---- reading ---- */
+
+struct loader {
+	struct rank *r;
+	struct offload_engine *engine;
+	struct offload_read reads[LOAD_DEPTH];
+	uint32_t extents[LOAD_DEPTH]; // what each read reads
+	uint8_t tries[LOAD_DEPTH];
+	uint32_t spare[LOAD_DEPTH], spare_count; // reads that are free
+	uint32_t next; // extent to look at
+	uint64_t done_bytes, total_bytes;
+	struct base_error *e;
+};
+
+static int submit(struct loader *k, uint32_t slot)
+{
+	struct offload_read *read = &k->reads[slot];
+	int n = k->engine->ops->submit(k->engine, &read, 1);
+	return n == 1 ? 0 : n < 0 ? n : -EIO;
+}
+
+static int start_reads(struct loader *k)
+{
+	struct rank *r = k->r;
+	while (k->spare_count) {
+		while (k->next < r->layout->extents_count && !r->hot[k->next])
+			k->next++;
+		if (k->next == r->layout->extents_count)
+			return 0;
+		const struct pack_layout_extent *x = &r->layout->extents[k->next];
+		uint32_t count, slot = k->spare[--k->spare_count];
+		const struct offload_store_extent *extents = offload_store_extents(r->stores[x->file], &count);
+		k->extents[slot] = k->next;
+		k->tries[slot] = 0;
+		k->reads[slot] = (struct offload_read){
+			.file = x->file,
+			.length_bytes = x->length_bytes,
+			.offset_bytes = extents[k->next - r->layout->files[x->file].first_extent].offset_bytes,
+			.buffer = (void *)r->hot[k->next],
+		};
+		k->next++;
+		int status = submit(k, slot);
+		if (status)
+			return base_error_set(k->e, status, "cannot read the store: %s", strerrordesc_np(-status));
+	}
+	return 0;
+}
+
+// A read came back: right, or once more, or for good an error that names the place.
+static int finish_read(struct loader *k, struct offload_read *read)
+{
+	struct rank *r = k->r;
+	uint32_t slot = (uint32_t)(read - k->reads), extent = k->extents[slot], count;
+	const struct pack_layout_file *file = &r->layout->files[read->file];
+	const struct offload_store_extent *x =
+		&offload_store_extents(r->stores[read->file], &count)[extent - file->first_extent];
+	bool whole = read->result == (int)read->length_bytes;
+	if (whole && offload_hash(read->buffer, read->length_bytes) == x->xxh3) {
+		k->spare[k->spare_count++] = slot;
+		k->done_bytes += read->length_bytes;
+		return 0;
+	}
+	if (++k->tries[slot] < LOAD_TRIES)
+		return submit(k, slot);
+	char name[64];
+	pack_file_name(file->layer, r->config.slice.tp_rank, r->config.slice.tp_size, name);
+	k->spare[k->spare_count++] = slot;
+	if (whole)
+		return base_error_set(k->e, -EBADMSG,
+			"store file %s/%s: the %u bytes at %llu do not match their checksum: remove the file, and it "
+			"will be packed again",
+			r->config.store_directory, name, x->length_bytes, (unsigned long long)x->offset_bytes);
+	return base_error_set(k->e, -EIO, "store file %s/%s: cannot read %u bytes at %llu: %s",
+		r->config.store_directory, name, x->length_bytes, (unsigned long long)x->offset_bytes,
+		read->result < 0 ? strerrordesc_np(-read->result) : "the file is shorter");
+}
+
+static int read_all(
+	struct loader *k, int (*progress)(void *context, uint64_t done_bytes, uint64_t total_bytes), void *context)
+{
+	struct offload_read *back[LOAD_DEPTH];
+	for (uint32_t i = 0; i < LOAD_DEPTH; i++)
+		k->spare[k->spare_count++] = i;
+	int status = start_reads(k);
+	while (!status && k->spare_count < LOAD_DEPTH) {
+		int n = k->engine->ops->reap(k->engine, back, LOAD_DEPTH, OFFLOAD_ENGINE_FOREVER);
+		if (n < 0)
+			return base_error_set(k->e, n, "cannot read the store: %s", strerrordesc_np(-n));
+		for (int i = 0; i < n && !status; i++) {
+			status = finish_read(k, back[i]);
+			if (!status)
+				status = start_reads(k); // before the next checksum, so that the drive is kept busy
+		}
+		if (!status && progress && progress(context, k->done_bytes, k->total_bytes))
+			status = base_error_set(k->e, -ECANCELED, "loading was cancelled");
+	}
+	return status;
+}
+
+// Gives each hot extent its place and adds up what the placement reports.
+static uint64_t place_hot(struct rank *r, const bool *hot, uint8_t *memory)
+{
+	uint64_t at = 0;
+	for (uint32_t i = 0; i < r->layout->extents_count; i++) {
+		const struct pack_layout_extent *x = &r->layout->extents[i];
+		bool pass = rank_file_in_pass(r->program, &r->config.slice, r->layout->files[x->file].layer);
+		r->placement.extents++;
+		if (!hot[i]) {
+			r->placement.cold_bytes += pass ? x->length_bytes : 0;
+			continue;
+		}
+		r->placement.hot_extents++;
+		r->placement.hot_bytes += x->length_bytes;
+		r->hot[i] = memory + at;
+		at += x->length_bytes;
+	}
+	return at;
+}
+
+int rank_load(struct rank *r, struct base_error *e,
+	int (*progress)(void *context, uint64_t done_bytes, uint64_t total_bytes), void *context)
+{
+	uint32_t count = r->layout->extents_count;
+	_cleanup_free_ bool *hot = calloc(count, sizeof *hot);
+	r->hot = calloc(count, sizeof *r->hot);
+	if (!hot || !r->hot)
+		return base_error_set(e, -ENOMEM, "no memory for the table of extents");
+	int status = choose(r, true, r->budget.hot_budget_bytes, hot, e);
+	if (!status && r->budget.lookup_budget_bytes)
+		status = choose(r, false, r->budget.lookup_budget_bytes, hot, e);
+	uint64_t bytes = r->budget.row_bytes;
+	for (uint32_t i = 0; i < count; i++)
+		bytes += hot[i] ? r->layout->extents[i].length_bytes : 0;
+	if (!status)
+		status = offload_memory_map(bytes, &r->memory, e);
+	if (status)
+		return status;
+	struct loader k = {.r = r, .e = e};
+	k.total_bytes = place_hot(r, hot, r->memory.data);
+	r->row_memory = (uint8_t *)r->memory.data + k.total_bytes;
+	struct offload_engine_config engine = {
+		.depth = LOAD_DEPTH,
+		.files = r->fds,
+		.files_count = r->layout->files_count,
+	};
+	struct base_error fallback = {0};
+	status = offload_engine_create(r->config.engine, &engine, &k.engine, &fallback, e);
+	if (status)
+		return status;
+	snprintf(r->placement.engine, sizeof r->placement.engine, "%s", k.engine->ops->name);
+	status = read_all(&k, progress, context);
+	k.engine->ops->destroy(k.engine);
+	return status;
+}
+
+int rank_start_stream(struct rank *r, struct base_error *e)
+{
+	if (r->ring_count == 0)
+		return 0;
+	uint32_t slots = r->budget.slots;
+	struct offload_stream_config config = {
+		.engine = r->config.engine,
+		.files = r->fds,
+		.files_count = r->layout->files_count,
+		.items = r->ring,
+		.items_count = r->ring_count,
+		.slots = slots,
+		.slot_bytes = r->sizes.longest_bytes,
+		.depth = r->budget.depth,
+		.verify_every = r->config.verify_every,
+	};
+	struct base_error fallback = {0};
+	int status = offload_stream_create(&config, &r->stream, &fallback, e);
+	if (status)
+		return status;
+	snprintf(r->placement.engine, sizeof r->placement.engine, "%s", offload_stream_engine(r->stream));
+	r->placement.slot_bytes = r->budget.slots_bytes;
+	return 0;
+}
