@@ -52,7 +52,8 @@ void proto_budget_init(struct proto_budget *b, size_t wire_bytes)
 	};
 }
 
-/* Length of a well-formed sequence at p, or 0. The table is the one of the Unicode standard (well-formed UTF-8 byte sequences). */
+/* Length of a well-formed sequence at p, or 0. The table is the one of the Unicode standard (well-formed UTF-8 byte
+ * sequences). */
 static size_t utf8_sequence(const uint8_t *p, size_t left)
 {
 	uint8_t lead = p[0];
@@ -155,8 +156,8 @@ static int check_string(const struct check *c, const char *path, const struct wi
 	return base_error_set(c->e, -EILSEQ, "%s: not UTF-8 at byte offset %zu", path, good);
 }
 
-/* On the wire, because protobuf-c's strings have lost their length, and so a NUL byte within. The depth is that of the types,
- * none of which contains itself; the limit is for types to come. */
+/* On the wire, because protobuf-c's strings have lost their length, and so a NUL byte within. The depth is that of the
+ * types, none of which contains itself; the limit is for types to come. */
 static int check_message(const struct check *c, const ProtobufCMessageDescriptor *descriptor, struct wire w,
 	const char *prefix, unsigned depth)
 {

@@ -2,8 +2,8 @@
  * What protobuf-c leaves to its caller: bounded decoding and checked strings.
  *
  * protobuf-c takes bad UTF-8 and embedded NUL bytes, and a few bytes on the wire can become many in memory (an empty
- * message in a list costs two bytes there and a struct here). So every decode runs with an allocator that has a budget, and
- * the strings of the result are checked at once. Any thread.
+ * message in a list costs two bytes there and a struct here). So every decode runs with an allocator that has a budget,
+ * and the strings of the result are checked at once. Any thread.
  */
 #pragma once
 

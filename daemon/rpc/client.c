@@ -83,7 +83,8 @@ int rpc_client_create(
 	} else {
 		credentials = grpc_insecure_credentials_create();
 	}
-	/* Several clients of one process share no connection; proxies of the environment are for the web, not for a control socket. */
+	/* Several clients of one process share no connection; proxies of the environment are for the web, not for a
+	 * control socket. */
 	grpc_arg args[] = {
 		rpc_arg_int(RPC_ARG_COMPRESSIONS, RPC_COMPRESSIONS_IDENTITY),
 		rpc_arg_int(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, (int)RPC_MAX_MESSAGE_BYTES),

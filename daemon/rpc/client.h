@@ -14,12 +14,14 @@ struct rpc_client_tls {
 };
 
 struct rpc_client;
-/* address: unix:PATH or HOST:PORT; tls NULL: plaintext. Connects lazily. -EINVAL for an address that is neither, -errno of a file. */
+/* address: unix:PATH or HOST:PORT; tls NULL: plaintext. Connects lazily. -EINVAL for an address that is neither, -errno
+ * of a file. */
 int rpc_client_create(
 	const char *address, const struct rpc_client_tls *tls, struct rpc_client **ret_client, struct base_error *e);
 void rpc_client_destroy(struct rpc_client *c); // after its streams are closed
 
-/* Sent with every later call (x-request-id, x-thaw-priority, traceparent). key is a literal; at most 4: -ENOSPC. value NULL removes it. */
+/* Sent with every later call (x-request-id, x-thaw-priority, traceparent). key is a literal; at most 4: -ENOSPC. value
+ * NULL removes it. */
 int rpc_client_set_metadata(struct rpc_client *c, const char *key, const char *value);
 
 struct rpc_client_status {
@@ -31,13 +33,13 @@ struct rpc_client_status {
 	char request_id[64]; // that the server sent back, "" if none
 };
 
-/* Unary: the reply is the caller's to free (NULL unless status is 0). 0 also when the server answered with an error: look at status.
- * -EHOSTUNREACH when there is no server, or it went away; status says more. timeout_ns 0: none. */
+/* Unary: the reply is the caller's to free (NULL unless status is 0). 0 also when the server answered with an error:
+ * look at status. -EHOSTUNREACH when there is no server, or it went away; status says more. timeout_ns 0: none. */
 int rpc_client_call(struct rpc_client *c, const char *method, const void *request, size_t request_bytes,
 	uint64_t timeout_ns, uint8_t **ret_reply, size_t *ret_reply_bytes, struct rpc_client_status *ret_status);
 
-/* Server streaming. next(): 1 with a message (valid until the next call), 0 at the end with status, -EHOSTUNREACH (status is set then
- * too) when there is no server, or it went away. */
+/* Server streaming. next(): 1 with a message (valid until the next call), 0 at the end with status, -EHOSTUNREACH
+ * (status is set then too) when there is no server, or it went away. */
 struct rpc_client_stream;
 int rpc_client_stream_open(struct rpc_client *c, const char *method, const void *request, size_t request_bytes,
 	uint64_t timeout_ns, struct rpc_client_stream **ret_stream);

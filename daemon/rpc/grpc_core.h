@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * gRPC-core's headers, whichever version, and what server and client share. Only daemon/rpc includes this.
  *
- * Built against 1.51 (Debian 12) and later: credentials moved from grpc_security.h to credentials.h. gpr_log, which later versions
- * lack, is not used at all.
+ * Built against 1.51 (Debian 12) and later: credentials moved from grpc_security.h to credentials.h. gpr_log, which
+ * later versions lack, is not used at all.
  */
 #pragma once
 
@@ -29,8 +29,8 @@
 
 #define RPC_MAX_MESSAGE_BYTES (16u << 20)
 #define RPC_MAX_PEM_BYTES (1u << 20)
-/* Accepted encodings: a bit set with identity alone. gRPC-core inflates before it looks at the size limit, so a small message could
- * become gigabytes. There is no public name for this argument in the C headers of every version. */
+/* Accepted encodings: a bit set with identity alone. gRPC-core inflates before it looks at the size limit, so a small
+ * message could become gigabytes. There is no public name for this argument in the C headers of every version. */
 #define RPC_ARG_COMPRESSIONS "grpc.compression_enabled_algorithms_bitset"
 #define RPC_COMPRESSIONS_IDENTITY 1
 
