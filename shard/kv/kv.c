@@ -43,52 +43,92 @@ int kv_block_bytes(enum kv_type type, uint32_t layers, uint32_t kv_heads, uint32
 	return 0;
 }
 
-static void store_q8(const float *x, uint8_t *p)
+/* 32 elements: the scale to *d, the int8 `stride` apart. */
+static void store_q8(const float *x, uint8_t *d, uint8_t *q, uint32_t stride)
 {
 	float max = 0;
 	for (uint32_t i = 0; i < 32; i++)
 		max = fmaxf(max, fabsf(x[i]));
 	uint16_t half = quant_f32_to_f16(max / 127);
-	float d = quant_f16_to_f32(half), inverse = d > 0 ? 1 / d : 0;
-	memcpy(p, &half, 2);
+	float scale = quant_f16_to_f32(half), inverse = scale > 0 ? 1 / scale : 0;
+	memcpy(d, &half, 2);
 	for (uint32_t i = 0; i < 32; i++) {
-		// d is rounded, so the largest element can come out as 128; and a subnormal d is coarse.
-		float q = rintf(x[i] * inverse);
-		p[2 + i] = (uint8_t)(int8_t)(q > 127 ? 127 : q < -127 ? -127 : q);
+		// The scale is rounded, so the largest element can come out as 128; and a subnormal one is coarse.
+		float v = rintf(x[i] * inverse);
+		q[(size_t)i * stride] = (uint8_t)(int8_t)(v > 127 ? 127 : v < -127 ? -127 : v);
 	}
 }
 
-void kv_vector_store(enum kv_type type, const float *x, uint32_t head_dim, void *vector)
+static void load_q8(const uint8_t *d, const uint8_t *q, uint32_t stride, float *x)
 {
-	uint8_t *p = vector;
-	if (type == KV_Q8) {
-		for (uint32_t i = 0; i < head_dim; i += 32, p += 34)
-			store_q8(x + i, p);
-		return;
-	}
-	for (uint32_t i = 0; i < head_dim; i++) {
-		uint16_t half = quant_f32_to_f16(x[i]);
-		memcpy(p + 2 * (size_t)i, &half, 2);
-	}
-}
-
-void kv_vector_load(enum kv_type type, const void *vector, uint32_t head_dim, float *x)
-{
-	const uint8_t *p = vector;
 	uint16_t half;
-	if (type == KV_Q8) {
-		for (uint32_t i = 0; i < head_dim; i += 32, p += 34) {
-			memcpy(&half, p, 2);
-			float d = quant_f16_to_f32(half);
-			for (uint32_t k = 0; k < 32; k++)
-				x[i + k] = d * (float)(int8_t)p[2 + k];
-		}
-		return;
+	memcpy(&half, d, 2);
+	float scale = quant_f16_to_f32(half);
+	for (uint32_t i = 0; i < 32; i++)
+		x[i] = scale * (float)(int8_t)q[(size_t)i * stride];
+}
+
+static void store_f16(const float *x, uint32_t head_dim, uint8_t *p, uint32_t stride)
+{
+	for (uint32_t i = 0; i < head_dim; i++, p += stride) {
+		uint16_t half = quant_f32_to_f16(x[i]);
+		memcpy(p, &half, 2);
 	}
-	for (uint32_t i = 0; i < head_dim; i++) {
-		memcpy(&half, p + 2 * (size_t)i, 2);
+}
+
+static void load_f16(const uint8_t *p, uint32_t stride, uint32_t head_dim, float *x)
+{
+	for (uint32_t i = 0; i < head_dim; i++, p += stride) {
+		uint16_t half;
+		memcpy(&half, p, 2);
 		x[i] = quant_f16_to_f32(half);
 	}
+}
+
+void kv_value_store(enum kv_type type, const float *x, uint32_t head_dim, uint32_t slot, void *block)
+{
+	if (type == KV_F16) {
+		store_f16(x, head_dim, (uint8_t *)block + (size_t)slot * head_dim * 2, 2);
+		return;
+	}
+	uint8_t *p = (uint8_t *)block + (size_t)slot * (head_dim / 32 * 34);
+	for (uint32_t i = 0; i < head_dim; i += 32, p += 34)
+		store_q8(x + i, p, p + 2, 1);
+}
+
+void kv_value_load(enum kv_type type, const void *block, uint32_t slot, uint32_t head_dim, float *x)
+{
+	if (type == KV_F16) {
+		load_f16((const uint8_t *)block + (size_t)slot * head_dim * 2, 2, head_dim, x);
+		return;
+	}
+	const uint8_t *p = (const uint8_t *)block + (size_t)slot * (head_dim / 32 * 34);
+	for (uint32_t i = 0; i < head_dim; i += 32, p += 34)
+		load_q8(p, p + 2, 1, x + i);
+}
+
+#define KEY_Q8_BYTES (34 * KV_BLOCK_TOKENS)
+
+void kv_key_store(enum kv_type type, const float *x, uint32_t head_dim, uint32_t slot, void *block)
+{
+	uint8_t *p = block;
+	if (type == KV_F16) {
+		store_f16(x, head_dim, p + 2 * slot, 2 * KV_BLOCK_TOKENS);
+		return;
+	}
+	for (uint32_t i = 0; i < head_dim; i += 32, p += KEY_Q8_BYTES)
+		store_q8(x + i, p + 2 * slot, p + 2 * KV_BLOCK_TOKENS + slot, KV_BLOCK_TOKENS);
+}
+
+void kv_key_load(enum kv_type type, const void *block, uint32_t slot, uint32_t head_dim, float *x)
+{
+	const uint8_t *p = block;
+	if (type == KV_F16) {
+		load_f16(p + 2 * slot, 2 * KV_BLOCK_TOKENS, head_dim, x);
+		return;
+	}
+	for (uint32_t i = 0; i < head_dim; i += 32, p += KEY_Q8_BYTES)
+		load_q8(p + 2 * slot, p + 2 * KV_BLOCK_TOKENS + slot, KV_BLOCK_TOKENS, x + i);
 }
 
 /* A stack of free numbers; the lowest is on top at first, so that a lightly used cache stays in few pages. */

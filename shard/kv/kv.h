@@ -3,9 +3,11 @@
  *
  * A block holds KV_BLOCK_TOKENS positions of one sequence for every layer of a shard. The coordinator owns the
  * allocator and sends block numbers with each pass; a rank only owns the memory. Per layer, K and V are arrays
- * (blocks, kv_heads, KV_BLOCK_TOKENS, head_dim) of
- *   KV_F16: half floats;
- *   KV_Q8:  per 32 elements a float16 scale and 32 int8 (34 bytes, as GGUF's Q8_0); head_dim % 32 == 0.
+ * (blocks, kv_heads) of KV_BLOCK_TOKENS vectors of kv_vector_bytes each. Inside, V lies vector by vector and K by
+ * dimensions, so that one vector register takes the same dimension of 16 positions:
+ *   KV_F16: V (16, head_dim), K (head_dim, 16) half floats;
+ *   KV_Q8:  per 32 elements a float16 scale and 32 int8 (34 bytes, as GGUF's Q8_0), head_dim % 32 == 0;
+ *           V (16, head_dim / 32) of them; K per 32 dimensions 16 scales, then (32, 16) int8.
  * The allocator: one thread (the engine's), memory taken at create.
  */
 #pragma once
@@ -24,9 +26,11 @@ int kv_vector_bytes(enum kv_type type, uint32_t head_dim, uint32_t *ret_bytes);
 /* Bytes of one block for `layers` layers, K and V; -EOVERFLOW, -EINVAL. */
 int kv_block_bytes(enum kv_type type, uint32_t layers, uint32_t kv_heads, uint32_t head_dim, uint64_t *ret_bytes);
 
-/* One vector to its stored form and back; Q8: scale = max |x| / 127 rounded to float16, elements to nearest even. */
-void kv_vector_store(enum kv_type type, const float *x, uint32_t head_dim, void *vector);
-void kv_vector_load(enum kv_type type, const void *vector, uint32_t head_dim, float *x /* (head_dim) */);
+/* A V or K vector of one (block, head) to position slot and back; Q8: scale = max |x| / 127 rounded to float16, elements to nearest even. */
+void kv_value_store(enum kv_type type, const float *x, uint32_t head_dim, uint32_t slot, void *block);
+void kv_value_load(enum kv_type type, const void *block, uint32_t slot, uint32_t head_dim, float *x /* (head_dim) */);
+void kv_key_store(enum kv_type type, const float *x, uint32_t head_dim, uint32_t slot, void *block);
+void kv_key_load(enum kv_type type, const void *block, uint32_t slot, uint32_t head_dim, float *x /* (head_dim) */);
 
 struct kv_allocator;
 int kv_allocator_create(uint32_t blocks, struct kv_allocator **ret_allocator);

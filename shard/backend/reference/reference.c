@@ -179,12 +179,12 @@ static void reference_rope(struct backend *b, float *x, uint32_t tokens, uint32_
 			}
 }
 
-/* Byte offset of a (block, kv head, slot) vector in a layer's K or V. */
+/* Byte offset of the (block, kv head) that holds a position in a layer's K or V. */
 static size_t cache_offset(const struct backend_attend *a, const struct backend_attend_token *t, uint32_t kv_head,
 	uint32_t position, uint32_t vector_bytes)
 {
 	size_t block = t->blocks[position / KV_BLOCK_TOKENS];
-	return ((block * a->kv_heads + kv_head) * KV_BLOCK_TOKENS + position % KV_BLOCK_TOKENS) * vector_bytes;
+	return (block * a->kv_heads + kv_head) * KV_BLOCK_TOKENS * vector_bytes;
 }
 
 static void attend_head(
@@ -198,16 +198,16 @@ static void attend_head(
 	float max = -INFINITY, sum = 0;
 	for (uint32_t p = first; p <= t->position; p++) {
 		const char *k = (const char *)a->k_cache + cache_offset(a, t, kv_head, p, vector_bytes);
-		kv_vector_load(a->kv_type, k, dim, r->row);
+		kv_key_load(a->kv_type, k, p % KV_BLOCK_TOKENS, dim, r->row);
 		max = fmaxf(max, dot(q, r->row, dim) * a->scale);
 	}
 	memset(out, 0, dim * sizeof(float));
 	for (uint32_t p = first; p <= t->position; p++) {
 		size_t offset = cache_offset(a, t, kv_head, p, vector_bytes);
-		kv_vector_load(a->kv_type, (const char *)a->k_cache + offset, dim, r->row);
+		kv_key_load(a->kv_type, (const char *)a->k_cache + offset, p % KV_BLOCK_TOKENS, dim, r->row);
 		float weight = expf(dot(q, r->row, dim) * a->scale - max);
 		sum += weight;
-		kv_vector_load(a->kv_type, (const char *)a->v_cache + offset, dim, r->row);
+		kv_value_load(a->kv_type, (const char *)a->v_cache + offset, p % KV_BLOCK_TOKENS, dim, r->row);
 		for (uint32_t i = 0; i < dim; i++)
 			out[i] += weight * r->row[i];
 	}
@@ -223,9 +223,10 @@ static void reference_attend(struct backend *b, const struct backend_attend *a)
 	for (uint32_t t = 0; t < a->tokens; t++)
 		for (uint32_t h = 0; h < a->kv_heads; h++) {
 			size_t from = ((size_t)t * a->kv_heads + h) * a->head_dim;
-			size_t to = cache_offset(a, &a->token[t], h, a->token[t].position, vector_bytes);
-			kv_vector_store(a->kv_type, a->k + from, a->head_dim, (char *)a->k_cache + to);
-			kv_vector_store(a->kv_type, a->v + from, a->head_dim, (char *)a->v_cache + to);
+			uint32_t position = a->token[t].position, slot = position % KV_BLOCK_TOKENS;
+			size_t to = cache_offset(a, &a->token[t], h, position, vector_bytes);
+			kv_key_store(a->kv_type, a->k + from, a->head_dim, slot, (char *)a->k_cache + to);
+			kv_value_store(a->kv_type, a->v + from, a->head_dim, slot, (char *)a->v_cache + to);
 		}
 	for (uint32_t t = 0; t < a->tokens; t++)
 		for (uint32_t h = 0; h < a->heads; h++)
@@ -268,42 +269,9 @@ static int reference_wait(struct backend *b, uint64_t fence)
 	return 0;
 }
 
-static int cpu_create(const struct backend_config *config, struct backend **ret_backend, struct base_error *e)
-{
-	int r = reference_create(config, ret_backend, e);
-	if (r == 0)
-		(*ret_backend)->ops = &backend_cpu_ops;
-	return r;
-}
-
 const struct backend_ops backend_reference_ops = {
 	.name = "reference",
 	.create = reference_create,
-	.destroy = reference_destroy,
-	.isa = reference_isa,
-	.alloc = reference_alloc,
-	.free = reference_free,
-	.upload = reference_copy,
-	.download = reference_copy,
-	.input_create = reference_input_create,
-	.input_destroy = reference_input_destroy,
-	.input_load = reference_input_load,
-	.matmul = reference_matmul,
-	.embed = reference_embed,
-	.norm = reference_norm,
-	.rope = reference_rope,
-	.attend = reference_attend,
-	.add = reference_add,
-	.add_bias = reference_add_bias,
-	.silu_gate = reference_silu_gate,
-	.select = reference_select,
-	.fence = reference_fence,
-	.wait = reference_wait,
-};
-
-const struct backend_ops backend_cpu_ops = {
-	.name = "cpu",
-	.create = cpu_create,
 	.destroy = reference_destroy,
 	.isa = reference_isa,
 	.alloc = reference_alloc,

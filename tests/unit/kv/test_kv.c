@@ -25,23 +25,45 @@ static void geometry(void **state)
 	assert_int_equal(kv_block_bytes(KV_F16, 0, 3, 64, &block), -EINVAL);
 }
 
+static void fill(float *x, int seed)
+{
+	for (int i = 0; i < 64; i++)
+		x[i] = sinf((float)(i + seed) * 0.7f) * (i < 32 ? 3.0f : 100.0f);
+}
+
+static void check(enum kv_type type, const float *x, const float *y)
+{
+	for (int i = 0; i < 64; i++) {
+		float max = i < 32 ? 3.0f : 100.0f;
+		// float16: half of its last place. Q8: half a step of max/127, and the scale's own rounding of 2^-11.
+		float bound = type == KV_F16 ? fabsf(x[i]) * 0x1p-11f : max * (0.51f / 127 + 0x1p-11f);
+		assert_true(fabsf(x[i] - y[i]) <= bound);
+	}
+}
+
+/* All 16 positions of a block, so that one that overwrites another is noticed. */
 static void vectors_come_back(void **state)
 {
-	float x[64], y[64];
-	unsigned char stored[128];
-	for (int i = 0; i < 64; i++)
-		x[i] = sinf((float)i * 0.7f) * (i < 32 ? 3.0f : 100.0f);
-	kv_vector_store(KV_F16, x, 64, stored);
-	kv_vector_load(KV_F16, stored, 64, y);
-	for (int i = 0; i < 64; i++)
-		assert_true(fabsf(x[i] - y[i]) <= fabsf(x[i]) * 0x1p-11f); // half of float16's last place
-	kv_vector_store(KV_Q8, x, 64, stored);
-	kv_vector_load(KV_Q8, stored, 64, y);
-	for (int i = 0; i < 64; i++) // half a step of max/127, and the scale's own rounding of 2^-11
-		assert_true(fabsf(x[i] - y[i]) <= (i < 32 ? 3.0f : 100.0f) * (0.51f / 127 + 0x1p-11f));
-	float zero[32] = {0};
-	kv_vector_store(KV_Q8, zero, 32, stored);
-	kv_vector_load(KV_Q8, stored, 32, y);
+	for (int type = KV_F16; type <= KV_Q8; type++) {
+		float x[64], y[64];
+		unsigned char k[64 * 2 * 16], v[64 * 2 * 16];
+		for (uint32_t slot = 0; slot < 16; slot++) {
+			fill(x, (int)slot);
+			kv_key_store(type, x, 64, slot, k);
+			kv_value_store(type, x, 64, slot, v);
+		}
+		for (uint32_t slot = 0; slot < 16; slot++) {
+			fill(x, (int)slot);
+			kv_key_load(type, k, slot, 64, y);
+			check(type, x, y);
+			kv_value_load(type, v, slot, 64, y);
+			check(type, x, y);
+		}
+	}
+	float zero[32] = {0}, y[32];
+	unsigned char stored[34];
+	kv_value_store(KV_Q8, zero, 32, 0, stored);
+	kv_value_load(KV_Q8, stored, 0, 32, y);
 	assert_memory_equal(zero, y, sizeof(zero));
 }
 
