@@ -35,7 +35,8 @@ static bool has_word(const char *list, const char *word)
 	return false;
 }
 
-// "ID PARENT DEV ROOT POINT OPTIONS [TAGS...] - TYPE SOURCE SUPER": the cgroup2 mount, or v1's with the memory controller.
+// "ID PARENT DEV ROOT POINT OPTIONS [TAGS...] - TYPE SOURCE SUPER": the cgroup2 mount, or v1's with the memory
+// controller.
 static bool find_mount(const char *root, bool v2, struct mount *ret_mount)
 {
 	_cleanup_fclose_ FILE *f = open_file(root, "/proc/self/mountinfo");

@@ -6,8 +6,8 @@
 
 #include "topology/machine.h"
 
-/* The smallest limit of the cgroups that the process is in, UINT64_MAX if there is none. root: "" or, for tests, a folder with
- * proc/self/cgroup, proc/self/mountinfo and the files that they lead to. */
+/* The smallest limit of the cgroups that the process is in, UINT64_MAX if there is none. root: "" or, for tests, a
+ * folder with proc/self/cgroup, proc/self/mountinfo and the files that they lead to. */
 uint64_t topology_cgroup_limit(const char *root);
 /* Lowers memory_limit_bytes and memory_available_bytes of m to what is found. */
 void topology_cgroup_apply(const char *root, struct topology_machine *m);

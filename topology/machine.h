@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A machine as plain data: what the scan found and the probe measured. No pointers: copy it (about 45 KiB: not on a small stack).
- * Of devices, the first TOPOLOGY_MAX_* are kept. GPUs are 3D controllers and accelerators, and VGA ones of NVIDIA: a server board's
- * own display chip is none.
+ * A machine as plain data: what the scan found and the probe measured. No pointers: copy it (about 45 KiB: not on a
+ * small stack). Of devices, the first TOPOLOGY_MAX_* are kept. GPUs are 3D controllers and accelerators, and VGA ones
+ * of NVIDIA: a server board's own display chip is none.
  */
 #pragma once
 

@@ -9,8 +9,8 @@
 #include "base/size.h"
 #include "base/units.h"
 
-// Where weights and KV share what is left, KV gets no more than this part of it beyond one full sequence: a hot byte is read in every
-// pass, a spare KV block only when there is company.
+// Where weights and KV share what is left, KV gets no more than this part of it beyond one full sequence: a hot byte is
+// read in every pass, a spare KV block only when there is company.
 #define KV_SHARE 4
 
 struct text { // grows to the end of its room and no further

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The plan of one host: from sizes, bandwidths and budgets to hot bytes, KV blocks and a prediction, or to a refusal with the bytes
- * that are short and what would help. A pure function: no I/O, no clock.
+ * The plan of one host: from sizes, bandwidths and budgets to hot bytes, KV blocks and a prediction, or to a refusal
+ * with the bytes that are short and what would help. A pure function: no I/O, no clock.
  *
  * The bound of a pass with n positions (docs/ARCHITECTURE.md "the bound"):
  *   T = max( (W-R)/B, (R + 2(W-R))/M, n*macs/C )

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Measures what the planner needs: drive (O_DIRECT through a caller's reader), memory and compute bandwidth. Short and
- * bounded (drive <= 300 ms, memory <= 100 ms and the time to get the memory); cached in STORE/probe.json with date and a digest of the machine.
- * Drive and compute are measured by functions that the caller gives, because offload and the backends own those.
+ * bounded (drive <= 300 ms, memory <= 100 ms and the time to get the memory); cached in STORE/probe.json with date and
+ * a digest of the machine. Drive and compute are measured by functions that the caller gives, because offload and the
+ * backends own those.
  */
 #pragma once
 
@@ -15,10 +16,13 @@ struct topology_probe_source {
 	void *context;
 };
 
-/* Plain streaming reads of `threads` (0: one for each usable CPU) threads, bound to the CPUs of m in their order, over buffers far larger
- * than the caches: the best of a few windows, 100 ms in all, after the kernel gave the memory (1 s at most). -ENOMEM. */
-int topology_probe_memory(const struct topology_machine *m, uint32_t threads, double *ret_bytes_per_s, struct base_error *e);
-/* All of it. cache_path (may be NULL: no cache) holds the last result as JSON: used if it is of this machine, else measured again and
- * written atomically; a cache that cannot be read or written is not an error. A drive that had nothing to read last time is asked again. */
+/* Plain streaming reads of `threads` (0: one for each usable CPU) threads, bound to the CPUs of m in their order, over
+ * buffers far larger than the caches: the best of a few windows, 100 ms in all, after the kernel gave the memory (1 s
+ * at most). -ENOMEM. */
+int topology_probe_memory(const struct topology_machine *m, uint32_t threads, double *ret_bytes_per_s,
+	struct base_error *e);
+/* All of it. cache_path (may be NULL: no cache) holds the last result as JSON: used if it is of this machine, else
+ * measured again and written atomically; a cache that cannot be read or written is not an error. A drive that had
+ * nothing to read last time is asked again. */
 int topology_probe(const struct topology_machine *m, const char *cache_path, const struct topology_probe_source *source,
 	struct topology_bandwidths *ret_bandwidths, struct base_error *e);

@@ -101,7 +101,8 @@ static void add_nic(hwloc_topology_t t, hwloc_obj_t o, struct topology_machine *
 	copy(d->name, sizeof d->name, o->name);
 }
 
-// Display chips of the board's controller are no GPUs: 3D controllers and accelerators are, VGA only of NVIDIA or with a compute driver.
+// Display chips of the board's controller are no GPUs: 3D controllers and accelerators are, VGA only of NVIDIA or with
+// a compute driver.
 static bool is_gpu(hwloc_obj_t o)
 {
 	const struct hwloc_pcidev_attr_s *a = &o->attr->pcidev;

@@ -173,7 +173,8 @@ static int merge_best(const struct text_bpe *b, struct text_bpe_work *w)
 	uint32_t at = (uint32_t)key;
 	const struct text_bpe_merge *m = &b->merges[key >> 32];
 	struct text_bpe_symbol *left = &w->symbols[at];
-	// A candidate outlives the symbols that it was proposed for; the rank names the pair, so looking again is enough.
+	// A candidate outlives the symbols that it was proposed for; the rank names the pair, so looking again is
+	// enough.
 	if (left->token != m->left || left->next == TEXT_BPE_NONE || w->symbols[left->next].token != m->right)
 		return 0;
 	struct text_bpe_symbol *right = &w->symbols[left->next];

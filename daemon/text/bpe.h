@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The tables of a byte-level BPE vocabulary and the merging of one word. Internal to daemon/text (and its tests).
  *
- * Merging keeps symbols in a linked list and candidate merges in a heap: O(n log n) for a word of n bytes. Tables are immutable after
- * text_bpe_finish_tables; the workspace belongs to one thread.
+ * Merging keeps symbols in a linked list and candidate merges in a heap: O(n log n) for a word of n bytes. Tables do not
+ * change after the last token and merge were added: any thread. The workspace belongs to one thread.
  */
 #pragma once
 
@@ -52,5 +52,6 @@ struct text_bpe_work { // zero it before; grows to the longest word
 void text_bpe_work_finish(struct text_bpe_work *w);
 /* Appends a token. -ENOMEM. */
 int text_bpe_append(struct text_bpe_work *w, uint32_t token);
-/* Appends the tokens of one word (fewer than 2^31 bytes). Bytes that the vocabulary has no token for are left out. -ENOMEM. */
+/* Appends the tokens of one word (fewer than 2^31 bytes). Bytes that the vocabulary has no token for are left out.
+ * -ENOMEM. */
 int text_bpe_word(const struct text_bpe *b, const char *word, size_t bytes, struct text_bpe_work *w);

@@ -64,7 +64,8 @@ static int alphabet_read(const int16_t *byte_of, const char *text, size_t bytes,
 	return point < ALPHABET ? byte_of[point] : -1;
 }
 
-// To raw bytes (no more than the text has). Characters outside of the alphabet stay as they are, and *ret_exact is false.
+// To raw bytes (no more than the text has). Characters outside of the alphabet stay as they are, and *ret_exact is
+// false.
 static size_t alphabet_decode(const int16_t *byte_of, struct format_gguf_string s, char *out, bool *ret_exact)
 {
 	size_t n = 0, used;
@@ -406,7 +407,8 @@ const char *text_tokenizer_piece(const struct text_tokenizer *t, uint32_t token,
 	return t->blob + t->offsets[token];
 }
 
-// The longest special token at the start of the text, or TEXT_NO_TOKEN: a walk down the sorted list, one byte at a time.
+// The longest special token at the start of the text, or TEXT_NO_TOKEN: a walk down the sorted list, one byte at a
+// time.
 static uint32_t special_at(const struct text_tokenizer *t, const char *text, size_t bytes, bool parse_special)
 {
 	uint32_t low = 0, high = t->specials_count, found = TEXT_NO_TOKEN;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// NUL-separated strings: a template, then role and content of each message. What is rendered holds no special text of a content.
+// NUL-separated strings: a template, then role and content of each message. What is rendered holds no special text of a
+// content.
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

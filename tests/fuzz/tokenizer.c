@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// First byte: which pre-tokenizer, whether special text is parsed, and whether the rest is a text (its pieces must add up to it
-// again) or a vocabulary, one token or merge per line (accepted or refused, no more).
+// First byte: which pre-tokenizer, whether special text is parsed, and whether the rest is a text (its pieces must add
+// up to it again) or a vocabulary, one token or merge per line (accepted or refused, no more).
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>

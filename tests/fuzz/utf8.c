@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Any bytes as a stream of one-byte tokens: what comes out is UTF-8 at every step, and the bytes themselves if they are valid.
+// Any bytes as a stream of one-byte tokens: what comes out is UTF-8 at every step, and the bytes themselves if they are
+// valid.
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

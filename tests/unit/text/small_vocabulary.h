@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A small byte-level vocabulary for tests: token i < 256 is byte i, then the results of a few merges, then special tokens.
+ * A small byte-level vocabulary for tests: token i < 256 is byte i, then the results of a few merges, then special
+ * tokens.
  */
 #pragma once
 
