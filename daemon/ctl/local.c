@@ -39,7 +39,9 @@ static void remove_folder(const char *folder)
 {
 	for (size_t i = 0; i < base_array_size(files); i++) {
 		char path[PATH_MAX];
-		snprintf(path, sizeof path, "%s/%s", folder, files[i]);
+		int n = snprintf(path, sizeof path, "%s/%s", folder, files[i]);
+		if (n < 0 || (size_t)n >= sizeof path)
+			continue;
 		if (unlink(path) < 0 && (errno == EISDIR || errno == EPERM))
 			rmdir(path);
 	}

@@ -184,7 +184,7 @@ static void matmul_is_right(void **state)
 			continue;
 		for (size_t i = 0; i < TYPES; i++)
 			for (size_t k = 0; k < sizeof(shapes) / sizeof(shapes[0]); k++) {
-				struct matrix m;
+				struct matrix m = {0};
 				if (!make_matrix(&m, types[i], shapes[k].rows, shapes[k].cols))
 					continue;
 				uint32_t tokens = shapes[k].tokens;
@@ -208,7 +208,7 @@ static void matmul_of_odd_columns(void **state)
 	seed = 2;
 	for (size_t s = 0; s < SUBJECTS; s++) {
 		struct backend *b = open_backend(&subjects[s], 2);
-		struct matrix m;
+		struct matrix m = {0};
 		if (!b)
 			continue;
 		assert_true(make_matrix(&m, QUANT_F16, 19, 301));
@@ -227,7 +227,7 @@ static void matmul_keeps_to_its_rows(void **state)
 	seed = 3;
 	for (size_t s = 0; s < SUBJECTS; s++) {
 		struct backend *b = open_backend(&subjects[s], 1);
-		struct matrix m;
+		struct matrix m = {0};
 		if (!b)
 			continue;
 		for (uint32_t tokens = 1; tokens <= 5; tokens += 2) {
@@ -283,7 +283,7 @@ static void matmul_does_not_depend_on_the_batch(void **state)
 			if (!b)
 				continue;
 			for (size_t i = 0; i < TYPES; i++) {
-				struct matrix m;
+				struct matrix m = {0};
 				assert_true(make_matrix(&m, types[i], 75, 768));
 				float *x = random_floats((size_t)64 * 768), *y = random_floats((size_t)64 * 75);
 				for (uint32_t c = 0; c < 64; c++)
@@ -309,7 +309,7 @@ static void matmul_does_not_depend_on_threads(void **state)
 			float y[3][64 * 75];
 			for (uint32_t threads = 1; threads <= 3; threads++) {
 				struct backend *b = open_backend(&subjects[s], threads);
-				struct matrix m;
+				struct matrix m = {0};
 				seed = 5;
 				if (!b)
 					continue;
@@ -612,7 +612,7 @@ static void embedding_rows_come_out(void **state)
 	for (size_t j = 0; j < SUBJECTS; j++)
 		for (size_t i = 0; i < TYPES; i++) {
 			struct backend *b = open_backend(&subjects[j], 2);
-			struct matrix m;
+			struct matrix m = {0};
 			if (!b)
 				continue;
 			assert_true(make_matrix(&m, types[i], 40, 256));
@@ -665,7 +665,7 @@ static void strange_activations_do_no_harm(void **state)
 	seed = 12;
 	for (size_t j = 0; j < SUBJECTS; j++) {
 		struct backend *b = open_backend(&subjects[j], 2);
-		struct matrix m;
+		struct matrix m = {0};
 		if (!b)
 			continue;
 		assert_true(make_matrix(&m, QUANT_Q4_1, 16, 64));

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+// bench_pass MODE MODEL.gguf STORE: one rank in this process, without daemon, link or scheduler.
+//   disk-bound  time of a decode pass / (cold bytes / what fio reads from the same drive), half of the weights hot
+//   stall       share of time that compute waits for the drive when prefill makes a pass compute-bound
+//   load        time from rank_create to the first token / raw time to read the hot bytes
+// Rounds of both sides are interleaved; the figure is the median of the rounds' ratios.
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/error.h"
+#include "shard/rank/rank.h"
+
+#define ROUNDS 5
+#define BATCH_TOKENS 256
+
+struct bench {
+	struct rank_config config;
+	struct rank_needs needs;
+	struct rank *rank;
+	uint32_t position; // of the one sequence
+	uint32_t token;
+	char layer_file[640]; // what fio reads
+};
+
+static void die(const char *what, const struct base_error *e)
+{
+	fprintf(stderr, "bench_pass: %s: %s\n", what, base_error_text(e));
+	exit(1);
+}
+
+static int compare_doubles(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+	return (x > y) - (x < y);
+}
+
+static double median(double *v, size_t n)
+{
+	qsort(v, n, sizeof *v, compare_doubles);
+	return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
+}
+
+static void prepare(struct bench *b, const char *model, const char *store)
+{
+	struct base_error e = {0};
+	struct format_gguf *g;
+	struct program *p;
+	if (format_gguf_open(model, &g, &e) || program_build(g, &p, &e))
+		die(model, &e);
+	struct pack_config pack = {.store_path = store, .slice = {.layers = p->config.layers, .tp_size = 1}};
+	struct pack_result packed;
+	if (pack_model(g, p, &pack, &packed, &e))
+		die("pack", &e);
+	struct rank_config *c = &b->config;
+	snprintf(c->store_directory, sizeof c->store_directory, "%s", packed.directory);
+	snprintf(c->model_path, sizeof c->model_path, "%s", model);
+	snprintf(c->backend, sizeof c->backend, "cpu");
+	snprintf(c->engine, sizeof c->engine, "auto");
+	memcpy(c->digest, packed.digest, sizeof c->digest);
+	c->slice = pack.slice;
+	c->batch_tokens = BATCH_TOKENS;
+	c->logits_rows = 8;
+	c->sequences = 1;
+	c->context_tokens = 1024;
+	c->verify_every = 1;
+	if (rank_get_needs(p, c, &b->needs, &e))
+		die("needs", &e);
+	c->kv_budget_bytes = b->needs.kv_block_bytes * (c->context_tokens / KV_BLOCK_TOKENS);
+	c->workspace_budget_bytes = b->needs.workspace_bytes;
+	char name[64];
+	snprintf(b->layer_file, sizeof b->layer_file, "%s/%s", packed.directory, pack_file_name(0, 0, 1, name));
+	program_destroy(p);
+	format_gguf_close(g);
+}
+
+static void start(struct bench *b, double hot_share)
+{
+	struct base_error e = {0};
+	b->config.weights_budget_bytes = (uint64_t)((double)b->needs.weights_all_bytes * hot_share);
+	if (b->config.weights_budget_bytes < b->needs.weights_min_bytes)
+		b->config.weights_budget_bytes = b->needs.weights_min_bytes;
+	if (rank_create(&b->config, &b->rank, &e, NULL, NULL))
+		die("rank", &e);
+	struct sample_params params = {.top_p = 1, .repetition_penalty = 1};
+	if (rank_sequence_open(b->rank, 0, &params, 1))
+		die("open", &e);
+	b->position = 0;
+	b->token = 1;
+}
+
+static void stop(struct bench *b)
+{
+	rank_destroy(b->rank);
+	b->rank = NULL;
+}
+
+// One pass of n positions of the sequence, which starts again when its context is full.
+static void run(struct bench *b, uint32_t n, struct rank_pass_result *ret)
+{
+	static uint32_t tokens[BATCH_TOKENS], blocks[1024 / KV_BLOCK_TOKENS];
+	static struct rank_output outputs[8];
+	static int status[1];
+	struct base_error e = {0};
+	if (b->position + n > b->config.context_tokens)
+		b->position = 0;
+	for (uint32_t i = 0; i < n; i++)
+		tokens[i] = i == 0 ? b->token : (b->position + i * 7) % 1000 + 20;
+	uint32_t blocks_count = (b->position + n + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
+	for (uint32_t i = 0; i < blocks_count; i++)
+		blocks[i] = i;
+	struct rank_entry entry = {.first_position = b->position, .tokens = n, .blocks = blocks_count,
+		.want = RANK_WANT_SAMPLE};
+	struct rank_pass pass = {.entries = &entry, .entries_count = 1, .tokens = tokens, .tokens_count = n,
+		.blocks = blocks, .blocks_count = blocks_count};
+	*ret = (struct rank_pass_result){.outputs = outputs, .entry_status = status};
+	if (rank_run(b->rank, &pass, ret, &e) || status[0])
+		die("pass", &e);
+	b->token = outputs[0].result.token;
+	b->position += n;
+}
+
+static double fio_bytes_per_s(const struct bench *b)
+{
+	char line[1024], text[64] = "";
+	const char *dir = getenv("THAW_BENCH_DIR");
+	snprintf(line, sizeof line, "%s/fio-ceiling '%s' 1M 16", dir ? dir : "tests/bench", b->layer_file);
+	FILE *f = popen(line, "r");
+	if (!f || !fgets(text, sizeof text, f) || pclose(f)) {
+		fprintf(stderr, "bench_pass: fio-ceiling failed\n");
+		exit(1);
+	}
+	return strtod(text, NULL);
+}
+
+static void disk_bound(struct bench *b)
+{
+	double ratios[ROUNDS], rates[ROUNDS], seconds[ROUNDS];
+	struct rank_placement placement;
+	struct rank_pass_result r;
+	start(b, 0.5);
+	rank_get_placement(b->rank, &placement);
+	run(b, 1, &r);
+	for (int i = 0; i < ROUNDS; i++) {
+		rates[i] = fio_bytes_per_s(b);
+		uint64_t t = base_clock_now_ns(), n = 0;
+		while (n < 4 || base_clock_now_ns() - t < 3 * BASE_NS_PER_SECOND) {
+			run(b, 1, &r);
+			n++;
+		}
+		seconds[i] = (double)(base_clock_now_ns() - t) / 1e9 / (double)n;
+		ratios[i] = seconds[i] / ((double)placement.cold_bytes / rates[i]);
+		fprintf(stderr, "round %d: %.4f s a pass, fio %.0f MB/s, ratio %.3f\n", i, seconds[i], rates[i] / 1e6,
+			ratios[i]);
+	}
+	printf("disk-bound ratio=%.3f seconds_per_pass=%.4f cold_bytes=%llu fio_bytes_per_s=%.0f\n", median(ratios, ROUNDS),
+		median(seconds, ROUNDS), (unsigned long long)placement.cold_bytes, median(rates, ROUNDS));
+	stop(b);
+}
+
+static void stall(struct bench *b)
+{
+	double shares[ROUNDS];
+	struct rank_pass_result r;
+	start(b, 0.5);
+	run(b, BATCH_TOKENS, &r);
+	for (int i = 0; i < ROUNDS; i++) {
+		run(b, BATCH_TOKENS, &r);
+		shares[i] = (double)r.stall_ns / (double)r.total_ns;
+		fprintf(stderr, "round %d: %.3f s a pass of %d positions, stalled %.4f\n", i, (double)r.total_ns / 1e9,
+			BATCH_TOKENS, shares[i]);
+	}
+	printf("stall ratio=%.4f\n", median(shares, ROUNDS));
+	stop(b);
+}
+
+// The raw time of the hot bytes is what fio needs for as many; hot bytes are all of the pass here.
+static void load(struct bench *b)
+{
+	double ratios[ROUNDS];
+	struct rank_pass_result r;
+	for (int i = 0; i < ROUNDS; i++) {
+		double rate = fio_bytes_per_s(b);
+		uint64_t t = base_clock_now_ns();
+		start(b, 1.0);
+		run(b, 1, &r);
+		double seconds = (double)(base_clock_now_ns() - t) / 1e9;
+		struct rank_placement placement;
+		rank_get_placement(b->rank, &placement);
+		stop(b);
+		double raw = (double)placement.hot_bytes / rate;
+		ratios[i] = seconds / raw;
+		fprintf(stderr, "round %d: first token after %.3f s, raw read %.3f s, ratio %.3f\n", i, seconds, raw, ratios[i]);
+	}
+	printf("load ratio=%.3f\n", median(ratios, ROUNDS));
+}
+
+int main(int argc, char **argv)
+{
+	static struct bench b;
+	static const struct {
+		const char *name;
+		void (*run)(struct bench *);
+	} modes[] = {{"disk-bound", disk_bound}, {"stall", stall}, {"load", load}};
+	if (argc == 4) {
+		for (size_t i = 0; i < base_array_size(modes); i++) {
+			if (strcmp(argv[1], modes[i].name) == 0) {
+				prepare(&b, argv[2], argv[3]);
+				modes[i].run(&b);
+				return 0;
+			}
+		}
+	}
+	fprintf(stderr, "usage: bench_pass disk-bound|stall|load MODEL.gguf STORE\n");
+	return 2;
+}
