@@ -9,6 +9,7 @@
 
 struct ctl_interrupt {
 	struct ctl *ctl;
+	sigset_t before; // mask of the verb's thread
 	pthread_t thread;
 	pthread_mutex_t lock; // of stream
 	struct rpc_client_stream *stream;
@@ -75,8 +76,12 @@ int ctl_interrupt_start(struct ctl *c)
 	i->ctl = c;
 	pthread_mutex_init(&i->lock, NULL);
 	c->interrupt = i;
+	sigset_t set;
+	wanted(&set);
+	pthread_sigmask(SIG_BLOCK, &set, &i->before); // all threads to come inherit it
 	int r = pthread_create(&i->thread, NULL, wait_for_signals, i);
 	if (r != 0) {
+		pthread_sigmask(SIG_SETMASK, &i->before, NULL);
 		c->interrupt = NULL;
 		pthread_mutex_destroy(&i->lock);
 		free(i);
@@ -92,6 +97,7 @@ void ctl_interrupt_stop(struct ctl *c)
 	atomic_store(&i->stopping, true);
 	pthread_kill(i->thread, SIGTERM);
 	pthread_join(i->thread, NULL);
+	pthread_sigmask(SIG_SETMASK, &i->before, NULL);
 	pthread_mutex_destroy(&i->lock);
 	free(i);
 	c->interrupt = NULL;

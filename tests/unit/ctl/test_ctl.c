@@ -1,0 +1,560 @@
+// SPDX-License-Identifier: Apache-2.0
+// thawctl: what a shell sees (output, messages, exit codes) and what the server is asked, against a table of answers.
+#include "tests/lib/testing.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include <json-c/json.h>
+
+#include "base/cleanup.h"
+#include "daemon/ctl/ctl.h"
+#include "proto/thaw/admin/v1/admin.pb-c.h"
+#include "proto/thaw/v1/inference.pb-c.h"
+#include "tests/unit/ctl/fake_client.h"
+
+struct shown {
+	char *out, *err;
+	int exit;
+};
+
+static struct shown run_with(const char *input, const char *const *words)
+{
+	struct shown s = {0};
+	size_t out_bytes, err_bytes, count = 0;
+	char *argv[32] = {(char *)"thawctl"};
+	while (words[count]) {
+		argv[count + 1] = (char *)words[count];
+		count++;
+	}
+	struct ctl c = {.in = input[0] ? fmemopen((void *)input, strlen(input), "r") : fopen("/dev/null", "r"),
+		.out = open_memstream(&s.out, &out_bytes),
+		.err = open_memstream(&s.err, &err_bytes)};
+	fake.requests_count = 0;
+	s.exit = ctl_run(&c, (int)count + 1, argv);
+	fclose(c.in);
+	fclose(c.out);
+	fclose(c.err);
+	return s;
+}
+
+#define RUN(...) run_with("", (const char *const[]){__VA_ARGS__, NULL})
+
+static void drop(struct shown *s)
+{
+	free(s->out);
+	free(s->err);
+}
+
+static void expect(struct shown s, int exit, const char *out, const char *err)
+{
+	if (s.exit != exit || strcmp(s.out, out) != 0 || strcmp(s.err, err) != 0)
+		fail_msg("exit %d\nout:\n%s\nerr:\n%s\nwanted %d\n%s\n%s", s.exit, s.out, s.err, exit, out, err);
+	drop(&s);
+}
+
+static struct json_object *parse_json(struct shown s)
+{
+	struct json_object *o = json_tokener_parse(s.out);
+	if (s.exit != CTL_OK || !o)
+		fail_msg("exit %d\n%s\n%s", s.exit, s.out, s.err);
+	drop(&s);
+	assert_int_equal(json_object_get_int(json_object_object_get(o, "schema_version")), 1);
+	return o;
+}
+
+static void answer(const char *method, const void *message)
+{
+	fake.answers[fake.answers_count++] = (struct fake_answer){.method = method, .messages = {message}, .count = 1};
+}
+
+static void answer_status(const char *method, int code, const char *reason, const char *message)
+{
+	fake.answers[fake.answers_count++] =
+		(struct fake_answer){.method = method, .code = code, .reason = reason, .message = message};
+}
+
+static int forget(void **state)
+{
+	memset(&fake, 0, sizeof fake);
+	unsetenv("THAW_SERVER");
+	return 0;
+}
+
+static void wrong_command_lines_end_with_2(void **state)
+{
+	static const struct {
+		const char *words[6];
+		const char *err;
+	} cases[] = {
+		{{"frobnicate"}, "thawctl: no verb \"frobnicate\"; see thawctl help\n"},
+		{{"plan"}, "thawctl: plan needs FILE; see thawctl help plan\n"},
+		{{"status", "now"}, "thawctl: status takes no arguments; see thawctl help status\n"},
+		{{"generate", "a", "b"}, "thawctl: generate takes at most 1 argument (quote a text with spaces)\n"},
+		{{"status", "--seed", "1"}, "thawctl: status does not take --seed; see thawctl help status\n"},
+		{{"generate", "--sead", "1"}, "thawctl: unknown option --sead; see thawctl help generate\n"},
+		{{"generate", "--seed"}, "thawctl: --seed needs a value: N\n"},
+		{{"generate", "--seed", "x"}, "thawctl: --seed: \"x\" is not a whole number\n"},
+		{{"generate", "--temperature=hot"}, "thawctl: --temperature: \"hot\" is not a number\n"},
+		{{"generate", "--chat=yes"}, "thawctl: --chat takes no value\n"},
+		{{"status", "-o", "xml"}, "thawctl: --output: \"xml\" is none of table, wide, json\n"},
+		{{"plan", "x", "--weights", "70"},
+			"thawctl: --weights: \"70\" is not a size; write 700MiB, for example\n"},
+		{{"status", "--watch=0s"}, "thawctl: --watch: \"0s\" is not a time; write 5s, for example\n"},
+		{{"status", "--set", "a=b"}, "thawctl: --set is for --local; a running daemon reads its own files\n"},
+		{{"generate", "--token-ids", "1 two"}, "thawctl: \"two\" is not a token id\n"},
+		{{"generate", "--token-ids", "4294967296"}, "thawctl: \"4294967296\" is not a token id\n"},
+		{{"generate", "--priority", "urgent", "x"},
+			"thawctl: --priority: \"urgent\" is none of high, normal, low\n"},
+		{{"eval"}, "thawctl: eval needs --text FILE; see thawctl help eval\n"},
+		{{"completion", "tcsh"}, "thawctl: completion: \"tcsh\" is none of bash, zsh, fish\n"},
+		{{"config", "chek"}, "thawctl: config: \"chek\" is none of check, show, keys\n"},
+	};
+	for (size_t i = 0; i < base_array_size(cases); i++)
+		expect(run_with("", cases[i].words), CTL_USAGE, "", cases[i].err);
+}
+
+static void failures_have_their_exit_codes(void **state)
+{
+	expect(RUN("models", "--server", "unix:/x"), CTL_UNREACHABLE, "", "thawctl: no daemon answers at unix:/x\n");
+	setenv("THAW_SERVER", "localhost:1", 1);
+	expect(RUN("models"), CTL_UNREACHABLE, "", "thawctl: no daemon answers at localhost:1\n");
+	answer_status("/thaw.admin.v1.Admin/UnloadModel", 5, "NOT_FOUND", "no model \"x\"");
+	expect(RUN("unload", "x"), CTL_NOT_FOUND, "", "thawctl: no model \"x\"\n");
+	answer_status("/thaw.admin.v1.Admin/PlanPlacement", 9, "DOES_NOT_FIT", "12 MiB short");
+	expect(RUN("plan", "/m.gguf"), CTL_DOES_NOT_FIT, "", "thawctl: 12 MiB short\n");
+	answer_status("/thaw.v1.Inference/Score", 14, "NOT_READY", "loading");
+	expect(RUN("score", "text"), CTL_DEGRADED, "", "thawctl: loading\n");
+	answer_status("/thaw.v1.Inference/Tokenize", 3, "INVALID", "empty text");
+	expect(RUN("tokenize", ""), CTL_ERROR, "", "thawctl: empty text\n");
+	expect(RUN("--local", "/nowhere/m.gguf", "generate", "x"), CTL_NOT_FOUND, "",
+		"thawctl: /nowhere/m.gguf: No such file or directory\n");
+}
+
+static Thaw__V1__Model smol(void)
+{
+	Thaw__V1__Model m = THAW__V1__MODEL__INIT;
+	m.name = (char *)"smol";
+	m.architecture = (char *)"llama";
+	m.chat_template = (char *)"chatml";
+	m.phase = THAW__V1__MODEL_PHASE__MODEL_PHASE_READY;
+	m.context_tokens = 8192;
+	m.vocabulary_tokens = 49152;
+	m.layers = 30;
+	m.weights_bytes = UINT64_C(9007199254740993);
+	return m;
+}
+
+static void models_are_a_table_or_json(void **state)
+{
+	Thaw__V1__Model a = smol(), b = smol(), *list[] = {&a, &b};
+	a.weights_bytes = 100 << 20;
+	b.name = (char *)"a longer name";
+	b.phase = THAW__V1__MODEL_PHASE__MODEL_PHASE_PACK;
+	b.done_bytes = 1;
+	b.total_bytes = 4;
+	Thaw__V1__ListModelsReply reply = THAW__V1__LIST_MODELS_REPLY__INIT;
+	reply.models = list;
+	reply.n_models = 2;
+	answer("/thaw.v1.Inference/ListModels", &reply);
+	expect(RUN("models"), CTL_OK,
+		"MODEL          STATE  ARCH   LAYERS  CONTEXT  WEIGHTS  DETAIL\n"
+		"smol           ready  llama      30     8192     100M  \n"
+		"a longer name  pack   llama      30     8192     8.0P  25 %\n",
+		"");
+	expect(RUN("models", "--no-headers"), CTL_OK,
+		"smol           ready  llama  30  8192  100M  \n"
+		"a longer name  pack   llama  30  8192  8.0P  25 %\n",
+		"");
+	struct json_object *o = parse_json(RUN("models", "-o", "json"));
+	struct json_object *m = json_object_array_get_idx(json_object_object_get(o, "models"), 1);
+	struct json_object *weights = json_object_object_get(m, "weights_bytes");
+	assert_int_equal(json_object_get_type(weights), json_type_int);
+	assert_true(json_object_get_uint64(weights) == UINT64_C(9007199254740993));
+	assert_string_equal(json_object_get_string(json_object_object_get(m, "phase")), "pack");
+	assert_null(json_object_object_get(m, "bos_token_id")); // a oneof that is not set
+	json_object_put(o);
+}
+
+static void status_ends_with_6_when_degraded(void **state)
+{
+	Thaw__Admin__V1__GetServerInfoReply info = THAW__ADMIN__V1__GET_SERVER_INFO_REPLY__INIT;
+	Thaw__V1__ListModelsReply models = THAW__V1__LIST_MODELS_REPLY__INIT;
+	info.version = (char *)"0.1.0";
+	info.host = (char *)"node1";
+	info.started_wall_ns = 1;
+	info.now_wall_ns = 90000000001;
+	info.memory_bytes = 3 << 20;
+	info.pid = 7;
+	info.ready = true;
+	answer("/thaw.admin.v1.Admin/GetServerInfo", &info);
+	answer("/thaw.v1.Inference/ListModels", &models);
+	expect(RUN("status"), CTL_OK, "thawd 0.1.0 on node1: ready, up 90.0s, memory 3.0M, pid 7\n", "");
+	info.draining = true;
+	expect(RUN("status"), CTL_DEGRADED, "thawd 0.1.0 on node1: draining, up 90.0s, memory 3.0M, pid 7\n", "");
+}
+
+struct chunks {
+	Thaw__V1__GenerateChunk chunks[4];
+	Thaw__V1__Output outputs[3], *lists[3];
+	Thaw__V1__PromptInfo info;
+	Thaw__V1__Timing timing;
+	uint32_t ids[3];
+};
+
+static void answer_generation(struct chunks *k)
+{
+	static const char *const texts[] = {" Paris", "", "."};
+	struct fake_answer *a = &fake.answers[fake.answers_count++];
+	*a = (struct fake_answer){.method = "/thaw.v1.Inference/GenerateStream", .count = 4};
+	for (size_t i = 0; i < 4; i++) {
+		thaw__v1__generate_chunk__init(&k->chunks[i]);
+		a->messages[i] = &k->chunks[i];
+	}
+	for (size_t i = 0; i < 3; i++) {
+		thaw__v1__output__init(&k->outputs[i]);
+		k->ids[i] = (uint32_t)(100 + i);
+		k->outputs[i].text = (char *)texts[i];
+		k->outputs[i].token_ids = &k->ids[i];
+		k->outputs[i].n_token_ids = 1;
+		k->lists[i] = &k->outputs[i];
+		k->chunks[i].outputs = &k->lists[i];
+		k->chunks[i].n_outputs = 1;
+	}
+	k->outputs[2].finish = THAW__V1__FINISH_REASON__STOP;
+	thaw__v1__prompt_info__init(&k->info);
+	k->info.num_prompt_tokens = 5;
+	k->chunks[0].prompt_info = &k->info;
+	k->chunks[0].request_id = (char *)"r1";
+	thaw__v1__timing__init(&k->timing);
+	k->timing.nvme_read_bytes = 3 * 1000;
+	k->timing.achieved_ratio = 0.5;
+	k->timing.binding = (char *)"disk";
+	k->chunks[3].timing = &k->timing;
+}
+
+static Thaw__V1__GenerateRequest *sent_request(void)
+{
+	assert_int_equal(fake.requests_count, 1);
+	return thaw__v1__generate_request__unpack(NULL, fake.requests[0].count, fake.requests[0].bytes);
+}
+
+static void generate_streams_text_and_sends_its_options(void **state)
+{
+	struct chunks k;
+	answer_generation(&k);
+	expect(RUN("generate", "The capital is", "-n", "7", "--temperature", "0.5", "--top-k=40", "--seed", "0",
+		       "--stop", "a", "--stop", "b", "--ignore-eos", "--priority", "low", "-m", "smol"),
+		CTL_OK, " Paris.\n", "");
+	Thaw__V1__GenerateRequest *q = sent_request();
+	assert_string_equal(q->prompt->text, "The capital is");
+	assert_int_equal(q->prompt->add_bos_opt_case, THAW__V1__PROMPT__ADD_BOS_OPT__NOT_SET);
+	assert_string_equal(q->model, "smol");
+	assert_int_equal(q->stopping->max_new_tokens, 7);
+	assert_true(q->sampling->temperature == 0.5f);
+	assert_int_equal(q->sampling->top_k, 40);
+	assert_int_equal(q->sampling->seed_opt_case, THAW__V1__SAMPLING__SEED_OPT_SEED); // 0 was given
+	assert_int_equal(q->stopping->n_stop, 2);
+	assert_string_equal(q->stopping->stop[1], "b");
+	assert_true(q->stopping->ignore_eos);
+	assert_int_equal(q->priority, THAW__V1__PRIORITY__PRIORITY_LOW);
+	assert_int_equal(q->response->logprobs_opt_case, THAW__V1__RESPONSE_OPTIONS__LOGPROBS_OPT__NOT_SET);
+	thaw__v1__generate_request__free_unpacked(q, NULL);
+}
+
+static void generate_takes_and_prints_token_ids(void **state)
+{
+	struct chunks k;
+	answer_generation(&k);
+	expect(RUN("generate", "--token-ids", "[1, 2 3]"), CTL_OK, "100 101 102 \n", "");
+	Thaw__V1__GenerateRequest *q = sent_request();
+	assert_int_equal(q->prompt->source_case, THAW__V1__PROMPT__SOURCE_TOKEN_IDS);
+	assert_int_equal(q->prompt->token_ids->n_ids, 3);
+	assert_int_equal(q->prompt->token_ids->ids[2], 3);
+	assert_int_equal(q->sampling->seed_opt_case, THAW__V1__SAMPLING__SEED_OPT__NOT_SET);
+	thaw__v1__generate_request__free_unpacked(q, NULL);
+}
+
+static void generate_reads_standard_input_and_tells_figures(void **state)
+{
+	struct chunks k;
+	answer_generation(&k);
+	struct shown s = run_with("from a pipe\n", (const char *const[]){"generate", "-", "--stats", NULL});
+	assert_int_equal(s.exit, CTL_OK);
+	assert_non_null(strstr(s.err, "prompt 5 tokens, first token after "));
+	assert_non_null(strstr(s.err, "\nNVMe 1.0K per token, achieved/bound 0.50, binding resource: disk\n"));
+	drop(&s);
+	Thaw__V1__GenerateRequest *q = sent_request();
+	assert_string_equal(q->prompt->text, "from a pipe\n");
+	thaw__v1__generate_request__free_unpacked(q, NULL);
+}
+
+static void generate_json_has_everything(void **state)
+{
+	struct chunks k;
+	answer_generation(&k);
+	struct json_object *o = parse_json(RUN("generate", "x", "-o", "json"));
+	struct json_object *first = json_object_array_get_idx(json_object_object_get(o, "outputs"), 0);
+	assert_string_equal(json_object_get_string(json_object_object_get(first, "text")), " Paris.");
+	assert_string_equal(json_object_get_string(json_object_object_get(first, "finish")), "stop");
+	assert_int_equal(json_object_array_length(json_object_object_get(first, "token_ids")), 3);
+	struct json_object *figures = json_object_object_get(o, "figures");
+	assert_int_equal(json_object_get_int64(json_object_object_get(figures, "nvme_bytes_per_token")), 1000);
+	assert_string_equal(json_object_get_string(json_object_object_get(figures, "binding")), "disk");
+	json_object_put(o);
+}
+
+static void a_stream_that_breaks_shows_what_came_and_fails(void **state)
+{
+	struct chunks k;
+	answer_generation(&k);
+	fake.answers[0].count = 1;
+	fake.answers[0].code = 15;
+	fake.answers[0].message = "extent 7 does not match its checksum";
+	expect(RUN("generate", "x"), CTL_ERROR, " Paris\n", "thawctl: extent 7 does not match its checksum\n");
+}
+
+static void chat_keeps_the_conversation(void **state)
+{
+	struct chunks k;
+	answer_generation(&k);
+	struct shown s = run_with(
+		"first\n\nsecond\n/exit\nnot sent\n", (const char *const[]){"chat", "--system", "be brief", NULL});
+	assert_int_equal(s.exit, CTL_OK);
+	assert_string_equal(s.out, " Paris.\n Paris.\n");
+	drop(&s);
+	assert_int_equal(fake.requests_count, 2);
+	Thaw__V1__GenerateRequest *q =
+		thaw__v1__generate_request__unpack(NULL, fake.requests[1].count, fake.requests[1].bytes);
+	static const char *const wanted[][2] = {
+		{"system", "be brief"}, {"user", "first"}, {"assistant", " Paris."}, {"user", "second"}};
+	assert_int_equal(q->prompt->chat->n_messages, base_array_size(wanted));
+	for (size_t i = 0; i < base_array_size(wanted); i++) {
+		assert_string_equal(q->prompt->chat->messages[i]->role, wanted[i][0]);
+		assert_string_equal(q->prompt->chat->messages[i]->content, wanted[i][1]);
+	}
+	thaw__v1__generate_request__free_unpacked(q, NULL);
+}
+
+/* eval: 11 tokens, the first one BOS, context 4: chunks 0-3 and 4-7; each counts one score (position 3). */
+static void eval_counts_the_second_half_of_each_chunk(void **state)
+{
+	Thaw__V1__Model m = smol();
+	m.bos_opt_case = THAW__V1__MODEL__BOS_OPT_BOS_TOKEN_ID;
+	m.bos_token_id = 1;
+	uint32_t ids[] = {1, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19};
+	Thaw__V1__TokenizeReply tokens = THAW__V1__TOKENIZE_REPLY__INIT;
+	tokens.token_ids = ids;
+	tokens.n_token_ids = base_array_size(ids);
+	Thaw__V1__TokenScore score = THAW__V1__TOKEN_SCORE__INIT, *scores[] = {&score};
+	score.position = 3;
+	score.logprob = -2;
+	Thaw__V1__ScoreReply reply = THAW__V1__SCORE_REPLY__INIT;
+	reply.scores = scores;
+	reply.n_scores = 1;
+	answer("/thaw.v1.Inference/GetModel", &m);
+	answer("/thaw.v1.Inference/Tokenize", &tokens);
+	answer("/thaw.v1.Inference/Score", &reply);
+	struct json_object *o = parse_json(RUN("eval", "--text", "/etc/os-release", "--context", "4", "-o", "json"));
+	double perplexity = json_object_get_double(json_object_object_get(o, "perplexity"));
+	assert_true(perplexity > 7.3890 && perplexity < 7.3891); // e^2
+	assert_int_equal(json_object_get_int(json_object_object_get(o, "counted_tokens")), 2);
+	json_object_put(o);
+
+	static const uint32_t chunks[2][4] = {{1, 10, 11, 12}, {1, 14, 15, 16}}; // BOS takes the first place
+	assert_int_equal(fake.requests_count, 4);
+	for (size_t i = 0; i < 2; i++) {
+		Thaw__V1__ScoreRequest *q =
+			thaw__v1__score_request__unpack(NULL, fake.requests[2 + i].count, fake.requests[2 + i].bytes);
+		assert_int_equal(q->first_token, 3);
+		assert_int_equal(q->prompt->token_ids->n_ids, 4);
+		assert_memory_equal(q->prompt->token_ids->ids, chunks[i], sizeof chunks[i]);
+		thaw__v1__score_request__free_unpacked(q, NULL);
+	}
+	expect(RUN("eval", "--text", "/etc/os-release"), CTL_ERROR, "",
+		"thawctl: /etc/os-release has 11 tokens, less than one chunk of 512\n");
+	expect(RUN("eval", "--text", "/nowhere"), CTL_NOT_FOUND, "", "thawctl: /nowhere: No such file or directory\n");
+}
+
+static void tokenize_and_detokenize(void **state)
+{
+	uint32_t ids[] = {5, 6};
+	uint8_t bytes[] = {0xc3, 'a'};
+	ProtobufCBinaryData pieces[] = {{1, bytes}, {1, bytes + 1}};
+	Thaw__V1__TokenizeReply tokens = THAW__V1__TOKENIZE_REPLY__INIT;
+	tokens.token_ids = ids;
+	tokens.n_token_ids = 2;
+	tokens.pieces = pieces;
+	tokens.n_pieces = 2;
+	answer("/thaw.v1.Inference/Tokenize", &tokens);
+	expect(RUN("tokenize", "--", "-x"), CTL_OK, "5 6\n", "");
+	expect(RUN("tokenize", "x", "--pieces"), CTL_OK, "TOKEN  TEXT\n    5  \"\\xc3\"\n    6  \"a\"\n", "");
+	Thaw__V1__DetokenizeReply text = THAW__V1__DETOKENIZE_REPLY__INIT;
+	text.text = (char *)"hello";
+	answer("/thaw.v1.Inference/Detokenize", &text);
+	expect(RUN("detokenize", "5", "6,7"), CTL_OK, "hello\n", "");
+	Thaw__V1__DetokenizeRequest *q =
+		thaw__v1__detokenize_request__unpack(NULL, fake.requests[0].count, fake.requests[0].bytes);
+	assert_int_equal(q->n_token_ids, 3);
+	assert_int_equal(q->token_ids[2], 7);
+	thaw__v1__detokenize_request__free_unpacked(q, NULL);
+}
+
+static void placement_shows_where_the_bytes_are(void **state)
+{
+	Thaw__Admin__V1__Shard shard = THAW__ADMIN__V1__SHARD__INIT, *shards[] = {&shard};
+	Thaw__Admin__V1__Plan plan = THAW__ADMIN__V1__PLAN__INIT;
+	Thaw__Admin__V1__PlanInput input = THAW__ADMIN__V1__PLAN_INPUT__INIT;
+	Thaw__Admin__V1__Placement p = THAW__ADMIN__V1__PLACEMENT__INIT, *list[] = {&p};
+	Thaw__Admin__V1__GetPlacementReply reply = THAW__ADMIN__V1__GET_PLACEMENT_REPLY__INIT;
+	shard.last_layer = 29;
+	shard.device = (char *)"cpu";
+	shard.hot_bytes = 40 << 20;
+	shard.cold_bytes = 60 << 20;
+	shard.slot_bytes = 8 << 20;
+	shard.kv_bytes = 1 << 30;
+	shard.engine = (char *)"uring";
+	shard.direct_io = true;
+	plan.tokens_per_second_one = 25;
+	plan.tokens_per_second_full = 100;
+	plan.binding_one = (char *)"disk";
+	plan.binding_full = (char *)"compute";
+	plan.lift = (char *)"60 MiB more for weights";
+	input.sequences = 8;
+	p.model = (char *)"smol";
+	p.plan = &plan;
+	p.input = &input;
+	p.shards = shards;
+	p.n_shards = 1;
+	p.explanation = (char *)"because\n";
+	reply.placements = list;
+	reply.n_placements = 1;
+	answer("/thaw.admin.v1.Admin/GetPlacement", &reply);
+	expect(RUN("placement", "--explain"), CTL_OK,
+		"MODEL  STAGE  TP  LAYERS  DEV    HOT   COLD  STREAM    KV  WORKSPACE  HOT%  ENGINE\n"
+		"smol       0   0  0-29    cpu  40.0M  60.0M    8.0M  1.0G          -  40 %  uring+direct\n"
+		"smol: 25.0 tokens/s for one stream (disk), 100.0 for 8 (compute); 60 MiB more for weights\n"
+		"because\n",
+		"");
+}
+
+static void names_cannot_play_with_the_terminal(void **state)
+{
+	Thaw__V1__Model a = smol(), *list[] = {&a};
+	a.name = (char *)"x\033[2Jy\nz";
+	Thaw__V1__ListModelsReply reply = THAW__V1__LIST_MODELS_REPLY__INIT;
+	reply.models = list;
+	reply.n_models = 1;
+	answer("/thaw.v1.Inference/ListModels", &reply);
+	struct shown s = RUN("models", "--no-headers");
+	assert_int_equal(strncmp(s.out, "x?[2Jy?z  ready", 15), 0);
+	drop(&s);
+}
+
+static void bench_counts_what_came(void **state)
+{
+	struct chunks k;
+	Thaw__V1__Model m = smol();
+	Thaw__Admin__V1__GetLoadReply load = THAW__ADMIN__V1__GET_LOAD_REPLY__INIT;
+	answer_generation(&k);
+	answer("/thaw.v1.Inference/GetModel", &m);
+	answer("/thaw.admin.v1.Admin/GetLoad", &load);
+	struct json_object *o = parse_json(RUN("bench", "--streams", "4", "-n", "3", "-o", "json"));
+	assert_int_equal(json_object_get_int(json_object_object_get(o, "generated_tokens")), 12);
+	assert_int_equal(json_object_get_int(json_object_object_get(o, "streams")), 4);
+	assert_string_equal(json_object_get_string(json_object_object_get(o, "binding")), "disk");
+	json_object_put(o);
+	expect(RUN("bench", "--streams", "0"), CTL_USAGE, "",
+		"thawctl: bench: 1 to 256 streams, 1 to 1048576 tokens\n");
+}
+
+static void events_are_lines_or_json_lines(void **state)
+{
+	Thaw__Admin__V1__Event e = THAW__ADMIN__V1__EVENT__INIT;
+	e.sequence = 3;
+	e.severity = (char *)"warning";
+	e.kind = (char *)"rank-lost";
+	e.model = (char *)"smol";
+	e.text = (char *)"rank 0 died of signal 9";
+	fake.answers[fake.answers_count++] =
+		(struct fake_answer){.method = "/thaw.admin.v1.Admin/WatchEvents", .messages = {&e, &e}, .count = 2};
+	struct shown s = RUN("events", "-o", "json");
+	assert_int_equal(s.exit, CTL_OK);
+	char *second = strchr(s.out, '\n') + 1;
+	struct json_object *o = json_tokener_parse(second);
+	assert_string_equal(json_object_get_string(json_object_object_get(o, "kind")), "rank-lost");
+	assert_int_equal(strchr(second, '\n')[1], '\0');
+	json_object_put(o);
+	drop(&s);
+	s = RUN("events");
+	assert_non_null(strstr(s.out, "  warning  rank-lost        smol: rank 0 died of signal 9\n"));
+	drop(&s);
+}
+
+static void every_verb_has_help_and_known_options(void **state)
+{
+	for (size_t i = 0; i < ctl_verbs_count; i++) {
+		struct shown s = RUN("help", ctl_verbs[i].name);
+		assert_int_equal(s.exit, CTL_OK);
+		assert_non_null(strstr(s.out, ctl_verbs[i].help));
+		drop(&s);
+		s = RUN(ctl_verbs[i].name, "--help");
+		assert_int_equal(s.exit, CTL_OK);
+		drop(&s);
+		char names[512];
+		snprintf(names, sizeof names, "%s", ctl_verbs[i].options);
+		char *save = NULL;
+		for (char *name = strtok_r(names, " ", &save); name; name = strtok_r(NULL, " ", &save)) {
+			size_t k = 0;
+			while (k < ctl_option_count && strcmp(ctl_option_table[k].name, name) != 0)
+				k++;
+			if (k == ctl_option_count)
+				fail_msg("%s: no option %s", ctl_verbs[i].name, name);
+			assert_true(ctl_option_of_verb(&ctl_option_table[k], &ctl_verbs[i]));
+		}
+	}
+}
+
+static void completion_is_a_script_that_bash_reads(void **state)
+{
+	struct shown s = RUN("completion", "bash");
+	FILE *bash = popen("bash -n", "w");
+	if (!bash)
+		skip();
+	fputs(s.out, bash);
+	assert_int_equal(pclose(bash), 0);
+	for (size_t i = 0; i < ctl_verbs_count; i++)
+		assert_non_null(strstr(s.out, ctl_verbs[i].name));
+	drop(&s);
+	s = RUN("completion", "fish");
+	assert_non_null(strstr(s.out, "complete -c thawctl -n '__fish_seen_subcommand_from generate' -l seed"));
+	drop(&s);
+	s = RUN("completion", "zsh");
+	assert_int_equal(strncmp(s.out, "#compdef thawctl\n", 17), 0);
+	drop(&s);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup(wrong_command_lines_end_with_2, forget),
+		cmocka_unit_test_setup(failures_have_their_exit_codes, forget),
+		cmocka_unit_test_setup(models_are_a_table_or_json, forget),
+		cmocka_unit_test_setup(status_ends_with_6_when_degraded, forget),
+		cmocka_unit_test_setup(generate_streams_text_and_sends_its_options, forget),
+		cmocka_unit_test_setup(generate_takes_and_prints_token_ids, forget),
+		cmocka_unit_test_setup(generate_reads_standard_input_and_tells_figures, forget),
+		cmocka_unit_test_setup(generate_json_has_everything, forget),
+		cmocka_unit_test_setup(a_stream_that_breaks_shows_what_came_and_fails, forget),
+		cmocka_unit_test_setup(chat_keeps_the_conversation, forget),
+		cmocka_unit_test_setup(eval_counts_the_second_half_of_each_chunk, forget),
+		cmocka_unit_test_setup(tokenize_and_detokenize, forget),
+		cmocka_unit_test_setup(placement_shows_where_the_bytes_are, forget),
+		cmocka_unit_test_setup(names_cannot_play_with_the_terminal, forget),
+		cmocka_unit_test_setup(bench_counts_what_came, forget),
+		cmocka_unit_test_setup(events_are_lines_or_json_lines, forget),
+		cmocka_unit_test_setup(every_verb_has_help_and_known_options, forget),
+		cmocka_unit_test_setup(completion_is_a_script_that_bash_reads, forget),
+	};
+	return cmocka_run_group_tests_name("ctl", tests, NULL, NULL);
+}
