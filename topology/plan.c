@@ -248,19 +248,23 @@ static void advise(const struct topology_plan_input *in, struct topology_plan *p
 int topology_plan_build(const struct topology_plan_input *input, struct topology_plan *ret_plan, struct base_error *e)
 {
 	struct topology_plan p = {0};
+	struct topology_plan_input in = *input;
 	struct need kv;
-	if (input->pass_bytes > input->weights_all_bytes || input->weights_min_bytes > input->weights_all_bytes)
-		return base_error_set(e, -EINVAL, "plan: a pass or the least weights are more than all weights");
-	int r = kv_need(input, &kv, e);
+	if (in.pass_bytes > in.weights_all_bytes)
+		return base_error_set(e, -EINVAL, "plan: a pass reads more than all weights");
+	// Of a tiny model the least stream is larger than all that there is to stream.
+	if (in.weights_min_bytes > in.weights_all_bytes)
+		in.weights_min_bytes = in.weights_all_bytes;
+	int r = kv_need(&in, &kv, e);
 	if (r == 0)
-		r = check_budgets(input, &kv, e);
+		r = check_budgets(&in, &kv, e);
 	if (r == 0)
-		r = divide(input, &kv, &p, e);
+		r = divide(&in, &kv, &p, e);
 	if (r < 0)
 		return r;
-	place(input, &p);
-	predict(input, &p);
-	advise(input, &p);
+	place(&in, &p);
+	predict(&in, &p);
+	advise(&in, &p);
 	*ret_plan = p;
 	return 0;
 }
@@ -309,8 +313,8 @@ void topology_plan_explain(const struct topology_plan_input *in, const struct to
 	struct need kv = {0};
 	kv_need(in, &kv, NULL);
 	fprintf(out, "BUDGET     GIVEN      LEAST      ALL        DECIDED    VERDICT\n");
-	print_row("weights", in->weights_budget_bytes, in->weights_min_bytes, in->weights_all_bytes, p->weights_bytes,
-		out);
+	uint64_t least = in->weights_min_bytes < in->weights_all_bytes ? in->weights_min_bytes : in->weights_all_bytes;
+	print_row("weights", in->weights_budget_bytes, least, in->weights_all_bytes, p->weights_bytes, out);
 	if (p->cold_bytes == 0)
 		fprintf(out, "all hot\n");
 	else
