@@ -2,9 +2,10 @@
  * Engines that read extents: `uring` (io_uring, registered files and buffers, O_DIRECT) and `sync` (a small
  * pool of threads with pread), the fallback and the reference.
  *
- * The caller owns every offload_read from submit until it comes back from reap. All calls from one thread
- * (the I/O thread of a stream, or the stage thread for row reads), create and destroy included. Depth is fixed at
- * create: submit beyond it is -EAGAIN. Buffers, offsets and lengths are multiples of 4096 when the file is O_DIRECT.
+ * The caller owns every offload_read from submit until it comes back from reap. All submits and reaps from one thread
+ * (the I/O thread of a stream, or the stage thread for row reads), destroy too while reads are in flight; the others
+ * from any. Depth is fixed at create: submit beyond it is -EAGAIN. Buffers, offsets and lengths are multiples of 4096
+ * when the file is O_DIRECT.
  */
 #pragma once
 

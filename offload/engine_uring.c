@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// io_uring: one ring, owned by the thread that made it. Completions are handled only when that thread asks for them
+// io_uring: one ring, owned by the thread that first reads through it. Completions are handled only when that thread asks for them
 // (DEFER_TASKRUN), so the kernel never interrupts the stage thread for a read.
 #include "offload/engine.h"
 
@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -28,6 +29,7 @@ struct uring_engine {
 	struct offload_engine base;
 	struct io_uring ring;
 	bool ring_made;
+	bool disabled; // until the first submit or reap: that thread becomes the ring's only one
 	uint32_t depth;
 	uint32_t files_count;
 	int *files; // (files_count)
@@ -44,6 +46,17 @@ struct uring_engine {
 	uint64_t wake_value;
 	bool wake_armed;
 };
+
+static int enable(struct uring_engine *u)
+{
+	if (!u->disabled)
+		return 0;
+	// liburing 2.3 declares io_uring_enable_rings, and its shared library lacks it.
+	if (syscall(SYS_io_uring_register, u->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) < 0)
+		return -errno;
+	u->disabled = false;
+	return 0;
+}
 
 static struct io_uring_sqe *take_sqe(struct uring_engine *u)
 {
@@ -140,6 +153,9 @@ static uint32_t collect(struct uring_engine *u, struct offload_read **ret_reads,
 static int uring_reap(struct offload_engine *base, struct offload_read **ret_reads, uint32_t max, uint64_t timeout_ns)
 {
 	struct uring_engine *u = (struct uring_engine *)base;
+	int enabled = enable(u);
+	if (enabled < 0)
+		return enabled;
 	bool forever = timeout_ns > UINT64_MAX / 4;
 	uint64_t until = forever ? UINT64_MAX : base_clock_now_ns() + timeout_ns;
 	for (;;) {
@@ -174,6 +190,9 @@ static int uring_submit(struct offload_engine *base, struct offload_read *const 
 		if (reads[i]->file >= u->files_count)
 			return -EBADF;
 	}
+	int enabled = enable(u);
+	if (enabled < 0)
+		return enabled;
 	uint64_t now = base_clock_now_ns();
 	uint32_t n = 0;
 	while (n < count && u->spare_count > 0) {
@@ -237,15 +256,19 @@ static void uring_destroy(struct offload_engine *base)
 
 static int make_ring(struct uring_engine *u)
 {
-	// Best first; older kernels say -EINVAL to flags that they do not know.
+	// Best first; older kernels say -EINVAL to flags that they do not know. Disabled, so that the thread that makes
+	// the ring need not be the one that uses it.
 	static const unsigned flags[] = {
-		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SUBMIT_ALL,
+		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SUBMIT_ALL |
+			IORING_SETUP_R_DISABLED,
 		IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SUBMIT_ALL,
 		0,
 	};
 	int r = -EINVAL;
-	for (size_t i = 0; r == -EINVAL && i < sizeof flags / sizeof flags[0]; i++)
+	for (size_t i = 0; r == -EINVAL && i < sizeof flags / sizeof flags[0]; i++) {
 		r = io_uring_queue_init(u->depth + 1, &u->ring, flags[i]);
+		u->disabled = r == 0 && flags[i] & IORING_SETUP_R_DISABLED;
+	}
 	u->ring_made = r == 0;
 	return r;
 }

@@ -194,6 +194,19 @@ static void wake_ends_a_wait(struct bed *b)
 	assert_true(base_clock_now_ns() - start < BASE_NS_PER_SECOND);
 }
 
+static void *read_here(void *arg)
+{
+	reads_all_blocks(arg);
+	return NULL;
+}
+
+static void used_by_another_thread_than_its_maker(struct bed *b)
+{
+	pthread_t t;
+	assert_int_equal(pthread_create(&t, NULL, read_here, b), 0);
+	pthread_join(t, NULL);
+}
+
 #define through_both(name)                                                                                             \
 	static void name##_uring(void **state)                                                                         \
 	{                                                                                                              \
@@ -216,8 +229,9 @@ static void wake_ends_a_wait(struct bed *b)
 through_both(reads_all_blocks) through_both(more_than_depth_is_refused)
 	through_both(the_end_of_the_file_is_a_short_read) through_both(errors_come_back_with_their_read)
 		through_both(a_buffer_outside_the_region_works) through_both(wake_ends_a_wait)
+			through_both(used_by_another_thread_than_its_maker)
 
-			struct refused {
+				struct refused {
 	struct fixture *fixture;
 	const char *engine;
 	bool direct; // what the store must say
@@ -318,6 +332,7 @@ int main(void)
 		tests_of(errors_come_back_with_their_read),
 		tests_of(a_buffer_outside_the_region_works),
 		tests_of(wake_ends_a_wait),
+		tests_of(used_by_another_thread_than_its_maker),
 		cmocka_unit_test_setup_teardown(
 			io_uring_refused_falls_back_and_says_why, fixture_setup, fixture_teardown),
 		cmocka_unit_test_setup_teardown(both_refused, fixture_setup, fixture_teardown),

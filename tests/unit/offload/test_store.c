@@ -86,6 +86,34 @@ static void longer_than_the_buffer(void **state)
 	offload_store_close(s);
 }
 
+static void a_break_starts_another_extent(void **state)
+{
+	struct fixture *f = *state;
+	struct offload_store_identity id = fixture_identity(16384);
+	struct offload_store_writer *w;
+	struct base_error e = {0};
+	assert_int_equal(offload_store_writer_create(f->fd, "layer", &id, &w, &e), 0);
+	struct offload_store_tensor t = {.name = "t", .rows = 4, .cols = 100};
+	uint32_t index;
+	assert_int_equal(offload_store_writer_tensor(w, &t, &index, &e), 0);
+	offload_store_writer_break(w); // with nothing to end
+	for (uint32_t i = 0; i < 4; i++) {
+		assert_int_equal(offload_store_writer_piece(w, index, i, 1, "0123456789", 10, &e), 0);
+		if (i % 2)
+			offload_store_writer_break(w);
+	}
+	assert_int_equal(offload_store_writer_commit(w, &e), 0);
+	offload_store_writer_destroy(w);
+	struct offload_store *s;
+	assert_int_equal(offload_store_open(f->fd, "layer", &id, &s, &e), 0);
+	uint32_t n;
+	const struct offload_store_extent *x = offload_store_extents(s, &n);
+	assert_int_equal(n, 2);
+	assert_int_equal(x[0].pieces, 2);
+	assert_int_equal(x[1].first_piece, 2);
+	offload_store_close(s);
+}
+
 static void identity_is_compared(void **state)
 {
 	struct fixture *f = *state;
@@ -233,6 +261,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(round_trip, fixture_setup, fixture_teardown),
 		cmocka_unit_test_setup_teardown(longer_than_the_buffer, fixture_setup, fixture_teardown),
+		cmocka_unit_test_setup_teardown(a_break_starts_another_extent, fixture_setup, fixture_teardown),
 		cmocka_unit_test_setup_teardown(identity_is_compared, fixture_setup, fixture_teardown),
 		cmocka_unit_test_setup_teardown(
 			names_that_exist_or_are_in_work_are_refused, fixture_setup, fixture_teardown),
