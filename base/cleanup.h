@@ -45,4 +45,4 @@ static inline void base_cleanup_fclose(FILE **f)
 	})
 
 #define base_array_size(a) (sizeof(a) / sizeof((a)[0]))
-#define base_container_of(ptr, type, member) ((type *)((char *)(ptr) - offsetof(type, member)))
+#define base_container_of(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))

@@ -10,7 +10,13 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 
-enum base_log_level { BASE_LOG_ERROR = 3, BASE_LOG_WARNING = 4, BASE_LOG_NOTICE = 5, BASE_LOG_INFO = 6, BASE_LOG_DEBUG = 7 };
+enum base_log_level {
+	BASE_LOG_ERROR = 3,
+	BASE_LOG_WARNING = 4,
+	BASE_LOG_NOTICE = 5,
+	BASE_LOG_INFO = 6,
+	BASE_LOG_DEBUG = 7
+};
 
 struct base_log {
 	_Atomic int level; // enum base_log_level: lines above it are dropped

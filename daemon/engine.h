@@ -52,7 +52,8 @@ struct engine_config {
 };
 
 struct engine;
-int engine_create(const struct engine_config *config, struct engine **ret_engine, struct base_error *e); // starts the thread, returns at once
+int engine_create(const struct engine_config *config, struct engine **ret_engine,
+	struct base_error *e); // starts the thread, returns at once
 void engine_destroy(struct engine *e); // aborts what is left, stops ranks, joins
 
 /* Takes r over on success. -EAGAIN queue full, -EHOSTDOWN loading, draining or failed, -E2BIG prompt too long (text says the limits),
@@ -70,7 +71,8 @@ struct engine_load {
 	uint64_t waiting_tokens;
 	uint32_t kv_blocks, kv_blocks_used;
 	uint64_t last_pass_wall_ns; // 0: none yet
-	uint64_t prompt_tokens_total, generated_tokens_total, requests_total[4] /* by request_finish */, preemptions_total;
+	uint64_t prompt_tokens_total, generated_tokens_total, requests_total[4] /* by request_finish */,
+		preemptions_total;
 	uint64_t rejected_total, failed_total;
 	double tokens_per_second; // last seconds
 	double achieved_ratio; // of the last passes

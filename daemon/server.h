@@ -20,8 +20,15 @@
 
 struct server;
 
-enum server_phase { SERVER_PHASE_QUEUED, SERVER_PHASE_DIGEST, SERVER_PHASE_PACK, SERVER_PHASE_LOAD, SERVER_PHASE_READY, SERVER_PHASE_FAILED,
-	SERVER_PHASE_UNLOADED };
+enum server_phase {
+	SERVER_PHASE_QUEUED,
+	SERVER_PHASE_DIGEST,
+	SERVER_PHASE_PACK,
+	SERVER_PHASE_LOAD,
+	SERVER_PHASE_READY,
+	SERVER_PHASE_FAILED,
+	SERVER_PHASE_UNLOADED
+};
 const char *server_phase_name(enum server_phase p);
 
 struct server_model_info {
@@ -52,7 +59,8 @@ int server_create(const struct config *config, struct base_log *log, struct serv
 void server_destroy(struct server *s);
 
 uint32_t server_list_models(struct server *s, struct server_model_info *ret_infos, uint32_t room);
-int server_get_model(struct server *s, const char *name, struct server_model_info *ret_info); // -ENOENT; name "": the only one
+int server_get_model(
+	struct server *s, const char *name, struct server_model_info *ret_info); // -ENOENT; name "": the only one
 /* -ENOENT unknown, -EHOSTDOWN not ready (text says why; retry_after_ns). */
 int server_acquire_model(struct server *s, const char *name, const struct server_model **ret_model,
 	uint64_t *ret_retry_after_ns, struct base_error *e);
@@ -82,5 +90,6 @@ struct server_event {
 	char severity[12], kind[32], model[128], text[384];
 };
 /* Events after `sequence` (oldest first) from a ring of the last 1024; blocks up to timeout_ns for the first. */
-uint32_t server_read_events(struct server *s, uint64_t after, struct server_event *ret_events, uint32_t room, uint64_t timeout_ns);
+uint32_t server_read_events(
+	struct server *s, uint64_t after, struct server_event *ret_events, uint32_t room, uint64_t timeout_ns);
 void server_emit_event(struct server *s, const char *severity, const char *kind, const char *model, const char *text);

@@ -17,14 +17,14 @@
 #define HEADER_XXH3_AT (STORE_HEADER_BYTES - 8u)
 #define MAX_ROWS (1ull << 40)
 
-uint64_t store_tables_bytes(uint32_t tensors, uint32_t extents, uint32_t pieces)
+uint64_t offload_store_tables_bytes(uint32_t tensors, uint32_t extents, uint32_t pieces)
 {
 	uint64_t bytes = (uint64_t)tensors * STORE_TENSOR_BYTES + (uint64_t)extents * STORE_EXTENT_BYTES +
 			 (uint64_t)pieces * STORE_PIECE_BYTES;
 	return base_size_align(bytes, BASE_PAGE_BYTES);
 }
 
-void store_header_encode(const struct store_header *h, uint8_t out[static STORE_HEADER_BYTES])
+void offload_store_header_encode(const struct store_header *h, uint8_t out[static STORE_HEADER_BYTES])
 {
 	const struct offload_store_identity *id = &h->identity;
 	memset(out, 0, STORE_HEADER_BYTES);
@@ -76,7 +76,7 @@ static int check_lengths(const struct store_header *h, uint64_t file_bytes, stru
 		return base_error_set(e, -EBADMSG, "header: %u tensors, %u extents, %u pieces", h->tensors_count,
 			h->extents_count, h->pieces_count);
 	uint64_t tables_at, end;
-	if (h->tables_bytes != store_tables_bytes(h->tensors_count, h->extents_count, h->pieces_count) ||
+	if (h->tables_bytes != offload_store_tables_bytes(h->tensors_count, h->extents_count, h->pieces_count) ||
 		base_size_add(STORE_HEADER_BYTES, h->data_bytes, &tables_at) < 0 ||
 		tables_at != h->tables_offset_bytes || base_size_add(tables_at, h->tables_bytes, &end) < 0)
 		return base_error_set(e, -EBADMSG,
@@ -90,7 +90,7 @@ static int check_lengths(const struct store_header *h, uint64_t file_bytes, stru
 	return 0;
 }
 
-int store_header_decode(const uint8_t bytes[static STORE_HEADER_BYTES], uint64_t file_bytes,
+int offload_store_header_decode(const uint8_t bytes[static STORE_HEADER_BYTES], uint64_t file_bytes,
 	struct store_header *ret_header, struct base_error *e)
 {
 	struct store_header h = {0};
@@ -132,7 +132,7 @@ int store_header_decode(const uint8_t bytes[static STORE_HEADER_BYTES], uint64_t
 	return rc;
 }
 
-void store_tables_encode(const struct store_header *h, const struct store_tables *t, uint8_t *out)
+void offload_store_tables_encode(const struct store_header *h, const struct store_tables *t, uint8_t *out)
 {
 	struct base_writer w;
 	base_writer_init(&w, out, h->tables_bytes);
@@ -311,7 +311,7 @@ static uint32_t read_tables(const struct store_header *h, const uint8_t *bytes, 
 	return zero;
 }
 
-int store_tables_decode(
+int offload_store_tables_decode(
 	const struct store_header *h, const uint8_t *bytes, struct store_tables *t, struct base_error *e)
 {
 	if (offload_hash(bytes, h->tables_bytes) != h->tables_xxh3)
@@ -332,7 +332,7 @@ int store_tables_decode(
 	return r;
 }
 
-void store_tables_finish(struct store_tables *t)
+void offload_store_tables_finish(struct store_tables *t)
 {
 	free(t->tensors);
 	free(t->extents);
@@ -340,7 +340,7 @@ void store_tables_finish(struct store_tables *t)
 	*t = (struct store_tables){0};
 }
 
-void store_format_seal(uint8_t header[static STORE_HEADER_BYTES], const uint8_t *tables, uint64_t tables_bytes)
+void offload_store_format_seal(uint8_t header[static STORE_HEADER_BYTES], const uint8_t *tables, uint64_t tables_bytes)
 {
 	struct base_writer w;
 	base_writer_init(&w, header, STORE_HEADER_BYTES);
@@ -352,7 +352,7 @@ void store_format_seal(uint8_t header[static STORE_HEADER_BYTES], const uint8_t 
 	base_writer_u64(&w, offload_hash(header, HEADER_XXH3_AT));
 }
 
-char *store_path(int dirfd, const char *name, char *out, size_t out_bytes)
+char *offload_store_path(int dirfd, const char *name, char *out, size_t out_bytes)
 {
 	char link[64], directory[256];
 	snprintf(link, sizeof link, "/proc/self/fd/%d", dirfd);

@@ -27,23 +27,23 @@ struct store_tables {
 };
 
 /* Length of the tables in the file, padding included; -EOVERFLOW never for counts within the limits. */
-uint64_t store_tables_bytes(uint32_t tensors, uint32_t extents, uint32_t pieces);
+uint64_t offload_store_tables_bytes(uint32_t tensors, uint32_t extents, uint32_t pieces);
 
 /* Checks everything that the header says, against the file's length too. -EBADMSG; -ESTALE for another version of
  * the format. */
-int store_header_decode(const uint8_t bytes[static STORE_HEADER_BYTES], uint64_t file_bytes,
+int offload_store_header_decode(const uint8_t bytes[static STORE_HEADER_BYTES], uint64_t file_bytes,
 	struct store_header *ret_header, struct base_error *e);
-void store_header_encode(const struct store_header *h, uint8_t out[static STORE_HEADER_BYTES]);
+void offload_store_header_encode(const struct store_header *h, uint8_t out[static STORE_HEADER_BYTES]);
 
-/* bytes: header.tables_bytes of them. Allocates the tables (freed by store_tables_finish, also after an error). */
-int store_tables_decode(
+/* bytes: header.tables_bytes of them. Allocates the tables (freed by offload_store_tables_finish, also after an error). */
+int offload_store_tables_decode(
 	const struct store_header *h, const uint8_t *bytes, struct store_tables *tables, struct base_error *e);
 /* out: header.tables_bytes, zeroed. */
-void store_tables_encode(const struct store_header *h, const struct store_tables *tables, uint8_t *out);
-void store_tables_finish(struct store_tables *tables);
+void offload_store_tables_encode(const struct store_header *h, const struct store_tables *tables, uint8_t *out);
+void offload_store_tables_finish(struct store_tables *tables);
 
 /* Puts right the checksums of header and tables (a file's bytes as they are): lets a fuzzer past them. */
-void store_format_seal(uint8_t header[static STORE_HEADER_BYTES], const uint8_t *tables, uint64_t tables_bytes);
+void offload_store_format_seal(uint8_t header[static STORE_HEADER_BYTES], const uint8_t *tables, uint64_t tables_bytes);
 
 /* "DIR/NAME" for messages. */
-char *store_path(int dirfd, const char *name, char *out, size_t out_bytes);
+char *offload_store_path(int dirfd, const char *name, char *out, size_t out_bytes);

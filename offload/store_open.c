@@ -81,7 +81,7 @@ static int read_header(struct offload_store *s, struct base_error *e)
 	int r = read_range(s, 0, STORE_HEADER_BYTES, bytes);
 	if (r < 0)
 		return base_error_set(e, r, "cannot read the header: %s", strerrordesc_np(-r));
-	return store_header_decode(bytes, (uint64_t)st.st_size, &s->header, e);
+	return offload_store_header_decode(bytes, (uint64_t)st.st_size, &s->header, e);
 }
 
 static int read_tables(struct offload_store *s, struct base_error *e)
@@ -93,7 +93,7 @@ static int read_tables(struct offload_store *s, struct base_error *e)
 	int r = read_range(s, s->header.tables_offset_bytes, length, bytes);
 	if (r < 0)
 		return base_error_set(e, r, "cannot read the tables: %s", strerrordesc_np(-r));
-	return store_tables_decode(&s->header, bytes, &s->tables, e);
+	return offload_store_tables_decode(&s->header, bytes, &s->tables, e);
 }
 
 static int compare(
@@ -142,7 +142,7 @@ int offload_store_open(int dirfd, const char *name, const struct offload_store_i
 	return 0;
 fail:
 	offload_store_close(s);
-	base_error_prefix(e, "store file %s", store_path(dirfd, name, path, sizeof path));
+	base_error_prefix(e, "store file %s", offload_store_path(dirfd, name, path, sizeof path));
 	return r;
 }
 
@@ -152,7 +152,7 @@ void offload_store_close(struct offload_store *s)
 		return;
 	if (s->fd >= 0)
 		close(s->fd);
-	store_tables_finish(&s->tables);
+	offload_store_tables_finish(&s->tables);
 	free(s);
 }
 

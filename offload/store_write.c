@@ -45,14 +45,15 @@ static int fail(struct offload_store_writer *w, int r, const char *what, struct 
 	char path[512];
 	w->failed = r;
 	return base_error_set(e, r, "store file %s: cannot %s: %s",
-		store_path(w->dirfd, w->tmp ? w->tmp : w->name, path, sizeof path), what,
+		offload_store_path(w->dirfd, w->tmp ? w->tmp : w->name, path, sizeof path), what,
 		r == -EBUSY ? "another process is writing it" : strerrordesc_np(-r));
 }
 
 static int misuse(struct offload_store_writer *w, int r, const char *what, struct base_error *e)
 {
 	char path[512];
-	return base_error_set(e, r, "store file %s: %s", store_path(w->dirfd, w->name, path, sizeof path), what);
+	return base_error_set(
+		e, r, "store file %s: %s", offload_store_path(w->dirfd, w->name, path, sizeof path), what);
 }
 
 static int open_tmp(struct offload_store_writer *w)
@@ -324,17 +325,17 @@ static int write_tables(struct offload_store_writer *w, struct base_error *e)
 {
 	struct store_header *h = &w->header;
 	h->tables_offset_bytes = w->written_bytes;
-	h->tables_bytes = store_tables_bytes(h->tensors_count, h->extents_count, h->pieces_count);
+	h->tables_bytes = offload_store_tables_bytes(h->tensors_count, h->extents_count, h->pieces_count);
 	_cleanup_free_ uint8_t *bytes = aligned_alloc(BASE_PAGE_BYTES, h->tables_bytes);
 	if (!bytes)
 		return fail(w, -ENOMEM, "take memory for its tables", e);
 	memset(bytes, 0, h->tables_bytes);
-	store_tables_encode(h, &w->tables, bytes);
+	offload_store_tables_encode(h, &w->tables, bytes);
 	h->tables_xxh3 = offload_hash(bytes, h->tables_bytes);
 	int r = write_range(w, bytes, h->tables_bytes, h->tables_offset_bytes);
 	if (r < 0)
 		return fail(w, r, "write it", e);
-	store_header_encode(h, w->buffer); // empty by now
+	offload_store_header_encode(h, w->buffer); // empty by now
 	r = write_range(w, w->buffer, STORE_HEADER_BYTES, 0);
 	return r < 0 ? fail(w, r, "write it", e) : 0;
 }
@@ -383,7 +384,7 @@ void offload_store_writer_destroy(struct offload_store_writer *w)
 		close(w->fd);
 	if (w->dirfd >= 0)
 		close(w->dirfd);
-	store_tables_finish(&w->tables);
+	offload_store_tables_finish(&w->tables);
 	free(w->buffer);
 	free(w->tmp);
 	free(w->name);

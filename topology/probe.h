@@ -19,8 +19,8 @@ struct topology_probe_source {
 /* Plain streaming reads of `threads` (0: one for each usable CPU) threads, bound to the CPUs of m in their order, over
  * buffers far larger than the caches: the best of a few windows, 100 ms in all, after the kernel gave the memory (1 s
  * at most). -ENOMEM. */
-int topology_probe_memory(const struct topology_machine *m, uint32_t threads, double *ret_bytes_per_s,
-	struct base_error *e);
+int topology_probe_memory(
+	const struct topology_machine *m, uint32_t threads, double *ret_bytes_per_s, struct base_error *e);
 /* All of it. cache_path (may be NULL: no cache) holds the last result as JSON: used if it is of this machine, else
  * measured again and written atomically; a cache that cannot be read or written is not an error. A drive that had
  * nothing to read last time is asked again. */

@@ -20,8 +20,18 @@
 #define FORMAT_GGUF_MAX_NAME_BYTES 64u
 
 enum format_gguf_type {
-	FORMAT_GGUF_U8, FORMAT_GGUF_I8, FORMAT_GGUF_U16, FORMAT_GGUF_I16, FORMAT_GGUF_U32, FORMAT_GGUF_I32,
-	FORMAT_GGUF_F32, FORMAT_GGUF_BOOL, FORMAT_GGUF_STRING, FORMAT_GGUF_ARRAY, FORMAT_GGUF_U64, FORMAT_GGUF_I64,
+	FORMAT_GGUF_U8,
+	FORMAT_GGUF_I8,
+	FORMAT_GGUF_U16,
+	FORMAT_GGUF_I16,
+	FORMAT_GGUF_U32,
+	FORMAT_GGUF_I32,
+	FORMAT_GGUF_F32,
+	FORMAT_GGUF_BOOL,
+	FORMAT_GGUF_STRING,
+	FORMAT_GGUF_ARRAY,
+	FORMAT_GGUF_U64,
+	FORMAT_GGUF_I64,
 	FORMAT_GGUF_F64,
 };
 
@@ -42,8 +52,8 @@ struct format_gguf_tensor {
 struct format_gguf;
 int format_gguf_open(const char *path, struct format_gguf **ret_gguf, struct base_error *e);
 /* The same from memory (tests, fuzzing): data must outlive the object. */
-int format_gguf_open_memory(const void *data, size_t bytes, const char *name, struct format_gguf **ret_gguf,
-	struct base_error *e);
+int format_gguf_open_memory(
+	const void *data, size_t bytes, const char *name, struct format_gguf **ret_gguf, struct base_error *e);
 void format_gguf_close(struct format_gguf *g);
 
 const char *format_gguf_path(const struct format_gguf *g);
@@ -64,8 +74,8 @@ bool format_gguf_has(const struct format_gguf *g, const char *key);
 int format_gguf_get_u32(const struct format_gguf *g, const char *key, uint32_t *ret, struct base_error *e);
 int format_gguf_get_f32(const struct format_gguf *g, const char *key, float *ret, struct base_error *e);
 int format_gguf_get_bool(const struct format_gguf *g, const char *key, bool *ret, struct base_error *e);
-int format_gguf_get_string(const struct format_gguf *g, const char *key, struct format_gguf_string *ret,
-	struct base_error *e);
+int format_gguf_get_string(
+	const struct format_gguf *g, const char *key, struct format_gguf_string *ret, struct base_error *e);
 /* Arrays: element count, then elements by index (strings are indexed at open, so access is O(1)). */
 int format_gguf_get_array(const struct format_gguf *g, const char *key, enum format_gguf_type type, uint64_t *ret_count,
 	struct base_error *e);

@@ -45,15 +45,16 @@ struct rank_config {
 /* What rank_create will need, from the program alone: for the planner and for refusals with numbers. */
 struct rank_needs {
 	uint64_t weights_all_bytes; // everything hot, no stream
-	uint64_t slots_bytes; // of the stream, part of the budget when anything is cold; for config.weights_budget_bytes
+	uint64_t
+		slots_bytes; // of the stream, part of the budget when anything is cold; for config.weights_budget_bytes
 	uint64_t weights_min_bytes; // the least budget that runs: pinned extents and the least stream
 	uint64_t workspace_bytes;
 	uint64_t kv_block_bytes; // one block of KV_BLOCK_TOKENS
 	uint64_t pass_bytes; // W of the bound: weight bytes that a pass reads
 	uint64_t token_macs;
 };
-int rank_get_needs(const struct program *p, const struct rank_config *config, struct rank_needs *ret_needs,
-	struct base_error *e);
+int rank_get_needs(
+	const struct program *p, const struct rank_config *config, struct rank_needs *ret_needs, struct base_error *e);
 
 struct rank_placement { // what came out
 	uint64_t hot_bytes, cold_bytes, slot_bytes; // cold: read in every pass

@@ -30,7 +30,8 @@ struct sample_params {
 	float presence_penalty, frequency_penalty; // 0: none
 	float repetition_penalty; // 1: none
 	uint64_t seed;
-	uint32_t logprobs; // how many of the top ones to report, 0..SAMPLE_MAX_LOGPROBS; the chosen one is always reported
+	uint32_t
+		logprobs; // how many of the top ones to report, 0..SAMPLE_MAX_LOGPROBS; the chosen one is always reported
 	uint32_t bias_count;
 	struct sample_bias bias[SAMPLE_MAX_BIAS];
 	uint32_t min_new_tokens; // until then `banned` (the stop tokens) cannot be drawn
@@ -61,5 +62,5 @@ void sample_scratch_destroy(struct sample_scratch *s);
 void sample_draw(struct sample_scratch *s, const struct sample_params *p, const float *logits, const uint32_t *history,
 	uint32_t history_tokens, uint32_t prompt_tokens, struct sample_result *ret_result);
 /* log softmax(logits)[token], and the top `top` of them. */
-void sample_score(struct sample_scratch *s, const float *logits, uint32_t token, uint32_t top,
-	struct sample_result *ret_result);
+void sample_score(
+	struct sample_scratch *s, const float *logits, uint32_t token, uint32_t top, struct sample_result *ret_result);

@@ -114,10 +114,14 @@ static void run(struct bench *b, uint32_t n, struct rank_pass_result *ret)
 	uint32_t blocks_count = (b->position + n + KV_BLOCK_TOKENS - 1) / KV_BLOCK_TOKENS;
 	for (uint32_t i = 0; i < blocks_count; i++)
 		blocks[i] = i;
-	struct rank_entry entry = {.first_position = b->position, .tokens = n, .blocks = blocks_count,
-		.want = RANK_WANT_SAMPLE};
-	struct rank_pass pass = {.entries = &entry, .entries_count = 1, .tokens = tokens, .tokens_count = n,
-		.blocks = blocks, .blocks_count = blocks_count};
+	struct rank_entry entry = {
+		.first_position = b->position, .tokens = n, .blocks = blocks_count, .want = RANK_WANT_SAMPLE};
+	struct rank_pass pass = {.entries = &entry,
+		.entries_count = 1,
+		.tokens = tokens,
+		.tokens_count = n,
+		.blocks = blocks,
+		.blocks_count = blocks_count};
 	*ret = (struct rank_pass_result){.outputs = outputs, .entry_status = status};
 	if (rank_run(b->rank, &pass, ret, &e) || status[0])
 		die("pass", &e);
@@ -158,8 +162,9 @@ static void disk_bound(struct bench *b)
 		fprintf(stderr, "round %d: %.4f s a pass, fio %.0f MB/s, ratio %.3f\n", i, seconds[i], rates[i] / 1e6,
 			ratios[i]);
 	}
-	printf("disk-bound ratio=%.3f seconds_per_pass=%.4f cold_bytes=%llu fio_bytes_per_s=%.0f\n", median(ratios, ROUNDS),
-		median(seconds, ROUNDS), (unsigned long long)placement.cold_bytes, median(rates, ROUNDS));
+	printf("disk-bound ratio=%.3f seconds_per_pass=%.4f cold_bytes=%llu fio_bytes_per_s=%.0f\n",
+		median(ratios, ROUNDS), median(seconds, ROUNDS), (unsigned long long)placement.cold_bytes,
+		median(rates, ROUNDS));
 	stop(b);
 }
 
@@ -195,7 +200,8 @@ static void load(struct bench *b)
 		stop(b);
 		double raw = (double)placement.hot_bytes / rate;
 		ratios[i] = seconds / raw;
-		fprintf(stderr, "round %d: first token after %.3f s, raw read %.3f s, ratio %.3f\n", i, seconds, raw, ratios[i]);
+		fprintf(stderr, "round %d: first token after %.3f s, raw read %.3f s, ratio %.3f\n", i, seconds, raw,
+			ratios[i]);
 	}
 	printf("load ratio=%.3f\n", median(ratios, ROUNDS));
 }

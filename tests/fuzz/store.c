@@ -32,7 +32,7 @@ static void use(const struct store_header *h, const struct store_tables *t, cons
 	uint8_t *again = calloc(1, h->tables_bytes);
 	if (!again)
 		return;
-	store_tables_encode(h, t, again);
+	offload_store_tables_encode(h, t, again);
 	if (memcmp(again, tables, h->tables_bytes) != 0)
 		abort();
 	free(again);
@@ -59,20 +59,20 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 		if (tables && rest > 0)
 			memcpy(tables, data + fields, rest);
 	}
-	store_format_seal(header, tables, tables ? tables_bytes : 0);
+	offload_store_format_seal(header, tables, tables ? tables_bytes : 0);
 
 	struct store_header h;
 	struct store_tables t = {0};
 	struct base_error e = {0};
-	int r = store_header_decode(header, tables_at + tables_bytes, &h, &e);
+	int r = offload_store_header_decode(header, tables_at + tables_bytes, &h, &e);
 	if (r == 0 && tables) {
-		r = store_tables_decode(&h, tables, &t, &e);
+		r = offload_store_tables_decode(&h, tables, &t, &e);
 		if (r == 0)
 			use(&h, &t, tables);
 	}
 	if (r < 0 && !e.message[0])
 		abort();
-	store_tables_finish(&t);
+	offload_store_tables_finish(&t);
 	free(tables);
 	return 0;
 }
