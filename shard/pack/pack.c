@@ -25,6 +25,7 @@
 // What the tables of a store file take for each entry, rounded up, and for the file itself.
 #define TABLE_ENTRY_BYTES 96u
 #define FILE_BYTES (64u << 10)
+#define PROGRESS_BYTES (1u << 20)
 
 struct packer {
 	const struct format_gguf *g;
@@ -35,7 +36,7 @@ struct packer {
 	struct base_error *e;
 	int store_fd, dir_fd, lock_fd;
 	bool *whole; // (files): there already
-	uint64_t done_bytes, total_bytes;
+	uint64_t done_bytes, reported_bytes, total_bytes;
 	uint8_t *source, *packed; // room for the longest piece: as it is in the file, as it is written
 };
 
@@ -147,8 +148,12 @@ static int pack_rows(struct packer *k, const struct pack_layout_piece *piece)
 	return status;
 }
 
+// About once a megabyte, and at the end.
 static int progress(struct packer *k)
 {
+	if (k->done_bytes < k->reported_bytes + PROGRESS_BYTES && k->done_bytes < k->total_bytes)
+		return 0;
+	k->reported_bytes = k->done_bytes;
 	if (k->config->progress &&
 		k->config->progress(k->config->context, PACK_PHASE_PACK, k->done_bytes, k->total_bytes))
 		return base_error_set(k->e, -ECANCELED, "packing was cancelled");
@@ -190,7 +195,7 @@ static int write_pieces(struct packer *k, const struct pack_layout_file *file, s
 		if (!status)
 			status = offload_store_writer_piece(
 				w, tensor, piece->first_row, piece->rows, k->packed, piece->length_bytes, k->e);
-		k->done_bytes += piece->length_bytes;
+		k->done_bytes += i + 1 == extent->first_piece + extent->pieces ? extent->length_bytes : 0;
 		if (!status)
 			status = progress(k);
 	}

@@ -1,0 +1,447 @@
+// SPDX-License-Identifier: Apache-2.0
+// The packer: what is in the store equals the source, in any slicing; reuse, resume, refusals.
+#include "tests/lib/testing.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "offload/store.h"
+#include "shard/pack/layout.h"
+#include "shard/pack/pack.h"
+#include "shard/quant/quant.h"
+#include "tests/lib/model_fixture.h"
+#include "tests/lib/tiny_gguf.h"
+
+struct source { // a model in a temporary directory
+	char directory[64], store[128], path[128];
+	struct format_gguf *g;
+	struct program *p;
+};
+
+static void source_init(struct source *s, struct tiny_model *m)
+{
+	struct base_error e = {0};
+	snprintf(s->directory, sizeof s->directory, "/tmp/thaw-pack.XXXXXX");
+	assert_non_null(mkdtemp(s->directory));
+	snprintf(s->store, sizeof s->store, "%s/store", s->directory);
+	snprintf(s->path, sizeof s->path, "%s/tiny.gguf", s->directory);
+	assert_int_equal(tiny_model_save(m, s->path), 0);
+	if (format_gguf_open(s->path, &s->g, &e) || program_build(s->g, &s->p, &e))
+		fail_msg("%s", base_error_text(&e));
+}
+
+static void source_finish(struct source *s)
+{
+	program_destroy(s->p);
+	format_gguf_close(s->g);
+	model_remove_tree(s->directory);
+}
+
+static int pack(struct source *s, uint32_t tp_rank, uint32_t tp_size, struct pack_result *ret, struct base_error *e)
+{
+	struct pack_config config = {.store_path = s->store, .slice = {0, s->p->config.layers, tp_rank, tp_size}};
+	return pack_model(s->g, s->p, &config, ret, e);
+}
+
+static struct pack_result pack_well(struct source *s, uint32_t tp_rank, uint32_t tp_size)
+{
+	struct base_error e = {0};
+	struct pack_result result;
+	if (pack(s, tp_rank, tp_size, &result, &e))
+		fail_msg("%s", base_error_text(&e));
+	return result;
+}
+
+/* ---- contents ---- */
+
+static float *source_matrix(const struct source *s, const struct program_weight *w)
+{
+	float *out = malloc((size_t)w->rows * w->cols * sizeof *out);
+	uint64_t row_bytes = 0;
+	assert_int_equal(quant_row_bytes(w->type, w->cols, &row_bytes), 0);
+	uint8_t *row = malloc(row_bytes);
+	for (uint32_t r = 0; r < w->rows; r++) {
+		assert_int_equal(format_gguf_read(s->g, w->source, r * row_bytes, row, row_bytes, NULL), 0);
+		assert_int_equal(quant_dequantize_row(w->type, row, w->cols, out + (size_t)r * w->cols), 0);
+	}
+	free(row);
+	return out;
+}
+
+// A tensor of a store file as floats, (rows, cols).
+static float *store_matrix(const struct offload_store *store, uint32_t tensor)
+{
+	uint32_t count, tensors;
+	const struct offload_store_tensor *t = &offload_store_tensors(store, &tensors)[tensor];
+	const struct offload_store_piece *pieces = offload_store_pieces(store, &count);
+	float *out = malloc(t->rows * t->cols * sizeof *out);
+	uint64_t row_bytes = 0, seen = 0;
+	assert_int_equal(quant_row_bytes(t->type, t->cols, &row_bytes), 0);
+	for (uint32_t i = 0; i < count; i++) {
+		if (pieces[i].tensor != tensor)
+			continue;
+		uint32_t n;
+		const struct offload_store_extent *x = &offload_store_extents(store, &n)[pieces[i].extent];
+		uint8_t *data = aligned_alloc(4096, x->length_bytes);
+		assert_int_equal(
+			pread(offload_store_fd(store), data, x->length_bytes, (off_t)x->offset_bytes), x->length_bytes);
+		assert_int_equal(pieces[i].first_row, seen);
+		for (uint32_t r = 0; r < pieces[i].rows; r++, seen++) {
+			const uint8_t *at = data + pieces[i].offset_bytes;
+			if (t->rows == 1)
+				memcpy(out, at, t->cols * sizeof *out);
+			else
+				assert_int_equal(quant_dequantize_r16(t->type, at + r / 16 * 16 * row_bytes, r % 16,
+							 (uint32_t)t->cols, out + seen * t->cols),
+					0);
+		}
+		free(data);
+	}
+	assert_int_equal(seen, t->rows);
+	return out;
+}
+
+static struct offload_store *open_store(
+	const struct pack_result *result, uint32_t layer, uint32_t tp_rank, uint32_t tp_size)
+{
+	char name[64];
+	struct base_error e = {0};
+	struct offload_store *store = NULL;
+	int dir = open(result->directory, O_RDONLY | O_DIRECTORY);
+	assert_true(dir >= 0);
+	if (offload_store_open(dir, pack_file_name(layer, tp_rank, tp_size, name), NULL, &store, &e))
+		fail_msg("%s", base_error_text(&e));
+	close(dir);
+	return store;
+}
+
+// Every weight of the model, put together from the slices, equals the source.
+static void contents_equal_the_source(struct source *s, uint32_t tp_size)
+{
+	struct pack_result result = {0};
+	for (uint32_t rank = 0; rank < tp_size; rank++)
+		result = pack_well(s, rank, tp_size);
+	for (uint32_t i = 0; i < s->p->weights_count; i++) {
+		const struct program_weight *w = &s->p->weights[i];
+		float *want = source_matrix(s, w);
+		uint64_t covered = 0;
+		for (uint32_t rank = 0; rank < tp_size; rank++) {
+			struct pack_slice slice = {0, s->p->config.layers, rank, tp_size};
+			struct pack_cut cut;
+			assert_int_equal(pack_cut_weight(s->p, &slice, i, &cut, NULL), 0);
+			struct offload_store *store = open_store(&result, pack_weight_file(s->p, i), rank, tp_size);
+			uint32_t tensors, at = 0;
+			const struct offload_store_tensor *t = offload_store_tensors(store, &tensors);
+			while (at < tensors && strcmp(t[at].name, w->name) != 0)
+				at++;
+			assert_true(at < tensors);
+			assert_int_equal(t[at].rows, cut.rows);
+			assert_int_equal(t[at].cols, cut.cols);
+			float *have = store_matrix(store, at);
+			for (uint32_t r = 0; r < cut.rows; r++)
+				assert_memory_equal(have + (size_t)r * cut.cols,
+					want + (size_t)(cut.first_row + r) * w->cols + cut.first_col,
+					cut.cols * sizeof *have);
+			covered += (uint64_t)cut.rows * cut.cols;
+			free(have);
+			offload_store_close(store);
+		}
+		// Split weights are covered once; others are on every rank.
+		assert_int_equal(covered, (uint64_t)w->rows * w->cols * (w->split == PROGRAM_SPLIT_NONE ? tp_size : 1));
+		free(want);
+	}
+}
+
+static void every_type_packs_to_what_it_was(void **state)
+{
+	static const uint32_t types[] = {0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 30};
+	for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
+		struct tiny_model m = {.type = types[i],
+			.layers = 2,
+			.width = 256,
+			.heads = 4,
+			.vocab = 300,
+			.tied = i % 2,
+			.seed = i,
+			.biases = true};
+		struct source s;
+		source_init(&s, &m);
+		contents_equal_the_source(&s, 1);
+		source_finish(&s);
+	}
+}
+
+static void slices_put_together_are_the_model(void **state)
+{
+	// Head borders at borders of blocks: 128 columns for each of two ranks; 256 for K-quants.
+	struct tiny_model small = {
+		.type = 8, .width = 256, .heads = 4, .kv_heads = 2, .head_dim = 64, .ffn_width = 416};
+	struct tiny_model large = {
+		.type = 12, .width = 512, .heads = 4, .kv_heads = 2, .head_dim = 128, .ffn_width = 768};
+	struct tiny_model *models[] = {&small, &large};
+	for (int i = 0; i < 2; i++) {
+		struct source s;
+		source_init(&s, models[i]);
+		contents_equal_the_source(&s, 2);
+		source_finish(&s);
+	}
+}
+
+static void cuts_that_cannot_be_are_refused(void **state)
+{
+	struct tiny_model m = {.type = 12, .width = 256, .heads = 4, .kv_heads = 2, .head_dim = 64};
+	struct source s;
+	struct pack_result result;
+	struct base_error e = {0};
+	source_init(&s, &m);
+	assert_int_equal(pack(&s, 0, 3, &result, &e), -EINVAL);
+	assert_non_null(strstr(e.message, "attn_q.weight cannot be cut for 3 ranks: its heads do not divide"));
+	assert_int_equal(pack(&s, 0, 2, &result, &e), -EINVAL);
+	assert_non_null(
+		strstr(e.message, "attn_output.weight cannot be cut for 2 ranks: its heads do not end at borders"));
+	assert_int_equal(pack(&s, 2, 2, &result, &e), -EINVAL);
+	source_finish(&s);
+}
+
+static void ranks_beyond_the_kv_heads_share_them(void **state)
+{
+	struct tiny_model m = {.type = 0, .width = 64, .heads = 4, .kv_heads = 2, .head_dim = 16};
+	struct source s;
+	source_init(&s, &m);
+	for (uint32_t rank = 0; rank < 4; rank++) {
+		struct pack_slice slice = {0, 2, rank, 4};
+		struct pack_cut cut;
+		for (uint32_t i = 0; i < s.p->weights_count; i++) {
+			const struct program_weight *w = &s.p->weights[i];
+			assert_int_equal(pack_cut_weight(s.p, &slice, i, &cut, NULL), 0);
+			if (w->split == PROGRAM_SPLIT_KV_HEADS) {
+				assert_int_equal(cut.first_row, rank / 2 * 16);
+				assert_int_equal(cut.rows, 16);
+			}
+			if (w->split == PROGRAM_SPLIT_HEADS)
+				assert_int_equal(cut.first_row, rank * 16);
+		}
+	}
+	source_finish(&s);
+}
+
+/* ---- layout ---- */
+
+static void vectors_lie_in_extents_of_their_own(void **state)
+{
+	struct tiny_model m = {.type = 8, .width = 256, .layers = 3, .biases = true, .tied = true};
+	struct source s;
+	struct pack_layout *l = NULL;
+	source_init(&s, &m);
+	struct pack_slice slice = {0, 3, 0, 1};
+	assert_int_equal(pack_layout_build(s.p, &slice, &l, NULL), 0);
+	assert_int_equal(l->files_count, 4);
+	for (uint32_t i = 0; i < l->extents_count; i++) {
+		const struct pack_layout_extent *x = &l->extents[i];
+		assert_true(x->length_bytes <= l->extent_bytes && x->length_bytes % 4096 == 0 && x->pieces > 0);
+		assert_int_equal(x->pinned, i == l->files[x->file].first_extent);
+		for (uint32_t j = x->first_piece; j < x->first_piece + x->pieces; j++)
+			assert_int_equal(s.p->weights[l->pieces[j].weight].rows == 1, x->pinned);
+	}
+	pack_layout_destroy(l);
+	// A stage in the middle has its layers alone; the first one needs the tied head for look-ups.
+	slice = (struct pack_slice){1, 1, 0, 1};
+	assert_int_equal(pack_layout_build(s.p, &slice, &l, NULL), 0);
+	assert_int_equal(l->files_count, 1);
+	pack_layout_destroy(l);
+	slice = (struct pack_slice){0, 1, 0, 1};
+	assert_int_equal(pack_layout_build(s.p, &slice, &l, NULL), 0);
+	assert_int_equal(l->files_count, 2);
+	assert_int_equal(l->files[1].layer, PACK_LAYER_HEAD);
+	pack_layout_destroy(l);
+	source_finish(&s);
+}
+
+/* ---- reuse, resume ---- */
+
+static void a_second_run_writes_nothing(void **state)
+{
+	struct tiny_model m = {.type = 8};
+	struct source s;
+	source_init(&s, &m);
+	struct pack_result first = pack_well(&s, 0, 1), second = pack_well(&s, 0, 1);
+	assert_true(first.written_bytes > 0 && first.reused_bytes == 0);
+	assert_int_equal(second.written_bytes, 0);
+	assert_int_equal(second.reused_bytes, first.written_bytes);
+	assert_memory_equal(first.digest, second.digest, 16);
+	// A file of another model goes to another directory, also under the same name.
+	struct tiny_model other = {.type = 8, .seed = 5};
+	assert_int_equal(tiny_model_save(&other, s.path), 0);
+	format_gguf_close(s.g);
+	assert_int_equal(format_gguf_open(s.path, &s.g, NULL), 0);
+	program_destroy(s.p);
+	assert_int_equal(program_build(s.g, &s.p, NULL), 0);
+	struct pack_result third = pack_well(&s, 0, 1);
+	assert_int_not_equal(memcmp(first.digest, third.digest, 16), 0);
+	assert_int_equal(third.reused_bytes, 0);
+	source_finish(&s);
+}
+
+static void a_damaged_file_is_packed_again(void **state)
+{
+	struct tiny_model m = {.type = 8, .layers = 3};
+	struct source s;
+	char path[640];
+	source_init(&s, &m);
+	struct pack_result first = pack_well(&s, 0, 1);
+	snprintf(path, sizeof path, "%s/layer-0001.tp0of1", first.directory);
+	assert_int_equal(truncate(path, 5000), 0);
+	struct pack_result again = pack_well(&s, 0, 1);
+	assert_true(again.written_bytes > 0 && again.written_bytes < first.written_bytes);
+	assert_int_equal(again.written_bytes + again.reused_bytes, first.written_bytes);
+	contents_equal_the_source(&s, 1);
+	source_finish(&s);
+}
+
+static int die_in_the_middle(void *context, enum pack_phase phase, uint64_t done, uint64_t total)
+{
+	if (phase == PACK_PHASE_PACK && done > total / 2)
+		raise(SIGKILL);
+	return 0;
+}
+
+static void a_killed_run_is_resumed(void **state)
+{
+	struct tiny_model m = {.type = 8, .layers = 6, .width = 512};
+	struct source s;
+	source_init(&s, &m);
+	pid_t child = fork();
+	assert_true(child >= 0);
+	if (child == 0) {
+		struct pack_config config = {
+			.store_path = s.store, .slice = {0, 6, 0, 1}, .progress = die_in_the_middle};
+		struct pack_result result;
+		pack_model(s.g, s.p, &config, &result, NULL);
+		_exit(1);
+	}
+	int status;
+	waitpid(child, &status, 0);
+	assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+	struct pack_result result = pack_well(&s, 0, 1);
+	assert_true(result.reused_bytes > 0 && result.written_bytes > 0);
+	contents_equal_the_source(&s, 1);
+	source_finish(&s);
+}
+
+static int stop_at_once(void *context, enum pack_phase phase, uint64_t done, uint64_t total)
+{
+	return phase == PACK_PHASE_PACK && done > 0;
+}
+
+static void cancelling_leaves_no_half_file(void **state)
+{
+	struct tiny_model m = {.type = 8, .width = 512};
+	struct source s;
+	struct base_error e = {0};
+	struct pack_result result;
+	source_init(&s, &m);
+	struct pack_config config = {.store_path = s.store, .slice = {0, 2, 0, 1}, .progress = stop_at_once};
+	assert_int_equal(pack_model(s.g, s.p, &config, &result, &e), -ECANCELED);
+	struct pack_result rest = pack_well(&s, 0, 1);
+	assert_true(rest.written_bytes > rest.reused_bytes);
+	contents_equal_the_source(&s, 1);
+	source_finish(&s);
+}
+
+/* ---- refusals ---- */
+
+static void a_second_packer_is_kept_out(void **state)
+{
+	struct tiny_model m = {0};
+	struct source s;
+	char path[160];
+	struct base_error e = {0};
+	struct pack_result result;
+	source_init(&s, &m);
+	pack_well(&s, 0, 1);
+	snprintf(path, sizeof path, "%s/pack.lock", s.store);
+	int fd = open(path, O_RDWR);
+	assert_true(fd >= 0 && flock(fd, LOCK_EX) == 0);
+	assert_int_equal(pack(&s, 0, 1, &result, &e), -EBUSY);
+	char want[64];
+	snprintf(want, sizeof want, "process %ld is packing into it", (long)getpid());
+	assert_non_null(strstr(e.message, want));
+	close(fd);
+	source_finish(&s);
+}
+
+static bool enter_namespace(void)
+{
+	char map[32];
+	int n = snprintf(map, sizeof map, "0 %u 1", getuid());
+	if (unshare(CLONE_NEWNS)) { // not root
+		if (unshare(CLONE_NEWUSER | CLONE_NEWNS))
+			return false;
+		int fd = open("/proc/self/uid_map", O_WRONLY);
+		if (fd < 0 || write(fd, map, (size_t)n) != n)
+			return false;
+		close(fd);
+	}
+	return mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0;
+}
+
+// In a mount namespace of its own, on a drive of 300 KiB.
+static int pack_on_a_small_drive(struct source *s)
+{
+	struct base_error e = {0};
+	struct pack_result result;
+	if (!enter_namespace() || mkdir(s->store, 0755) || mount("none", s->store, "tmpfs", 0, "size=300k"))
+		return 77;
+	int status = pack(s, 0, 1, &result, &e);
+	unsigned long long missing = 0;
+	const char *text = strstr(e.message, " left: ");
+	if (status != -ENOSPC || !text || sscanf(text, " left: %llu bytes short", &missing) != 1 || missing == 0) {
+		fprintf(stderr, "%d %s\n", status, e.message);
+		return 1;
+	}
+	return 0;
+}
+
+static void a_full_drive_is_refused_before_it_is_filled(void **state)
+{
+	struct tiny_model m = {.width = 256};
+	struct source s;
+	int status;
+	source_init(&s, &m);
+	pid_t child = fork();
+	assert_true(child >= 0);
+	if (child == 0)
+		_exit(pack_on_a_small_drive(&s));
+	waitpid(child, &status, 0);
+	source_finish(&s);
+	assert_true(WIFEXITED(status));
+	if (WEXITSTATUS(status) == 77)
+		skip();
+	assert_int_equal(WEXITSTATUS(status), 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(every_type_packs_to_what_it_was),
+		cmocka_unit_test(slices_put_together_are_the_model),
+		cmocka_unit_test(cuts_that_cannot_be_are_refused),
+		cmocka_unit_test(ranks_beyond_the_kv_heads_share_them),
+		cmocka_unit_test(vectors_lie_in_extents_of_their_own),
+		cmocka_unit_test(a_second_run_writes_nothing),
+		cmocka_unit_test(a_damaged_file_is_packed_again),
+		cmocka_unit_test(a_killed_run_is_resumed),
+		cmocka_unit_test(cancelling_leaves_no_half_file),
+		cmocka_unit_test(a_second_packer_is_kept_out),
+		cmocka_unit_test(a_full_drive_is_refused_before_it_is_filled),
+	};
+	return cmocka_run_group_tests_name("pack", tests, NULL, NULL);
+}
