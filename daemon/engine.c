@@ -547,6 +547,15 @@ int engine_abort(struct engine *e, const char *id)
 	return status;
 }
 
+void engine_abort_all(struct engine *e)
+{
+	pthread_mutex_lock(&e->lock);
+	for (struct engine_stream *s = e->live; s; s = s->next)
+		s->abort = e->aborts = true;
+	pthread_mutex_unlock(&e->lock);
+	wake(e);
+}
+
 void engine_drain(struct engine *e, bool on)
 {
 	pthread_mutex_lock(&e->lock);

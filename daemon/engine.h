@@ -60,6 +60,7 @@ void engine_destroy(struct engine *e); // aborts what is left, stops ranks, join
  * -EINVAL, -EEXIST for an id that is running. retry_after_ns is set with -EAGAIN and -EHOSTDOWN. */
 int engine_submit(struct engine *e, struct request *r, uint64_t *ret_retry_after_ns, struct base_error *error);
 int engine_abort(struct engine *e, const char *id); // -ENOENT
+void engine_abort_all(struct engine *e);
 void engine_drain(struct engine *e, bool on); // no new requests; running ones finish
 
 struct engine_load {
@@ -71,6 +72,7 @@ struct engine_load {
 	uint64_t waiting_tokens;
 	uint32_t kv_blocks, kv_blocks_used;
 	uint64_t last_pass_wall_ns; // 0: none yet
+	uint64_t last_turn_ns; // base_clock: when the engine's thread last came round
 	uint64_t prompt_tokens_total, generated_tokens_total, requests_total[4] /* by request_finish */,
 		preemptions_total;
 	uint64_t rejected_total, failed_total;

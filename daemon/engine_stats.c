@@ -97,7 +97,9 @@ void engine_stats_publish(struct engine *e)
 {
 	struct scheduler_counts c;
 	scheduler_get_counts(e->scheduler, &c);
+	uint64_t now = base_clock_now_ns();
 	pthread_mutex_lock(&e->lock);
+	e->load.last_turn_ns = now;
 	e->load.epoch = e->epoch;
 	e->load.restarts = e->epoch ? e->epoch - 1 : 0;
 	e->load.running = c.running_jobs;

@@ -142,13 +142,15 @@ static void start(struct bench *b)
 		b->config.assign[i].config.slice.tp_size = 1;
 	b->config.starter = fake_ranks_starter(&b->ranks);
 	struct base_error e = {0};
+	bool fails = b->ranks.fail_assign || b->ranks.refuse_starts;
 	assert_int_equal(engine_create(&b->config, &b->engine, &e), 0);
-	wait_state(b, b->ranks.fail_assign || b->ranks.refuse_starts ? ENGINE_FAILED : ENGINE_READY);
+	wait_state(b, fails ? ENGINE_FAILED : ENGINE_READY);
 }
 
 static void bench_destroy(struct bench *b)
 {
 	engine_destroy(b->engine);
+	free((void *)b->ranks.script);
 	text_tokenizer_destroy(b->tokenizer);
 	format_gguf_close(b->gguf);
 	tiny_gguf_release(&b->file);
@@ -290,7 +292,6 @@ static void stop_case(const char *script, const char *stop, bool include, const 
 	assert_int_equal(b->reader[0].finish[0], finish);
 	struct engine_load load;
 	engine_get_load(b->engine, &load);
-	free((void *)b->ranks.script);
 	bench_destroy(b);
 }
 

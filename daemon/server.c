@@ -1,0 +1,489 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/server.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "daemon/server_internal.h"
+#include "topology/scan.h"
+
+#define RETRY_NS (2 * BASE_NS_PER_SECOND)
+#define LOCK_NAME "thawd.lock"
+#define STALE_TURN_NS (60 * BASE_NS_PER_SECOND) // an engine that did not come round for that long hangs
+
+const char *server_phase_name(enum server_phase p)
+{
+	static const char *const names[] = {"queued", "digest", "pack", "load", "ready", "failed", "unloaded"};
+	return (unsigned)p < base_array_size(names) ? names[p] : "unknown";
+}
+
+/* ---- the store's lock ---- */
+
+/* All directories of the path that are missing. */
+static int make_directories(const char *path, struct base_error *e)
+{
+	char part[CONFIG_TEXT_BYTES];
+	snprintf(part, sizeof part, "%s", path);
+	for (char *p = part + 1;; p++) {
+		if (*p != '/' && *p != '\0')
+			continue;
+		char c = *p;
+		*p = '\0';
+		if (mkdir(part, 0755) < 0 && errno != EEXIST)
+			return base_error_set(
+				e, -errno, "store.path %s: cannot make %s: %s", path, part, strerrordesc_np(errno));
+		*p = c;
+		if (!c)
+			return 0;
+	}
+}
+
+/* Held as long as the process lives. The number in it is for people. */
+static int lock_store(struct server *s, struct base_error *e)
+{
+	const char *path = s->config.store.path;
+	char name[CONFIG_TEXT_BYTES + 32], text[24] = {0};
+	int status = make_directories(path, e);
+	if (status)
+		return status;
+	snprintf(name, sizeof name, "%s/" LOCK_NAME, path);
+	s->lock_fd = open(name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0644);
+	if (s->lock_fd < 0)
+		return base_error_set(e, -errno, "store.path: cannot open %s: %s", name, strerrordesc_np(errno));
+	if (flock(s->lock_fd, LOCK_EX | LOCK_NB) < 0) {
+		ssize_t n = errno == EWOULDBLOCK ? pread(s->lock_fd, text, sizeof text - 1, 0) : -1;
+		if (n < 0)
+			return base_error_set(
+				e, -errno, "store.path: cannot lock %s: %s", name, strerrordesc_np(errno));
+		text[strcspn(text, "\n")] = '\0';
+		return base_error_set(e, -EBUSY,
+			"store.path %s is in use by another thawd, pid %s: stop it, or give this one a store of its "
+			"own",
+			path, text[0] ? text : "unknown");
+	}
+	snprintf(text, sizeof text, "%d\n", (int)getpid());
+	if (ftruncate(s->lock_fd, 0) < 0 || pwrite(s->lock_fd, text, strlen(text), 0) < 0)
+		return base_error_set(e, -errno, "store.path: cannot write %s: %s", name, strerrordesc_np(errno));
+	return 0;
+}
+
+/* ---- create, destroy ---- */
+
+static void server_free(struct server *s)
+{
+	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++)
+		server_entry_destroy(s->entry[i]);
+	if (s->lock_fd >= 0)
+		close(s->lock_fd);
+	server_events_finish(s);
+	pthread_cond_destroy(&s->changed);
+	pthread_mutex_destroy(&s->lock);
+	free(s);
+}
+
+int server_create(const struct config *config, struct base_log *log, struct server **ret_server, struct base_error *e)
+{
+	struct server *s = calloc(1, sizeof *s);
+	if (!s)
+		return base_error_set(e, -ENOMEM, "no memory");
+	s->config = *config;
+	atomic_init(&s->drain_ns, config->daemon.drain_ns);
+	s->log = log;
+	s->lock_fd = -1;
+	s->started_wall_ns = base_clock_wall_ns();
+	pthread_mutex_init(&s->lock, NULL);
+	pthread_cond_init(&s->changed, NULL);
+	int status = server_events_init(s);
+	if (status)
+		base_error_set(e, status, "no memory");
+	if (!status)
+		status = supervisor_find_rank(s->rank_path, sizeof s->rank_path, e);
+	if (!status)
+		status = topology_scan(NULL, &s->machine, e);
+	if (!status)
+		status = lock_store(s, e);
+	if (!status && (status = -pthread_create(&s->loader, NULL, server_loader_thread, s)) < 0)
+		base_error_set(e, status, "loader thread: %s", strerrordesc_np(-status));
+	if (status) {
+		server_free(s);
+		return status;
+	}
+	s->loader_runs = true;
+	*ret_server = s;
+	return 0;
+}
+
+void server_destroy(struct server *s)
+{
+	if (!s)
+		return;
+	pthread_mutex_lock(&s->lock);
+	s->stop = true;
+	pthread_cond_broadcast(&s->changed);
+	pthread_mutex_unlock(&s->lock);
+	pthread_join(s->loader, NULL);
+	server_free(s);
+}
+
+/* ---- the table ---- */
+
+/* Lock held. name "": the only one. */
+static struct server_entry *find(struct server *s, const char *name)
+{
+	struct server_entry *found = NULL;
+	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
+		struct server_entry *x = s->entry[i];
+		if (!x || x->hidden)
+			continue;
+		if (name[0] && strcmp(x->info->name, name) == 0)
+			return x;
+		if (!name[0] && !x->unload) {
+			if (found)
+				return NULL;
+			found = x;
+		}
+	}
+	return name[0] ? NULL : found;
+}
+
+/* Lock held. */
+static void copy_info(struct server_entry *x, struct server_model_info *ret_info)
+{
+	*ret_info = *x->info;
+	if (x->model.engine)
+		engine_get_load(x->model.engine, &ret_info->load);
+	if (ret_info->phase == SERVER_PHASE_LOAD) {
+		ret_info->done_bytes = ret_info->load.load_done_bytes;
+		ret_info->total_bytes = ret_info->load.load_total_bytes;
+	}
+	if (ret_info->phase == SERVER_PHASE_READY && ret_info->load.state == ENGINE_FAILED) {
+		ret_info->phase = SERVER_PHASE_FAILED;
+		base_error_set(&ret_info->error, -EHOSTDOWN, "%s", ret_info->load.failure);
+	}
+	uint64_t spent = base_clock_now_ns() - x->phase_ns;
+	if (ret_info->done_bytes && ret_info->done_bytes < ret_info->total_bytes)
+		ret_info->eta_ns = (uint64_t)((double)spent * (double)(ret_info->total_bytes - ret_info->done_bytes) /
+					      (double)ret_info->done_bytes);
+}
+
+uint32_t server_list_models(struct server *s, struct server_model_info *ret_infos, uint32_t room)
+{
+	uint32_t n = 0;
+	pthread_mutex_lock(&s->lock);
+	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES && n < room; i++) {
+		if (s->entry[i] && !s->entry[i]->hidden)
+			copy_info(s->entry[i], &ret_infos[n++]);
+	}
+	pthread_mutex_unlock(&s->lock);
+	return n;
+}
+
+int server_get_model(struct server *s, const char *name, struct server_model_info *ret_info)
+{
+	pthread_mutex_lock(&s->lock);
+	struct server_entry *x = find(s, name);
+	if (x)
+		copy_info(x, ret_info);
+	pthread_mutex_unlock(&s->lock);
+	return x ? 0 : -ENOENT;
+}
+
+/* Lock held: why there is no such model, in words that help. */
+static int not_found(struct server *s, const char *name, struct base_error *e)
+{
+	char names[300] = "";
+	size_t at = 0;
+	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
+		if (s->entry[i] && !s->entry[i]->hidden && at < sizeof names - 1)
+			at += (size_t)snprintf(
+				names + at, sizeof names - at, "%s%s", at ? ", " : "", s->entry[i]->info->name);
+	}
+	if (!at)
+		return base_error_set(e, -ENOENT, "no model is loaded");
+	if (!name[0])
+		return base_error_set(e, -ENOENT, "several models are loaded, name one: %s", names);
+	return base_error_set(e, -ENOENT, "no model is called %s; there are: %s", name, names);
+}
+
+int server_acquire_model(struct server *s, const char *name, const struct server_model **ret_model,
+	uint64_t *ret_retry_after_ns, struct base_error *e)
+{
+	int status = 0;
+	pthread_mutex_lock(&s->lock);
+	struct server_entry *x = find(s, name);
+	if (!x)
+		status = not_found(s, name, e);
+	else if (x->unload)
+		status = base_error_set(e, -EHOSTDOWN, "model %s is being unloaded", x->info->name);
+	else if (x->info->phase == SERVER_PHASE_FAILED)
+		status = base_error_set(
+			e, -EHOSTDOWN, "model %s failed to load: %s", x->info->name, base_error_text(&x->info->error));
+	else if (x->info->phase != SERVER_PHASE_READY)
+		status = base_error_set(
+			e, -EHOSTDOWN, "model %s is loading: %s", x->info->name, server_phase_name(x->info->phase));
+	if (!status) {
+		x->references++;
+		*ret_model = &x->model;
+	}
+	pthread_mutex_unlock(&s->lock);
+	if (status == -EHOSTDOWN && ret_retry_after_ns)
+		*ret_retry_after_ns = RETRY_NS;
+	return status;
+}
+
+void server_release_model(struct server *s, const struct server_model *m)
+{
+	if (!m)
+		return;
+	struct server_entry *x = base_container_of(m, struct server_entry, model);
+	pthread_mutex_lock(&s->lock);
+	x->references--;
+	pthread_cond_broadcast(&s->changed);
+	pthread_mutex_unlock(&s->lock);
+}
+
+/* ---- load, unload ---- */
+
+static int check_name(const struct server_entry *old, struct base_error *e)
+{
+	if (!old || old->info->phase == SERVER_PHASE_FAILED)
+		return 0;
+	return base_error_set(e, -EEXIST, "a model called %s is there already (%s): unload it, or choose another name",
+		old->info->name, server_phase_name(old->info->phase));
+}
+
+/* Lock held. A failed model gives its name up. */
+static int put(struct server *s, struct server_entry *x, struct base_error *e)
+{
+	struct server_entry *old = find(s, x->info->name);
+	uint32_t place = SERVER_MAX_ENTRIES, shown = 0;
+	if (old && old->info->phase != SERVER_PHASE_FAILED)
+		return base_error_set(e, -EEXIST,
+			"a model called %s is there already (%s): unload it, or choose another name", x->info->name,
+			server_phase_name(old->info->phase));
+	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
+		if (!s->entry[i])
+			place = place < i ? place : i;
+		else if (!s->entry[i]->hidden && s->entry[i] != old)
+			shown++;
+	}
+	if (place == SERVER_MAX_ENTRIES || shown >= CONFIG_MAX_MODELS)
+		return base_error_set(e, -ENOSPC, "%u models are loaded, which is the most: unload one", shown);
+	if (old)
+		old->hidden = old->unload = true;
+	s->entry[place] = x;
+	x->queued = ++s->queued;
+	pthread_cond_broadcast(&s->changed);
+	return 0;
+}
+
+/* keep: a model that cannot be loaded stays in the table, FAILED, for people to see. */
+static int load_model(struct server *s, const struct config_model *model, bool keep, struct base_error *e)
+{
+	struct server_entry *x = server_entry_create(s, model);
+	if (!x)
+		return base_error_set(e, -ENOMEM, "no memory for model %s", model->path);
+	pthread_mutex_lock(&s->lock);
+	int status =
+		s->stop ? base_error_set(e, -EHOSTDOWN, "thawd is stopping") : check_name(find(s, x->info->name), e);
+	pthread_mutex_unlock(&s->lock);
+	keep = keep && !status;
+	if (!status)
+		status = server_entry_prepare(x, 0, 0, e);
+	if (status && keep) {
+		x->info->phase = SERVER_PHASE_FAILED;
+		x->info->error = *e;
+		x->info->error.code = status;
+	}
+	bool stays = !status || keep;
+	if (stays) {
+		pthread_mutex_lock(&s->lock);
+		int full = put(s, x, e);
+		pthread_mutex_unlock(&s->lock);
+		status = full ? full : status;
+		stays = !full;
+	}
+	if (!stays)
+		server_entry_destroy(x);
+	return status;
+}
+
+int server_load_model(struct server *s, const struct config_model *model, struct base_error *e)
+{
+	return load_model(s, model, false, e);
+}
+
+void server_load_configured(struct server *s)
+{
+	for (uint32_t i = 0; i < s->config.models_count; i++) {
+		struct base_error e = {0};
+		if (load_model(s, &s->config.models[i], true, &e) < 0)
+			server_emit_event(s, "error", "model_failed", s->config.models[i].name, base_error_text(&e));
+	}
+}
+
+int server_unload_model(struct server *s, const char *name, struct base_error *e)
+{
+	pthread_mutex_lock(&s->lock);
+	struct server_entry *x = find(s, name);
+	int status = x ? 0 : not_found(s, name, e);
+	if (!status && x->unload)
+		status = base_error_set(e, -EALREADY, "model %s is being unloaded", x->info->name);
+	if (!status) {
+		x->unload = true;
+		pthread_cond_broadcast(&s->changed);
+	}
+	pthread_mutex_unlock(&s->lock);
+	return status;
+}
+
+int server_plan_model(struct server *s, const char *path, uint64_t weights_bytes, uint64_t kv_bytes,
+	struct server_model_info *ret_info, struct base_error *e)
+{
+	struct config_model model = {0};
+	if (strlen(path) >= sizeof model.path)
+		return base_error_set(e, -ENAMETOOLONG, "path: longer than %zu bytes", sizeof model.path - 1);
+	snprintf(model.path, sizeof model.path, "%s", path);
+	struct server_entry *x = server_entry_create(s, &model);
+	if (!x)
+		return base_error_set(e, -ENOMEM, "no memory for model %s", path);
+	int status = server_entry_prepare(x, weights_bytes, kv_bytes, e);
+	if (!status)
+		*ret_info = *x->info;
+	server_entry_destroy(x);
+	return status;
+}
+
+/* ---- all models ---- */
+
+/* Engines live as long as their entry holds them, which only the loader thread ends, under the lock. */
+int server_abort(struct server *s, const char *request_id)
+{
+	int status = -ENOENT;
+	pthread_mutex_lock(&s->lock);
+	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES && status; i++) {
+		if (s->entry[i] && s->entry[i]->model.engine)
+			status = engine_abort(s->entry[i]->model.engine, request_id);
+	}
+	pthread_mutex_unlock(&s->lock);
+	return status;
+}
+
+void server_drain(struct server *s, bool on)
+{
+	bool was = atomic_exchange(&s->draining, on);
+	pthread_mutex_lock(&s->lock);
+	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
+		struct server_entry *x = s->entry[i];
+		if (x && x->model.engine && !x->unload)
+			engine_drain(x->model.engine, on);
+	}
+	pthread_mutex_unlock(&s->lock);
+	if (was != on)
+		server_emit_event(s, "notice", on ? "drain" : "undrain", "",
+			on ? "no new requests; those that run are finished" : "requests are taken again");
+}
+
+bool server_draining(const struct server *s)
+{
+	return atomic_load(&s->draining);
+}
+
+bool server_ready(struct server *s)
+{
+	bool ready = false;
+	pthread_mutex_lock(&s->lock);
+	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES && !ready; i++) {
+		struct server_entry *x = s->entry[i];
+		struct engine_load load;
+		if (!x || x->unload || x->info->phase != SERVER_PHASE_READY)
+			continue;
+		engine_get_load(x->model.engine, &load);
+		ready = load.state == ENGINE_READY;
+	}
+	pthread_mutex_unlock(&s->lock);
+	return ready && !server_draining(s);
+}
+
+bool server_healthy(struct server *s)
+{
+	bool healthy = true;
+	uint64_t now = base_clock_now_ns();
+	pthread_mutex_lock(&s->lock);
+	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES && healthy; i++) {
+		struct engine_load load;
+		if (!s->entry[i] || !s->entry[i]->model.engine)
+			continue;
+		engine_get_load(s->entry[i]->model.engine, &load);
+		healthy = !load.last_turn_ns || now < load.last_turn_ns + STALE_TURN_NS;
+	}
+	pthread_mutex_unlock(&s->lock);
+	return healthy;
+}
+
+const struct config *server_config(const struct server *s)
+{
+	return &s->config;
+}
+
+const struct topology_machine *server_machine(const struct server *s)
+{
+	return &s->machine;
+}
+
+struct topology_bandwidths server_bandwidths(struct server *s)
+{
+	pthread_mutex_lock(&s->lock);
+	struct topology_bandwidths b = s->bandwidths;
+	pthread_mutex_unlock(&s->lock);
+	return b;
+}
+
+void server_set_drain(struct server *s, uint64_t drain_ns)
+{
+	atomic_store(&s->drain_ns, drain_ns);
+}
+
+uint64_t server_started_wall_ns(const struct server *s)
+{
+	return s->started_wall_ns;
+}
+
+/* VmRSS leaves hugetlb pages out. */
+static uint64_t process_memory(pid_t pid)
+{
+	char path[48], line[256];
+	uint64_t kib = 0;
+	snprintf(path, sizeof path, "/proc/%d/status", (int)pid);
+	_cleanup_fclose_ FILE *f = fopen(path, "re");
+	while (f && fgets(line, sizeof line, f)) {
+		unsigned long long n;
+		if (sscanf(line, "VmRSS: %llu kB", &n) == 1 || sscanf(line, "HugetlbPages: %llu kB", &n) == 1)
+			kib += n;
+	}
+	return kib * 1024;
+}
+
+uint64_t server_memory_bytes(struct server *s)
+{
+	pid_t pids[SERVER_MAX_ENTRIES * 16];
+	uint32_t n = 0;
+	pthread_mutex_lock(&s->lock);
+	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
+		if (s->entry[i] && s->entry[i]->supervisor)
+			n += supervisor_pids(s->entry[i]->supervisor, &pids[n], (uint32_t)base_array_size(pids) - n);
+	}
+	pthread_mutex_unlock(&s->lock);
+	uint64_t bytes = process_memory(getpid());
+	for (uint32_t i = 0; i < n; i++)
+		bytes += process_memory(pids[i]);
+	return bytes;
+}

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What the files of the server share. Only daemon/server*.c include this.
+ *
+ *   server.c         create, destroy, table of models, getters
+ *   server_load.c    the loader thread: checks, pack, plan, engine; unloading
+ *   server_events.c  the ring of events
+ *   server_probe.c   what the topology probe asks of offload and backend
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "daemon/server.h"
+#include "daemon/supervisor.h"
+#include "shard/format/gguf.h"
+#include "shard/pack/pack.h"
+#include "shard/program/program.h"
+#include "shard/rank/rank.h"
+
+#define SERVER_EVENTS 1024u
+#define SERVER_MAX_ENTRIES (2 * CONFIG_MAX_MODELS) // those that are being unloaded among them
+#define SERVER_MAX_SPECIALS 4096u
+
+/* phase: QUEUED -> DIGEST -> PACK -> LOAD -> READY; any -> FAILED; any -> UNLOADED, after which the loader thread takes it out of the table.
+ * The fields below `model` are the loader thread's; the others are the lock's. */
+struct server_entry {
+	struct server *server;
+	struct server_model model; // handed out; const once engine is set
+	struct server_model_info *info;
+	struct config_model config;
+	uint32_t references;
+	bool unload; // asked for
+	bool hidden; // a failed one whose name was taken by another
+	uint64_t queued; // order of loading
+	uint64_t phase_ns; // when the phase began, for eta
+
+	struct format_gguf *gguf;
+	struct program *program;
+	struct text_tokenizer *tokenizer;
+	char **specials;
+	struct rank_config rank; // of the whole model
+	struct rank_needs needs[16];
+	struct supervisor *supervisor; // lock, for pids
+};
+
+struct server {
+	struct config config;
+	struct base_log *log;
+	struct topology_machine machine;
+	char rank_path[512];
+	int lock_fd; // of the store
+	uint64_t started_wall_ns;
+
+	pthread_mutex_t lock;
+	pthread_cond_t changed; // for the loader thread
+	struct server_entry *entry[SERVER_MAX_ENTRIES];
+	uint64_t queued; // ever
+	_Atomic bool draining;
+	_Atomic uint64_t drain_ns; // reloadable
+	bool stop;
+	struct topology_bandwidths bandwidths;
+	pthread_t loader;
+	bool loader_runs;
+
+	pthread_mutex_t events_lock;
+	pthread_cond_t events_changed; // CLOCK_MONOTONIC
+	struct server_event *events; // (SERVER_EVENTS), a ring
+	uint64_t events_last; // sequence
+};
+
+/* server_events.c */
+int server_events_init(struct server *s);
+void server_events_finish(struct server *s);
+
+/* server_load.c */
+void *server_loader_thread(void *server);
+struct server_entry *server_entry_create(struct server *s, const struct config_model *model);
+void server_entry_destroy(struct server_entry *x);
+/* Opens and checks the file, and plans it with the memory that the other models leave. No lock held. */
+int server_entry_prepare(struct server_entry *x, uint64_t weights_bytes, uint64_t kv_bytes, struct base_error *e);
+void server_set_phase(struct server_entry *x, enum server_phase phase, const struct base_error *error);
+
+/* server_probe.c */
+int server_probe_drive(const char *directory, const char *engine, double *ret_bytes_per_s);
+int server_probe_compute(const struct topology_machine *m, const char *backend, uint32_t threads, double *ret_macs_per_s);

@@ -1,0 +1,705 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/units.h"
+#include "daemon/server_internal.h"
+#include "topology/probe.h"
+#include "topology/scan.h"
+
+#define LOOK_NS 10000000 // between looks at an engine that loads or drains
+#define REFERENCES_NS (10 * BASE_NS_PER_SECOND) // that calls get to let go of a model whose requests have ended
+#define LOGITS_ROWS 64u // of a pass at most, when memory.workspace has room: what scores can fill
+#define MIN_AUTO_CONTEXT 2048u
+#define MAX_RESTARTS 5u
+
+/* ---- entries ---- */
+
+static void name_from_path(const char *path, char *out, size_t room)
+{
+	const char *slash = strrchr(path, '/');
+	const char *base = slash ? slash + 1 : path;
+	size_t n = strlen(base);
+	if (n > 5 && strcmp(base + n - 5, ".gguf") == 0)
+		n -= 5;
+	snprintf(out, room, "%.*s", (int)n, base);
+}
+
+struct server_entry *server_entry_create(struct server *s, const struct config_model *model)
+{
+	struct server_entry *x = calloc(1, sizeof *x);
+	struct server_model_info *info = calloc(1, sizeof *info);
+	if (!x || !info) {
+		free(x);
+		free(info);
+		return NULL;
+	}
+	x->server = s;
+	x->info = info;
+	x->config = *model;
+	x->phase_ns = base_clock_now_ns();
+	if (model->name[0])
+		snprintf(info->name, sizeof info->name, "%s", model->name);
+	else
+		name_from_path(model->path, info->name, sizeof info->name);
+	snprintf(info->path, sizeof info->path, "%s", model->path);
+	snprintf(x->model.name, sizeof x->model.name, "%s", info->name);
+	return x;
+}
+
+void server_entry_destroy(struct server_entry *x)
+{
+	if (!x)
+		return;
+	engine_destroy(x->model.engine);
+	supervisor_destroy(x->supervisor);
+	for (uint32_t i = 0; x->specials && x->specials[i]; i++)
+		free(x->specials[i]);
+	free(x->specials);
+	text_tokenizer_destroy(x->tokenizer);
+	program_destroy(x->program);
+	format_gguf_close(x->gguf);
+	free(x->info);
+	free(x);
+}
+
+void server_set_phase(struct server_entry *x, enum server_phase phase, const struct base_error *error)
+{
+	pthread_mutex_lock(&x->server->lock);
+	x->info->phase = phase;
+	x->info->done_bytes = x->info->total_bytes = x->info->eta_ns = 0;
+	x->phase_ns = base_clock_now_ns();
+	if (error)
+		x->info->error = *error;
+	pthread_mutex_unlock(&x->server->lock);
+}
+
+/* ---- what the file says ---- */
+
+static int check_path(const char *path, struct base_error *e)
+{
+	struct stat st;
+	if (!path[0])
+		return base_error_set(e, -EINVAL, "model: no path given");
+	if (stat(path, &st) < 0)
+		return base_error_set(e, -errno, "model %s: %s", path, strerrordesc_np(errno));
+	if (!S_ISREG(st.st_mode))
+		return base_error_set(e, -EINVAL, "model %s: not a regular file", path);
+	return 0;
+}
+
+/* Texts that a message of a chat must not contain. */
+static int collect_specials(struct server_entry *x)
+{
+	uint32_t vocab = text_tokenizer_vocab(x->tokenizer), n = 0;
+	x->specials = calloc(SERVER_MAX_SPECIALS + 1, sizeof *x->specials);
+	if (!x->specials)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < vocab && n < SERVER_MAX_SPECIALS; i++) {
+		size_t plain = 0, special = 0;
+		text_tokenizer_piece(x->tokenizer, i, false, &plain);
+		const char *text = text_tokenizer_piece(x->tokenizer, i, true, &special);
+		if (plain || !special || !text)
+			continue;
+		x->specials[n] = strndup(text, special);
+		if (!x->specials[n++])
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+static int choose_template(struct server_entry *x, struct base_error *e)
+{
+	struct format_gguf_string s;
+	_cleanup_free_ char *jinja = NULL;
+	if (format_gguf_get_string(x->gguf, "tokenizer.chat_template", &s, NULL) == 0)
+		jinja = strndup(s.data, s.bytes);
+	text_chat_recognise(jinja, &x->model.chat);
+	if (x->config.chat_template[0]) {
+		enum text_chat kind;
+		int status = text_chat_find(x->config.chat_template, &kind);
+		if (status)
+			return base_error_set(e, status,
+				"models[].chat_template: %s is none of chatml, llama2, llama3, mistral",
+				x->config.chat_template);
+		if (kind != x->model.chat.kind)
+			x->model.chat = (struct text_chat_template){.kind = kind};
+	}
+	const char *name = x->model.chat.kind == TEXT_CHAT_UNKNOWN ? "unknown" : text_chat_name(x->model.chat.kind);
+	snprintf(x->info->chat_template, sizeof x->info->chat_template, "%s", name);
+	return 0;
+}
+
+static int open_model(struct server_entry *x, struct base_error *e)
+{
+	int status = check_path(x->config.path, e);
+	if (!status)
+		status = format_gguf_open(x->config.path, &x->gguf, e);
+	if (!status)
+		status = program_build(x->gguf, &x->program, e);
+	if (!status)
+		status = text_tokenizer_create(x->gguf, &x->tokenizer, e);
+	if (!status)
+		status = choose_template(x, e);
+	if (!status && (status = collect_specials(x)) < 0)
+		base_error_set(e, status, "no memory");
+	if (status)
+		return status;
+	const struct program_config *c = &x->program->config;
+	struct server_model_info *info = x->info;
+	snprintf(info->architecture, sizeof info->architecture, "%s", c->architecture);
+	info->vocab = c->vocab;
+	info->layers = c->layers;
+	info->weights_bytes = program_weight_bytes(x->program);
+	info->bos = text_tokenizer_bos(x->tokenizer);
+	info->eos = text_tokenizer_eos(x->tokenizer);
+	if (text_tokenizer_vocab(x->tokenizer) > c->vocab)
+		return base_error_set(e, -EINVAL, "model %s: its tokenizer has %u tokens, its matrices %u",
+			x->config.path, text_tokenizer_vocab(x->tokenizer), c->vocab);
+	x->model.tokenizer = x->tokenizer;
+	x->model.specials = (const char *const *)x->specials;
+	return 0;
+}
+
+/* ---- the plan ---- */
+
+static void fill_rank_config(struct server_entry *x, uint32_t context_tokens)
+{
+	const struct config *c = &x->server->config;
+	struct rank_config *r = &x->rank;
+	*r = (struct rank_config){
+		.slice = {.layers = x->program->config.layers, .tp_size = 1},
+		.weights_budget_bytes = c->memory.weights_bytes,
+		.kv_type = strcmp(c->compute.kv_type, "q8") == 0 ? KV_Q8 : KV_F16,
+		.batch_tokens = c->scheduler.batch_tokens,
+		.sequences = c->scheduler.max_sequences,
+		.context_tokens = context_tokens,
+		.slots = c->offload.slots,
+		.depth = c->offload.depth,
+		.verify_every = c->offload.verify_every,
+	};
+	if (r->batch_tokens < r->sequences)
+		r->batch_tokens = r->sequences;
+	r->logits_rows = r->sequences > LOGITS_ROWS ? r->sequences : LOGITS_ROWS;
+	if (r->logits_rows > r->batch_tokens)
+		r->logits_rows = r->batch_tokens;
+	snprintf(r->model_path, sizeof r->model_path, "%s", x->config.path);
+	snprintf(r->backend, sizeof r->backend, "%s", c->compute.backend);
+	snprintf(r->engine, sizeof r->engine, "%s", c->offload.engine);
+}
+
+static struct pack_slice stage_slice(const struct server_entry *x, uint32_t stage)
+{
+	uint32_t stages = x->server->config.compute.stages, layers = x->program->config.layers;
+	uint32_t first = (uint32_t)((uint64_t)layers * stage / stages),
+		 end = (uint32_t)((uint64_t)layers * (stage + 1) / stages);
+	return (struct pack_slice){.first_layer = first, .layers = end - first, .tp_size = 1};
+}
+
+/* What the stages need together. */
+static int sum_needs(struct server_entry *x, struct rank_needs *ret_sum, struct base_error *e)
+{
+	uint32_t stages = x->server->config.compute.stages;
+	struct rank_needs sum = {0};
+	if (stages > x->program->config.layers)
+		return base_error_set(
+			e, -EINVAL, "compute.stages is %u, the model has %u layers", stages, x->program->config.layers);
+	for (uint32_t i = 0; i < stages; i++) {
+		struct rank_config c = x->rank;
+		struct rank_needs *n = &x->needs[i];
+		c.slice = stage_slice(x, i);
+		c.weights_budget_bytes /= stages;
+		int status = rank_get_needs(x->program, &c, n, e);
+		if (status)
+			return status;
+		sum.weights_all_bytes += n->weights_all_bytes;
+		sum.weights_min_bytes += n->weights_min_bytes;
+		sum.slots_bytes += n->slots_bytes;
+		sum.workspace_bytes += n->workspace_bytes;
+		sum.kv_block_bytes += n->kv_block_bytes;
+		sum.pass_bytes += n->pass_bytes;
+		sum.token_macs = n->token_macs;
+	}
+	*ret_sum = sum;
+	return 0;
+}
+
+/* Budgets that other models hold. */
+static void sum_others(const struct server_entry *x, struct topology_plan *ret_others)
+{
+	struct server *s = x->server;
+	*ret_others = (struct topology_plan){0};
+	pthread_mutex_lock(&s->lock);
+	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
+		const struct server_entry *y = s->entry[i];
+		if (!y || y == x || y->info->phase == SERVER_PHASE_FAILED)
+			continue;
+		ret_others->weights_bytes += y->info->plan.weights_bytes;
+		ret_others->kv_bytes += y->info->plan.kv_bytes;
+		ret_others->workspace_bytes += y->info->plan.workspace_bytes;
+	}
+	pthread_mutex_unlock(&s->lock);
+}
+
+/* What is left of a budget; a budget that is used up must not look like "choose one" (0). */
+static uint64_t left_of(uint64_t budget, uint64_t used)
+{
+	return !budget ? 0 : budget > used ? budget - used : 1;
+}
+
+/* Huge pages that are set aside are not part of what the system calls available. */
+static uint64_t free_huge_bytes(void)
+{
+	char line[128];
+	unsigned long long pages = 0, kib = 0;
+	_cleanup_fclose_ FILE *f = fopen("/proc/meminfo", "re");
+	while (f && fgets(line, sizeof line, f)) {
+		if (sscanf(line, "HugePages_Free: %llu", &pages) == 1)
+			continue;
+		(void)!sscanf(line, "Hugepagesize: %llu kB", &kib);
+	}
+	return pages * kib * 1024;
+}
+
+/* Explicit budgets are taken at their word, against the limit; without them we take of what is free now, and leave some. */
+static uint64_t usable_memory(const struct topology_plan_input *in, const struct topology_plan *others)
+{
+	struct topology_machine now;
+	if (topology_scan(NULL, &now, NULL) < 0)
+		return 0;
+	uint64_t taken = others->weights_bytes + others->kv_bytes + others->workspace_bytes;
+	uint64_t huge = free_huge_bytes();
+	if (in->weights_budget_bytes && in->kv_budget_bytes)
+		return (now.memory_limit_bytes > taken ? now.memory_limit_bytes - taken : 0) + huge;
+	return now.memory_available_bytes - now.memory_available_bytes / 16 + huge;
+}
+
+static int plan_with_context(
+	struct server_entry *x, uint32_t context, uint64_t weights_bytes, uint64_t kv_bytes, struct base_error *e)
+{
+	struct server *s = x->server;
+	struct topology_plan others;
+	struct rank_needs sum = {0};
+	fill_rank_config(x, context);
+	sum_others(x, &others);
+	struct topology_plan_input in = {
+		.kv_block_tokens = KV_BLOCK_TOKENS,
+		.context_tokens = context,
+		.sequences = x->rank.sequences,
+		.weights_budget_bytes =
+			left_of(weights_bytes ? weights_bytes : s->config.memory.weights_bytes, others.weights_bytes),
+		.kv_budget_bytes = left_of(kv_bytes ? kv_bytes : s->config.memory.kv_bytes, others.kv_bytes),
+		.workspace_budget_bytes = left_of(s->config.memory.workspace_bytes, others.workspace_bytes),
+		.bandwidths = server_bandwidths(s),
+	};
+	in.memory_bytes = usable_memory(&in, &others);
+	x->rank.weights_budget_bytes = in.weights_budget_bytes ? in.weights_budget_bytes : in.memory_bytes;
+	for (;;) {
+		int status = sum_needs(x, &sum, e);
+		if (status)
+			return status;
+		/* Rows of logits are the one part of the workspace that nobody asked for: fewer make scores slower. */
+		if (!in.workspace_budget_bytes || sum.workspace_bytes <= in.workspace_budget_bytes ||
+			x->rank.logits_rows / 2 < x->rank.sequences)
+			break;
+		x->rank.logits_rows /= 2;
+	}
+	in.pass_bytes = sum.pass_bytes;
+	in.weights_all_bytes = sum.weights_all_bytes;
+	in.weights_min_bytes = sum.weights_min_bytes;
+	in.slots_bytes = sum.slots_bytes;
+	in.workspace_bytes = sum.workspace_bytes;
+	in.kv_block_bytes = sum.kv_block_bytes;
+	in.token_macs = sum.token_macs;
+	struct topology_plan plan;
+	int status = topology_plan_build(&in, &plan, e);
+	if (status) {
+		if (others.weights_bytes)
+			base_error_prefix(e, "beside the models that are loaded");
+		return base_error_prefix(e, "model %s", x->info->name);
+	}
+	pthread_mutex_lock(&s->lock);
+	x->info->plan_input = in;
+	x->info->plan = plan;
+	x->info->context_tokens = x->model.context_tokens = context;
+	pthread_mutex_unlock(&s->lock);
+	return 0;
+}
+
+/* The context of the config, or else the model's own, or else what its KV cache leaves room for. */
+static int plan_entry(struct server_entry *x, uint64_t weights_bytes, uint64_t kv_bytes, struct base_error *e)
+{
+	uint32_t own = x->program->config.context_tokens, wanted = x->server->config.scheduler.context_tokens;
+	uint32_t context = wanted && wanted < own ? wanted : own;
+	int status = plan_with_context(x, context, weights_bytes, kv_bytes, e);
+	struct base_error later;
+	for (; status == -ENOMEM && !wanted && context / 2 >= MIN_AUTO_CONTEXT; context /= 2) {
+		if (plan_with_context(x, context / 2, weights_bytes, kv_bytes, &later) == 0)
+			return 0;
+	}
+	return status;
+}
+
+int server_entry_prepare(struct server_entry *x, uint64_t weights_bytes, uint64_t kv_bytes, struct base_error *e)
+{
+	int status = open_model(x, e);
+	return status ? status : plan_entry(x, weights_bytes, kv_bytes, e);
+}
+
+/* ---- loading: the loader thread ---- */
+
+static bool cancelled(struct server_entry *x)
+{
+	pthread_mutex_lock(&x->server->lock);
+	bool yes = x->unload || x->server->stop;
+	pthread_mutex_unlock(&x->server->lock);
+	return yes;
+}
+
+static int on_pack_progress(void *context, enum pack_phase phase, uint64_t done_bytes, uint64_t total_bytes)
+{
+	struct server_entry *x = context;
+	enum server_phase p = phase == PACK_PHASE_DIGEST ? SERVER_PHASE_DIGEST : SERVER_PHASE_PACK;
+	pthread_mutex_lock(&x->server->lock);
+	bool stop = x->unload || x->server->stop, changed = x->info->phase != p;
+	x->info->done_bytes = done_bytes;
+	x->info->total_bytes = total_bytes;
+	x->info->phase = p;
+	if (changed)
+		x->phase_ns = base_clock_now_ns();
+	pthread_mutex_unlock(&x->server->lock);
+	return stop ? 1 : 0;
+}
+
+static int pack(struct server_entry *x, struct pack_result *ret_result, struct base_error *e)
+{
+	const struct pack_config c = {
+		.store_path = x->server->config.store.path,
+		.slice = x->rank.slice,
+		.progress = on_pack_progress,
+		.context = x,
+	};
+	int status = pack_model(x->gguf, x->program, &c, ret_result, e);
+	if (status)
+		return status;
+	memcpy(x->rank.digest, ret_result->digest, sizeof x->rank.digest);
+	pthread_mutex_lock(&x->server->lock);
+	for (int i = 0; i < 16; i++)
+		snprintf(x->info->digest + 2 * i, 3, "%02x", ret_result->digest[i]);
+	pthread_mutex_unlock(&x->server->lock);
+	if (ret_result->written_bytes) {
+		char a[BASE_UNITS_TEXT_BYTES], b[BASE_UNITS_TEXT_BYTES], text[128];
+		snprintf(text, sizeof text, "%s written, %s there already",
+			base_units_format_bytes(ret_result->written_bytes, a),
+			base_units_format_bytes(ret_result->reused_bytes, b));
+		server_emit_event(x->server, "notice", "model_packed", x->info->name, text);
+	}
+	return 0;
+}
+
+struct probe {
+	struct server *server;
+	const char *directory;
+};
+
+static int probe_drive(void *context, double *ret_bytes_per_s)
+{
+	const struct probe *p = context;
+	return server_probe_drive(p->directory, p->server->config.offload.engine, ret_bytes_per_s);
+}
+
+static int probe_compute(void *context, double *ret_macs_per_s)
+{
+	const struct probe *p = context;
+	return server_probe_compute(&p->server->machine, p->server->config.compute.backend,
+		p->server->config.compute.threads, ret_macs_per_s);
+}
+
+/* What could not be measured is zero in the plan, and said. */
+static void probe(struct server_entry *x, const char *directory)
+{
+	struct server *s = x->server;
+	struct probe p = {.server = s, .directory = directory};
+	const struct topology_probe_source source = {.drive = probe_drive, .compute = probe_compute, .context = &p};
+	struct topology_bandwidths b;
+	struct base_error e = {0};
+	char cache[CONFIG_TEXT_BYTES + 32];
+	snprintf(cache, sizeof cache, "%s/probe.json", s->config.store.path);
+	int status = topology_probe(&s->machine, cache, &source, &b, &e);
+	if (status) {
+		server_emit_event(s, "warning", "probe_failed", x->info->name, base_error_text(&e));
+		return;
+	}
+	pthread_mutex_lock(&s->lock);
+	s->bandwidths = b;
+	pthread_mutex_unlock(&s->lock);
+}
+
+static void on_engine_event(void *context, const char *severity, const char *kind, const char *text)
+{
+	struct server_entry *x = context;
+	server_emit_event(x->server, severity, kind, x->info->name, text);
+}
+
+/* Each stage's part of the budgets: by what it holds. */
+static void fill_assign(
+	const struct server_entry *x, const char *directory, uint32_t stage, struct rank_config *ret_config)
+{
+	const struct topology_plan *p = &x->info->plan;
+	const struct config *c = &x->server->config;
+	const struct topology_machine *m = &x->server->machine;
+	const struct rank_needs *n = &x->needs[stage];
+	uint32_t stages = c->compute.stages;
+	struct rank_config *r = ret_config;
+	*r = x->rank;
+	r->slice = stage_slice(x, stage);
+	snprintf(r->store_directory, sizeof r->store_directory, "%s", directory);
+	double share = (double)n->weights_all_bytes / (double)x->info->plan_input.weights_all_bytes;
+	r->weights_budget_bytes = stages == 1 ? p->weights_bytes : (uint64_t)((double)p->weights_bytes * share);
+	if (r->weights_budget_bytes < n->weights_min_bytes)
+		r->weights_budget_bytes = n->weights_min_bytes;
+	r->kv_budget_bytes = p->kv_blocks * n->kv_block_bytes;
+	r->workspace_budget_bytes = stages == 1 ? p->workspace_bytes : n->workspace_bytes;
+	uint32_t cpus = m->cpus < base_array_size(r->cpus) ? m->cpus : (uint32_t)base_array_size(r->cpus);
+	bool split = stages > 1 && cpus >= stages;
+	uint32_t first = split ? cpus * stage / stages : 0, end = split ? cpus * (stage + 1) / stages : cpus;
+	r->cpus_count = end - first;
+	memcpy(r->cpus, m->cpu + first, r->cpus_count * sizeof *r->cpus);
+	r->threads = c->compute.threads && c->compute.threads < r->cpus_count ? c->compute.threads : r->cpus_count;
+}
+
+static int start_engine(struct server_entry *x, const char *directory, struct base_error *e)
+{
+	struct server *s = x->server;
+	const struct config *c = &s->config;
+	const struct topology_plan *p = &x->info->plan;
+	_cleanup_free_ struct engine_config *g = calloc(1, sizeof *g);
+	struct supervisor *supervisor;
+	struct engine *engine;
+	if (!g)
+		return base_error_set(e, -ENOMEM, "no memory");
+	*g = (struct engine_config){
+		.model_name = x->info->name,
+		.stages = c->compute.stages,
+		.tokenizer = x->tokenizer,
+		.max_waiting = c->scheduler.max_waiting,
+		.max_running = x->rank.sequences,
+		.batch_tokens = x->rank.batch_tokens,
+		.logits_rows = x->rank.logits_rows,
+		.context_tokens = x->info->context_tokens,
+		.max_new_tokens = c->scheduler.max_new_tokens,
+		.batch_wait_ns = c->scheduler.window_ns,
+		.stuck_ns = c->scheduler.stuck_ns,
+		.max_restarts = MAX_RESTARTS,
+		.bound_pass_ns_disk = p->pass_ns_disk,
+		.bound_pass_ns_memory = p->pass_ns_memory,
+		.bound_token_ns_compute = p->token_ns_compute,
+		.events = {.event = on_engine_event, .context = x},
+		.log = s->log,
+	};
+	for (uint32_t i = 0; i < c->compute.stages; i++)
+		fill_assign(x, directory, i, &g->assign[i].config);
+	int status = supervisor_create(s->rank_path, c->compute.stages, s->log, &supervisor);
+	if (status)
+		return base_error_set(e, status, "no memory");
+	g->starter = supervisor_starter(supervisor);
+	status = engine_create(g, &engine, e);
+	if (status) {
+		supervisor_destroy(supervisor);
+		return status;
+	}
+	pthread_mutex_lock(&s->lock);
+	x->supervisor = supervisor;
+	x->model.engine = engine;
+	pthread_mutex_unlock(&s->lock);
+	return 0;
+}
+
+/* Ends engine and ranks of an entry. Nobody holds a reference. */
+static void stop_engine(struct server_entry *x)
+{
+	pthread_mutex_lock(&x->server->lock);
+	struct engine *engine = x->model.engine;
+	struct supervisor *supervisor = x->supervisor;
+	x->model.engine = NULL;
+	x->supervisor = NULL;
+	pthread_mutex_unlock(&x->server->lock);
+	engine_destroy(engine);
+	supervisor_destroy(supervisor);
+}
+
+static void pause_ns(long ns)
+{
+	nanosleep(&(struct timespec){.tv_nsec = ns}, NULL);
+}
+
+static int wait_for_engine(struct server_entry *x, struct base_error *e)
+{
+	_cleanup_free_ struct engine_load *load = calloc(1, sizeof *load);
+	if (!load)
+		return base_error_set(e, -ENOMEM, "no memory");
+	for (;; pause_ns(LOOK_NS)) {
+		engine_get_load(x->model.engine, load);
+		if (load->state == ENGINE_READY || load->state == ENGINE_DRAINING)
+			return 0;
+		if (load->state == ENGINE_FAILED || load->state == ENGINE_STOPPED)
+			return base_error_set(e, -EIO, "%s", load->failure);
+		if (cancelled(x))
+			return -ECANCELED;
+	}
+}
+
+static int load(struct server_entry *x, struct base_error *e)
+{
+	struct pack_result packed;
+	server_set_phase(x, SERVER_PHASE_DIGEST, NULL);
+	int status = pack(x, &packed, e);
+	if (status)
+		return status;
+	probe(x, packed.directory);
+	/* Again, with what was measured and with the memory that is free now. */
+	status = plan_entry(x, 0, 0, e);
+	if (status)
+		return status;
+	memcpy(x->rank.digest, packed.digest, sizeof x->rank.digest);
+	server_set_phase(x, SERVER_PHASE_LOAD, NULL);
+	status = start_engine(x, packed.directory, e);
+	if (!status)
+		status = wait_for_engine(x, e);
+	if (status)
+		stop_engine(x);
+	return status;
+}
+
+static void load_entry(struct server_entry *x)
+{
+	struct server *s = x->server;
+	struct base_error e = {0};
+	uint64_t from = base_clock_now_ns();
+	int status = load(x, &e);
+	if (status == -ECANCELED && cancelled(x))
+		return;
+	if (status) {
+		e.code = status;
+		server_set_phase(x, SERVER_PHASE_FAILED, &e);
+		server_emit_event(s, "error", "model_failed", x->info->name, base_error_text(&e));
+		return;
+	}
+	if (server_draining(s))
+		engine_drain(x->model.engine, true);
+	server_set_phase(x, SERVER_PHASE_READY, NULL);
+	char a[BASE_UNITS_TEXT_BYTES], b[BASE_UNITS_TEXT_BYTES], t[BASE_UNITS_TEXT_BYTES], text[160];
+	snprintf(text, sizeof text, "ready after %s: %s hot, %s cold in every pass, context %u",
+		base_units_format_duration(base_clock_now_ns() - from, t),
+		base_units_format_bytes(x->info->plan.hot_bytes, a),
+		base_units_format_bytes(x->info->plan.cold_bytes, b), x->info->context_tokens);
+	server_emit_event(s, "notice", "model_ready", x->info->name, text);
+}
+
+/* ---- unloading ---- */
+
+static void drain_engine(struct server_entry *x)
+{
+	struct server *s = x->server;
+	uint64_t until = base_clock_now_ns() + atomic_load(&s->drain_ns);
+	_cleanup_free_ struct engine_load *load = calloc(1, sizeof *load);
+	engine_drain(x->model.engine, true);
+	while (load && base_clock_now_ns() < until) {
+		engine_get_load(x->model.engine, load);
+		pthread_mutex_lock(&s->lock);
+		bool stop = s->stop;
+		pthread_mutex_unlock(&s->lock);
+		if (stop || load->state == ENGINE_FAILED || load->running + load->waiting == 0)
+			break;
+		pause_ns(LOOK_NS);
+	}
+	engine_abort_all(x->model.engine);
+}
+
+static bool wait_for_references(struct server_entry *x)
+{
+	uint64_t until = base_clock_now_ns() + REFERENCES_NS;
+	for (; base_clock_now_ns() < until; pause_ns(LOOK_NS)) {
+		pthread_mutex_lock(&x->server->lock);
+		bool free = x->references == 0;
+		pthread_mutex_unlock(&x->server->lock);
+		if (free)
+			return true;
+	}
+	return false;
+}
+
+static void unload_entry(struct server_entry *x)
+{
+	struct server *s = x->server;
+	server_set_phase(x, SERVER_PHASE_UNLOADED, NULL);
+	if (x->model.engine)
+		drain_engine(x);
+	while (!wait_for_references(x)) {
+		base_log_error(s->log, "model %s: %u calls do not let go of it", x->info->name, x->references);
+		pthread_mutex_lock(&s->lock);
+		bool stop = s->stop;
+		pthread_mutex_unlock(&s->lock);
+		if (stop)
+			return; // its memory stays: better than to pull it from under them
+	}
+	if (!x->hidden)
+		server_emit_event(s, "notice", "model_unloaded", x->info->name, "its memory is free");
+	stop_engine(x);
+	pthread_mutex_lock(&s->lock);
+	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
+		if (s->entry[i] == x)
+			s->entry[i] = NULL;
+	}
+	pthread_mutex_unlock(&s->lock);
+	server_entry_destroy(x);
+}
+
+/* ---- the thread ---- */
+
+/* Lock held. Unloading first: it makes room. */
+static struct server_entry *next_work(struct server *s)
+{
+	struct server_entry *next = NULL;
+	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
+		struct server_entry *x = s->entry[i];
+		if (x && x->unload)
+			return x;
+		if (x && x->info->phase == SERVER_PHASE_QUEUED && (!next || x->queued < next->queued))
+			next = x;
+	}
+	return next;
+}
+
+void *server_loader_thread(void *server)
+{
+	struct server *s = server;
+	pthread_setname_np(pthread_self(), "loader");
+	pthread_mutex_lock(&s->lock);
+	while (!s->stop) {
+		struct server_entry *x = next_work(s);
+		if (!x) {
+			pthread_cond_wait(&s->changed, &s->lock);
+			continue;
+		}
+		bool unload = x->unload;
+		pthread_mutex_unlock(&s->lock);
+		if (unload)
+			unload_entry(x);
+		else
+			load_entry(x);
+		pthread_mutex_lock(&s->lock);
+	}
+	pthread_mutex_unlock(&s->lock);
+	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
+		if (s->entry[i])
+			unload_entry(s->entry[i]);
+	}
+	return NULL;
+}

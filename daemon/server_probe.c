@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/size.h"
+#include "daemon/server_internal.h"
+#include "offload/engine.h"
+#include "offload/memory.h"
+#include "shard/backend/backend.h"
+
+#define DRIVE_NS 250000000ull
+#define DRIVE_DEPTH 16u
+#define DRIVE_BLOCK_BYTES (1u << 20)
+#define COMPUTE_NS 100000000ull
+#define COMPUTE_ROWS 1024u
+#define COMPUTE_COLS 2048u
+#define COMPUTE_TOKENS 32u
+
+/* The largest file of a directory: the longest run to read. */
+static int open_largest(const char *directory, int *ret_fd, uint64_t *ret_bytes)
+{
+	DIR *d = opendir(directory);
+	if (!d)
+		return -errno;
+	char name[256] = "";
+	uint64_t most = 0;
+	for (struct dirent *n; (n = readdir(d));) {
+		struct stat st;
+		if (fstatat(dirfd(d), n->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISREG(st.st_mode))
+			continue;
+		if ((uint64_t)st.st_size > most) {
+			most = (uint64_t)st.st_size;
+			snprintf(name, sizeof name, "%s", n->d_name);
+		}
+	}
+	int fd = most ? openat(dirfd(d), name, O_RDONLY | O_DIRECT | O_CLOEXEC) : -1;
+	int status = fd < 0 ? (most ? -errno : -ENOENT) : 0;
+	closedir(d);
+	if (status)
+		return status;
+	*ret_fd = fd;
+	*ret_bytes = most;
+	return 0;
+}
+
+struct drive {
+	struct offload_engine *engine;
+	struct offload_read read[DRIVE_DEPTH];
+	uint64_t offset, end;
+	uint32_t block;
+	uint64_t done_bytes;
+};
+
+static int submit_next(struct drive *d, struct offload_read *r)
+{
+	if (d->offset + d->block > d->end)
+		d->offset = 0;
+	r->offset_bytes = d->offset;
+	r->length_bytes = d->block;
+	d->offset += d->block;
+	int n = d->engine->ops->submit(d->engine, &r, 1);
+	return n == 1 ? 0 : n < 0 ? n : -EAGAIN;
+}
+
+static int read_for(struct drive *d, double *ret_bytes_per_s)
+{
+	uint64_t from = base_clock_now_ns(), now = from;
+	uint32_t in_flight = 0;
+	int status = 0;
+	for (uint32_t i = 0; i < DRIVE_DEPTH && !status; i++, in_flight += !status)
+		status = submit_next(d, &d->read[i]);
+	while (in_flight) {
+		struct offload_read *done[DRIVE_DEPTH];
+		int n = d->engine->ops->reap(d->engine, done, DRIVE_DEPTH, BASE_NS_PER_SECOND);
+		if (n <= 0)
+			return n ? n : -ETIMEDOUT;
+		now = base_clock_now_ns();
+		for (int i = 0; i < n; i++) {
+			in_flight--;
+			if (done[i]->result < 0)
+				status = done[i]->result;
+			else
+				d->done_bytes += (uint64_t)done[i]->result;
+			if (!status && now < from + DRIVE_NS && !(status = submit_next(d, done[i])))
+				in_flight++;
+		}
+	}
+	if (!status)
+		*ret_bytes_per_s = (double)d->done_bytes * 1e9 / (double)(now - from);
+	return status;
+}
+
+int server_probe_drive(const char *directory, const char *engine, double *ret_bytes_per_s)
+{
+	_cleanup_close_ int fd = -1;
+	uint64_t bytes = 0;
+	*ret_bytes_per_s = 0;
+	if (open_largest(directory, &fd, &bytes) < 0 || bytes < 64 * BASE_PAGE_BYTES)
+		return 0;
+	struct drive d = {.block = DRIVE_BLOCK_BYTES};
+	while (d.block > bytes / 2)
+		d.block /= 2;
+	d.end = bytes;
+	struct offload_memory memory;
+	int status = offload_memory_map((size_t)d.block * DRIVE_DEPTH, &memory, NULL);
+	if (status)
+		return status;
+	for (uint32_t i = 0; i < DRIVE_DEPTH; i++)
+		d.read[i].buffer = (char *)memory.data + (size_t)i * d.block;
+	const struct offload_engine_config c = {.depth = DRIVE_DEPTH,
+		.files = &fd,
+		.files_count = 1,
+		.buffers = memory.data,
+		.buffers_bytes = memory.bytes};
+	struct base_error fallback;
+	status = offload_engine_create(engine, &c, &d.engine, &fallback, NULL);
+	if (!status) {
+		status = read_for(&d, ret_bytes_per_s);
+		d.engine->ops->destroy(d.engine);
+	}
+	offload_memory_unmap(&memory);
+	return status;
+}
+
+/* One matrix of 8-bit blocks, many tokens: what prefill does. */
+static int multiply(const struct backend_ops *ops, struct backend *b, double *ret_macs_per_s)
+{
+	void *weights = NULL, *x = NULL, *y = NULL;
+	struct backend_input *input = NULL;
+	uint64_t row;
+	int status = quant_row_bytes(QUANT_Q8_0, COMPUTE_COLS, &row);
+	if (!status)
+		status = ops->alloc(b, COMPUTE_ROWS * row, &weights);
+	if (!status)
+		status = ops->alloc(b, (size_t)COMPUTE_TOKENS * COMPUTE_COLS * sizeof(float), &x);
+	if (!status)
+		status = ops->alloc(b, (size_t)COMPUTE_TOKENS * COMPUTE_ROWS * sizeof(float), &y);
+	if (!status)
+		status = ops->input_create(b, &input);
+	if (!status) {
+		const struct backend_part part = {
+			.type = QUANT_Q8_0, .rows = COMPUTE_ROWS, .weights = weights, .y = y, .y_stride = COMPUTE_ROWS};
+		uint64_t from = base_clock_now_ns(), now = from, rounds = 0;
+		ops->input_load(b, input, x, COMPUTE_TOKENS, COMPUTE_COLS);
+		for (; now < from + COMPUTE_NS; now = base_clock_now_ns(), rounds++)
+			ops->matmul(b, input, &part, 1);
+		*ret_macs_per_s =
+			(double)rounds * COMPUTE_TOKENS * COMPUTE_ROWS * COMPUTE_COLS * 1e9 / (double)(now - from);
+		ops->input_destroy(b, input);
+	}
+	ops->free(b, y);
+	ops->free(b, x);
+	ops->free(b, weights);
+	return status;
+}
+
+int server_probe_compute(
+	const struct topology_machine *m, const char *backend, uint32_t threads, double *ret_macs_per_s)
+{
+	const struct backend_ops *ops = backend_find(backend);
+	const struct backend_config c = {
+		.threads = threads,
+		.cpus = m->cpu,
+		.cpus_count = m->cpus,
+		.max_tokens = COMPUTE_TOKENS,
+		.max_cols = COMPUTE_COLS,
+	};
+	struct backend *b;
+	if (!ops)
+		return -ENOENT;
+	int status = ops->create(&c, &b, NULL);
+	if (status)
+		return status;
+	status = multiply(ops, b, ret_macs_per_s);
+	ops->destroy(b);
+	return status;
+}

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/supervisor.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/pidfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+
+#define MAX_STAGES 16u
+#define GRACE_MS 300 // for a rank that was told to stop, before SIGKILL
+#define FIRST_CHILD_FD 3
+
+extern char **environ;
+
+struct child {
+	pid_t pid; // 0: none; lock
+	int pidfd;
+	int next_fd; // the end of the socket to the stage before that the next stage gets; -1
+};
+
+struct supervisor {
+	char rank_path[PATH_MAX];
+	uint32_t stages;
+	struct base_log *log;
+	pthread_mutex_t lock; // pids
+	struct child child[MAX_STAGES];
+};
+
+int supervisor_create(const char *rank_path, uint32_t stages, struct base_log *log, struct supervisor **ret_supervisor)
+{
+	if (!stages || stages > MAX_STAGES || strlen(rank_path) >= PATH_MAX)
+		return -EINVAL;
+	struct supervisor *s = calloc(1, sizeof *s);
+	if (!s)
+		return -ENOMEM;
+	snprintf(s->rank_path, sizeof s->rank_path, "%s", rank_path);
+	s->stages = stages;
+	s->log = log;
+	pthread_mutex_init(&s->lock, NULL);
+	for (uint32_t i = 0; i < MAX_STAGES; i++)
+		s->child[i].pidfd = s->child[i].next_fd = -1;
+	*ret_supervisor = s;
+	return 0;
+}
+
+static void log_exit(struct supervisor *s, uint32_t stage, pid_t pid, const siginfo_t *info)
+{
+	if (info->si_code == CLD_EXITED && info->si_status == 0)
+		base_log_debug(s->log, "rank of stage %u ended pid=%d", stage, (int)pid);
+	else if (info->si_code == CLD_EXITED)
+		base_log_warning(
+			s->log, "rank of stage %u ended with exit code %d pid=%d", stage, info->si_status, (int)pid);
+	else
+		base_log_warning(s->log, "rank of stage %u was ended by signal %d (%s) pid=%d", stage, info->si_status,
+			sigdescr_np(info->si_status), (int)pid);
+}
+
+static void stop(void *context, uint32_t stage)
+{
+	struct supervisor *s = context;
+	struct child *c = &s->child[stage];
+	if (c->next_fd >= 0)
+		close(c->next_fd);
+	c->next_fd = -1;
+	if (!c->pid)
+		return;
+	struct pollfd p = {.fd = c->pidfd, .events = POLLIN};
+	uint64_t until = base_clock_now_ns() + GRACE_MS * 1000000ull;
+	int n;
+	do {
+		uint64_t now = base_clock_now_ns();
+		n = poll(&p, 1, now < until ? (int)((until - now) / 1000000) + 1 : 0);
+	} while (n < 0 && errno == EINTR);
+	if (n == 0)
+		pidfd_send_signal(c->pidfd, SIGKILL, NULL, 0);
+	siginfo_t info = {0};
+	while (waitid(P_PIDFD, (id_t)c->pidfd, &info, WEXITED) < 0 && errno == EINTR)
+		;
+	if (info.si_pid)
+		log_exit(s, stage, c->pid, &info);
+	close(c->pidfd);
+	c->pidfd = -1;
+	pthread_mutex_lock(&s->lock);
+	c->pid = 0;
+	pthread_mutex_unlock(&s->lock);
+}
+
+void supervisor_destroy(struct supervisor *s)
+{
+	if (!s)
+		return;
+	for (uint32_t i = 0; i < s->stages; i++)
+		stop(s, i);
+	pthread_mutex_destroy(&s->lock);
+	free(s);
+}
+
+static const char *level_name(const struct base_log *log)
+{
+	static const char *const names[] = {"error", "warning", "notice", "info", "debug"};
+	int level = log ? atomic_load(&log->level) : BASE_LOG_WARNING;
+	return names[level < BASE_LOG_ERROR ? 0 : level > BASE_LOG_DEBUG ? 4 : level - BASE_LOG_ERROR];
+}
+
+enum { TO_THAWD, TO_PREVIOUS, TO_NEXT, SOCKETS };
+
+/* The child's sockets get the numbers from 3 on, in two steps, so that no dup2 hits one that is still needed. */
+static int add_sockets(posix_spawn_file_actions_t *actions, const int *fds)
+{
+	int spare = FIRST_CHILD_FD + SOCKETS, status = 0;
+	for (int i = 0; i < SOCKETS; i++)
+		spare = fds[i] >= spare ? fds[i] + 1 : spare;
+	for (int i = 0; i < SOCKETS && !status; i++) {
+		if (fds[i] >= 0)
+			status = posix_spawn_file_actions_adddup2(actions, fds[i], spare + i);
+	}
+	for (int i = 0; i < SOCKETS && !status; i++) {
+		if (fds[i] < 0)
+			continue;
+		status = posix_spawn_file_actions_adddup2(actions, spare + i, FIRST_CHILD_FD + i);
+		if (!status)
+			status = posix_spawn_file_actions_addclose(actions, spare + i);
+	}
+	return -status;
+}
+
+static int set_attributes(posix_spawnattr_t *attributes)
+{
+	sigset_t none, normal;
+	sigemptyset(&none);
+	sigemptyset(&normal);
+	const int signals[] = {SIGTERM, SIGINT, SIGHUP, SIGPIPE, SIGCHLD};
+	for (size_t i = 0; i < base_array_size(signals); i++)
+		sigaddset(&normal, signals[i]);
+	posix_spawnattr_setsigmask(attributes, &none);
+	posix_spawnattr_setsigdefault(attributes, &normal);
+	posix_spawnattr_setpgroup(attributes, 0);
+	return -posix_spawnattr_setflags(
+		attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
+}
+
+static int spawn(struct supervisor *s, uint32_t stage, const int *fds, struct base_error *e)
+{
+	static const char *const options[SOCKETS] = {"--fd", "--previous-fd", "--next-fd"};
+	char number[SOCKETS][12], at[12], of[12], name[32];
+	const char *argv[20] = {
+		s->rank_path, "--stage", at, "--stages", of, "--name", name, "--log-level", level_name(s->log)};
+	size_t n = 9;
+	posix_spawn_file_actions_t actions;
+	posix_spawnattr_t attributes;
+	posix_spawn_file_actions_init(&actions);
+	posix_spawnattr_init(&attributes);
+	snprintf(at, sizeof at, "%u", stage);
+	snprintf(of, sizeof of, "%u", s->stages);
+	snprintf(name, sizeof name, "rank-%u", stage);
+	for (int i = 0; i < SOCKETS; i++) {
+		if (fds[i] < 0)
+			continue;
+		snprintf(number[i], sizeof number[i], "%d", FIRST_CHILD_FD + i);
+		argv[n++] = options[i];
+		argv[n++] = number[i];
+	}
+	int status = add_sockets(&actions, fds);
+	if (!status)
+		status = set_attributes(&attributes);
+	pid_t pid = 0;
+	if (!status)
+		status = -posix_spawn(&pid, s->rank_path, &actions, &attributes, (char *const *)argv, environ);
+	posix_spawn_file_actions_destroy(&actions);
+	posix_spawnattr_destroy(&attributes);
+	if (status)
+		return base_error_set(e, status, "%s: cannot be started: %s", s->rank_path, strerrordesc_np(-status));
+	struct child *c = &s->child[stage];
+	c->pidfd = pidfd_open(pid, 0);
+	if (c->pidfd < 0) {
+		status = -errno;
+		kill(pid, SIGKILL);
+		waitpid(pid, NULL, 0);
+		return base_error_set(e, status, "pidfd_open of rank %d: %s", (int)pid, strerrordesc_np(-status));
+	}
+	pthread_mutex_lock(&s->lock);
+	c->pid = pid;
+	pthread_mutex_unlock(&s->lock);
+	base_log_debug(s->log, "rank of stage %u started pid=%d", stage, (int)pid);
+	return 0;
+}
+
+static int start(void *context, uint32_t stage, int *ret_fd, struct base_error *e)
+{
+	struct supervisor *s = context;
+	struct child *c = &s->child[stage];
+	int mine[2] = {-1, -1}, mesh[2] = {-1, -1};
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, mine) < 0 ||
+		(stage + 1 < s->stages && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, mesh) < 0)) {
+		int status = -errno;
+		if (mine[0] >= 0) {
+			close(mine[0]);
+			close(mine[1]);
+		}
+		return base_error_set(
+			e, status, "socketpair for the rank of stage %u: %s", stage, strerrordesc_np(-status));
+	}
+	struct child *before = stage ? &s->child[stage - 1] : NULL;
+	const int fds[SOCKETS] = {
+		[TO_THAWD] = mine[1], [TO_PREVIOUS] = before ? before->next_fd : -1, [TO_NEXT] = mesh[0]};
+	int status = spawn(s, stage, fds, e);
+	close(mine[1]);
+	if (before) {
+		if (before->next_fd >= 0)
+			close(before->next_fd);
+		before->next_fd = -1;
+	}
+	if (mesh[0] >= 0)
+		close(mesh[0]);
+	c->next_fd = mesh[1];
+	if (status)
+		close(mine[0]);
+	else
+		*ret_fd = mine[0];
+	return status;
+}
+
+struct engine_starter supervisor_starter(struct supervisor *s)
+{
+	return (struct engine_starter){.start = start, .stop = stop, .context = s};
+}
+
+uint32_t supervisor_pids(struct supervisor *s, pid_t *ret_pids, uint32_t room)
+{
+	uint32_t n = 0;
+	pthread_mutex_lock(&s->lock);
+	for (uint32_t i = 0; i < s->stages && n < room; i++) {
+		if (s->child[i].pid)
+			ret_pids[n++] = s->child[i].pid;
+	}
+	pthread_mutex_unlock(&s->lock);
+	return n;
+}
+
+int supervisor_find_rank(char *out, size_t room_bytes, struct base_error *e)
+{
+	char self[PATH_MAX];
+	ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+	if (n < 0)
+		return base_error_set(e, -errno, "/proc/self/exe: %s", strerrordesc_np(errno));
+	self[n] = '\0';
+	char *slash = strrchr(self, '/');
+	*(slash ? slash : self) = '\0';
+	const char *const places[] = {"", "/../shard/rank", "/../../shard/rank", "/../libexec/thaw"};
+	for (size_t i = 0; i < base_array_size(places); i++) {
+		int length = snprintf(out, room_bytes, "%s%s/thaw-rank", self, places[i]);
+		if (length > 0 && (size_t)length < room_bytes && access(out, X_OK) == 0)
+			return 0;
+	}
+	int length = snprintf(out, room_bytes, "%s/thaw-rank", THAW_LIBEXEC);
+	if (length > 0 && (size_t)length < room_bytes && access(out, X_OK) == 0)
+		return 0;
+	return base_error_set(e, -ENOENT, "thaw-rank is neither beside thawd in %s nor in %s", self, THAW_LIBEXEC);
+}

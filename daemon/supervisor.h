@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Rank processes: posix_spawn of thaw-rank with its sockets, and making sure that one is gone and reaped.
+ *
+ * The engine's thread starts and stops through the starter; pids may be read by any thread. Ranks run in a process group of
+ * their own, so that ^C at a terminal reaches thawd alone, which drains first. The death of a rank shows as the end of
+ * its socket; its exit status is logged when it is reaped, in stop.
+ *
+ * A rank has sockets to thawd and to the stages beside it, with the descriptors 3 (thawd), 4 (the stage before) and 5 (the
+ * stage after).
+ */
+#pragma once
+
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "daemon/engine.h"
+
+struct supervisor;
+/* rank_path: the program. Starts nothing yet. */
+int supervisor_create(const char *rank_path, uint32_t stages, struct base_log *log, struct supervisor **ret_supervisor);
+void supervisor_destroy(struct supervisor *s); // kills what is left; NULL is fine
+struct engine_starter supervisor_starter(struct supervisor *s);
+uint32_t supervisor_pids(struct supervisor *s, pid_t *ret_pids, uint32_t room);
+/* Where thaw-rank is: beside this program, in the build tree, or installed. -ENOENT names the places. */
+int supervisor_find_rank(char *out, size_t room_bytes, struct base_error *e);
