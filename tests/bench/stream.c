@@ -23,11 +23,12 @@ static const char usage[] =
 	"       bench_stream io-cpu DIR        CPU seconds per cold GB without and with checksums (bars 0.03, 0.07)\n"
 	"       bench_stream hash              CPU seconds per GB of checksums\n"
 	"options: --engine auto|uring|sync  --block BYTES  --depth N  --slots N  --gib N  --rounds N  --seconds N\n"
+	"         --verify N  checks every N-th read in cold-stream (default 1: all; 0: none)\n"
 	"DIR holds a store of random bytes, made when it is not there (2 GiB, or --gib).\n";
 
 struct options {
 	const char *verb, *dir, *engine;
-	uint32_t block, depth, slots, gib, rounds, seconds;
+	uint32_t block, depth, slots, gib, rounds, seconds, verify;
 };
 
 struct bed {
@@ -223,7 +224,7 @@ static int cold_stream(const struct bed *b)
 		// Whoever goes first differs, so that a drive that tires does it to both.
 		if (i % 2 == 0 && ceiling(b, &fio[i]) < 0)
 			return -1;
-		if (measure(b, 1, &f) < 0)
+		if (measure(b, b->options->verify, &f) < 0)
 			return -1;
 		if (i % 2 == 1 && ceiling(b, &fio[i]) < 0)
 			return -1;
@@ -275,13 +276,15 @@ static int hash_cpu(const struct options *o)
 
 static bool parse(int argc, char **argv, struct options *o)
 {
-	*o = (struct options){.engine = "auto", .block = 1 << 20, .depth = 16, .gib = 2, .rounds = 5, .seconds = 2};
+	*o = (struct options){
+		.engine = "auto", .block = 1 << 20, .depth = 16, .gib = 2, .rounds = 5, .seconds = 2, .verify = 1};
 	for (int i = 1; i < argc; i++) {
 		struct {
 			const char *name;
 			uint32_t *value;
 		} numbers[] = {{"--block", &o->block}, {"--depth", &o->depth}, {"--slots", &o->slots},
-			{"--gib", &o->gib}, {"--rounds", &o->rounds}, {"--seconds", &o->seconds}};
+			{"--gib", &o->gib}, {"--rounds", &o->rounds}, {"--seconds", &o->seconds},
+			{"--verify", &o->verify}};
 		bool found = false;
 		for (size_t k = 0; k < sizeof numbers / sizeof numbers[0]; k++) {
 			if (strcmp(argv[i], numbers[k].name) == 0 && i + 1 < argc) {
