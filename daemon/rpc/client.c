@@ -173,8 +173,11 @@ int rpc_client_stream_open(struct rpc_client *c, const char *method, const void 
 	if (timeout_ns && timeout_ns < INT64_MAX)
 		deadline = gpr_time_add(
 			gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_nanos((int64_t)timeout_ns, GPR_TIMESPAN));
-	s->call = grpc_channel_create_call(c->channel, NULL, GRPC_PROPAGATE_DEFAULTS, c->queue,
-		grpc_slice_from_static_string(method), NULL, deadline, NULL);
+	// A copy: the header table knows static slices by their address, and the caller's text may be another one tomorrow.
+	grpc_slice path = grpc_slice_from_copied_string(method);
+	s->call = grpc_channel_create_call(
+		c->channel, NULL, GRPC_PROPAGATE_DEFAULTS, c->queue, path, NULL, deadline, NULL);
+	grpc_slice_unref(path);
 
 	grpc_metadata metadata[CLIENT_MAX_METADATA];
 	for (uint32_t i = 0; i < c->metadata_count; i++)
