@@ -28,6 +28,7 @@ struct engine {
 	pthread_mutex_t lock;
 	struct running running[FAKE_RUNNING];
 	bool stop;
+	struct request last;
 };
 
 struct server {
@@ -49,6 +50,14 @@ const double engine_bucket_seconds[ENGINE_BUCKETS] = {
 struct fake *fake_of(struct server *s)
 {
 	return &s->fake;
+}
+
+struct request fake_last(struct server *s)
+{
+	pthread_mutex_lock(&s->engine.lock);
+	struct request last = s->engine.last;
+	pthread_mutex_unlock(&s->engine.lock);
+	return last;
 }
 
 /* Tokenizer. */
@@ -281,8 +290,8 @@ int engine_submit(struct engine *g, struct request *r, uint64_t *ret_retry_after
 		if (g->running[i].request)
 			continue;
 		g->running[i] = (struct running){.request = r};
-		f->last = *r;
-		f->last.prompt = NULL;
+		g->last = *r;
+		g->last.prompt = NULL;
 		atomic_store(&f->deadline_ns, r->deadline_ns);
 		atomic_fetch_add(&f->submitted, 1);
 		code = 0;

@@ -38,9 +38,10 @@ struct fake {
 	/* What happened. */
 	atomic_uint aborts, models_held, submitted;
 	_Atomic uint64_t deadline_ns, emitted;
-	struct request last; // of the last submit, without pointers
 };
 
 struct server *fake_server_create(const struct fake_options *o);
 void fake_server_destroy(struct server *s);
 struct fake *fake_of(struct server *s);
+/* What was submitted last, without pointers. */
+struct request fake_last(struct server *s);

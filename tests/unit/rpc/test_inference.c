@@ -147,7 +147,7 @@ static void fields_reach_the_engine(void **state)
 	assert_int_equal(s.code, 0);
 	assert_string_equal(m->request_id, "mine-1");
 	release(m);
-	const struct request *q = &f->fake->last;
+	const struct request last = fake_last(f->daemon), *q = &last;
 	assert_string_equal(q->id, "mine-1");
 	assert_int_equal(q->truncate_prompt_tokens, 12);
 	assert_int_equal(q->priority, REQUEST_PRIORITY_HIGH);
@@ -453,13 +453,13 @@ static void metadata_names_and_ranks_the_request(void **state)
 	release(generate(f, &a, &s));
 	assert_int_equal(s.code, 0);
 	assert_string_equal(s.request_id, "from-metadata");
-	assert_string_equal(f->fake->last.id, "from-metadata");
-	assert_int_equal(f->fake->last.priority, REQUEST_PRIORITY_LOW);
+	assert_string_equal(fake_last(f->daemon).id, "from-metadata");
+	assert_int_equal(fake_last(f->daemon).priority, REQUEST_PRIORITY_LOW);
 	a.request.priority = THAW__V1__PRIORITY__PRIORITY_NORMAL; // the message wins
 	a.request.request_id = (char *)"from-message";
 	release(generate(f, &a, &s));
 	assert_string_equal(s.request_id, "from-message");
-	assert_int_equal(f->fake->last.priority, REQUEST_PRIORITY_NORMAL);
+	assert_int_equal(fake_last(f->daemon).priority, REQUEST_PRIORITY_NORMAL);
 }
 
 static void many_streams_share_the_queues(void **state)
