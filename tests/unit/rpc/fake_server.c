@@ -176,6 +176,7 @@ static void finish(struct engine *g, struct running *u, int error)
 	emit(u, &e);
 	request_destroy(u->request);
 	u->request = NULL;
+	atomic_fetch_add(&g->fake->ended, 1);
 }
 
 static bool run_score(struct running *u)
@@ -239,6 +240,9 @@ static bool run_one(struct engine *g, struct running *u, uint64_t now)
 	if (atomic_load(&f->hold) || now < u->due_ns)
 		return false;
 	if (atomic_load(&f->paced) && rpc_sink_room_bytes(&q->sink) < 8192)
+		return false;
+	uint32_t pause = atomic_load(&f->pause_after);
+	if (pause && u->step >= pause)
 		return false;
 	if (!u->informed) {
 		const struct request_event e = {.prompt_info = true, .prompt_tokens = q->prompt_tokens};

@@ -33,10 +33,11 @@ struct fake {
 	_Atomic uint64_t step_ns; // between tokens; 0: as fast as it goes
 	atomic_bool paced; // the engine waits while a ring has little room, instead of overrunning it
 	atomic_bool hold; // requests run, but get no tokens
+	atomic_uint pause_after; // tokens; then as hold. 0: no pause
 	atomic_bool ready, draining;
 	atomic_int phase; // enum server_phase
 	/* What happened. */
-	atomic_uint aborts, models_held, submitted;
+	atomic_uint aborts, models_held, submitted, ended;
 	_Atomic uint64_t deadline_ns, emitted;
 };
 
