@@ -31,7 +31,7 @@ struct stream { // one thread
 };
 
 struct figures {
-	double seconds, tokens_per_second, ttft_p50, ttft_p95, itl_p50, itl_p95, itl_p99, bytes_per_token, achieved;
+	double seconds, tokens_per_second, ttft_p50, ttft_p95, itl_mean, itl_p50, itl_p95, itl_p99, bytes_per_token, achieved;
 	uint64_t tokens, read_bytes;
 	const char *binding;
 };
@@ -172,6 +172,8 @@ static int summarise(const struct stream *streams, uint32_t count, struct figure
 	f->tokens_per_second = f->seconds > 0 ? (double)f->tokens / f->seconds : 0;
 	f->ttft_p50 = percentile(ttft, answered, 0.5);
 	f->ttft_p95 = percentile(ttft, answered, 0.95);
+	for (size_t i = 0; i < gaps; i++)
+		f->itl_mean += itl[i] / (double)gaps;
 	f->itl_p50 = percentile(itl, gaps, 0.5);
 	f->itl_p95 = percentile(itl, gaps, 0.95);
 	f->itl_p99 = percentile(itl, gaps, 0.99);
@@ -193,6 +195,7 @@ static int print_figures(struct ctl *c, const struct figures *f, uint32_t stream
 		json_object_object_add(o, "tokens_per_second", ctl_json_real(f->tokens_per_second));
 		json_object_object_add(o, "ttft_p50_seconds", ctl_json_real(f->ttft_p50));
 		json_object_object_add(o, "ttft_p95_seconds", ctl_json_real(f->ttft_p95));
+		json_object_object_add(o, "itl_mean_seconds", ctl_json_real(f->itl_mean));
 		json_object_object_add(o, "itl_p50_seconds", ctl_json_real(f->itl_p50));
 		json_object_object_add(o, "itl_p95_seconds", ctl_json_real(f->itl_p95));
 		json_object_object_add(o, "itl_p99_seconds", ctl_json_real(f->itl_p99));
