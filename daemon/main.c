@@ -9,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
-#include <sysexits.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -24,6 +23,8 @@
 #define MAX_SETS 64
 #define TICK_NS (200 * 1000000ull)
 #define STOP_EXTRA_NS (2 * BASE_NS_PER_SECOND) // for calls to end after their requests did
+
+enum { EXIT_USAGE = 64, EXIT_CONFIG = 78 }; // as in sysexits(3); the unit file knows the second
 
 struct arguments {
 	struct config_source source;
@@ -312,12 +313,12 @@ int main(int argc, char **argv)
 	enum base_log_level level = BASE_LOG_INFO;
 	int status = parse_arguments(argc, argv, &d.arguments);
 	if (status)
-		return status > 0 ? EXIT_SUCCESS : EX_USAGE;
+		return status > 0 ? EXIT_SUCCESS : EXIT_USAGE;
 	status = read_config(&d.arguments, &d.config, &e);
 	if (status || d.arguments.check) {
 		fprintf(status ? stderr : stdout, "thawd: %s\n",
 			status ? base_error_text(&e) : "the configuration is good");
-		return status ? EX_CONFIG : EXIT_SUCCESS;
+		return status ? EXIT_CONFIG : EXIT_SUCCESS;
 	}
 	base_log_parse_level(d.config.daemon.log_level, &level);
 	base_log_init(&d.log, "thawd", level);

@@ -83,4 +83,5 @@ void server_set_phase(struct server_entry *x, enum server_phase phase, const str
 
 /* server_probe.c */
 int server_probe_drive(const char *directory, const char *engine, double *ret_bytes_per_s);
-int server_probe_compute(const struct topology_machine *m, const char *backend, uint32_t threads, double *ret_macs_per_s);
+int server_probe_compute(
+	const struct topology_machine *m, const char *backend, uint32_t threads, double *ret_macs_per_s);

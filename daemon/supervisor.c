@@ -251,21 +251,25 @@ uint32_t supervisor_pids(struct supervisor *s, pid_t *ret_pids, uint32_t room)
 
 int supervisor_find_rank(char *out, size_t room_bytes, struct base_error *e)
 {
-	char self[PATH_MAX];
+	/* Installed beside it, from the build tree (thawd, then a test), installed. */
+	static const char *const places[] = {"", "/../shard/rank", "/../../../shard/rank", "/../libexec/thaw"};
+	char self[PATH_MAX], path[PATH_MAX + 64], real[PATH_MAX];
 	ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
 	if (n < 0)
 		return base_error_set(e, -errno, "/proc/self/exe: %s", strerrordesc_np(errno));
 	self[n] = '\0';
 	char *slash = strrchr(self, '/');
 	*(slash ? slash : self) = '\0';
-	const char *const places[] = {"", "/../shard/rank", "/../../shard/rank", "/../libexec/thaw"};
-	for (size_t i = 0; i < base_array_size(places); i++) {
-		int length = snprintf(out, room_bytes, "%s%s/thaw-rank", self, places[i]);
-		if (length > 0 && (size_t)length < room_bytes && access(out, X_OK) == 0)
+	for (size_t i = 0; i <= base_array_size(places); i++) {
+		if (i < base_array_size(places))
+			snprintf(path, sizeof path, "%s%s/thaw-rank", self, places[i]);
+		else
+			snprintf(path, sizeof path, "%s/thaw-rank", THAW_LIBEXEC);
+		if (access(path, X_OK) == 0 && realpath(path, real) && strlen(real) < room_bytes) {
+			snprintf(out, room_bytes, "%s", real);
 			return 0;
+		}
 	}
-	int length = snprintf(out, room_bytes, "%s/thaw-rank", THAW_LIBEXEC);
-	if (length > 0 && (size_t)length < room_bytes && access(out, X_OK) == 0)
-		return 0;
-	return base_error_set(e, -ENOENT, "thaw-rank is neither beside thawd in %s nor in %s", self, THAW_LIBEXEC);
+	return base_error_set(
+		e, -ENOENT, "thaw-rank is neither beside this program in %s nor in %s", self, THAW_LIBEXEC);
 }

@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The server with real ranks (processes) and tiny models: what is loaded, what is refused and in which words. */
+#include "tests/lib/testing.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "daemon/server.h"
+#include "tests/lib/tiny_gguf.h"
+
+#define SECOND BASE_NS_PER_SECOND
+
+struct house {
+	char folder[64], model[96];
+	struct config config;
+	struct server *server;
+};
+
+static void pause_ms(long ms)
+{
+	nanosleep(&(struct timespec){.tv_nsec = ms * 1000000}, NULL);
+}
+
+static void house_open(struct house *h)
+{
+	struct tiny_model m = {.layers = 4, .vocab = 320};
+	*h = (struct house){.folder = "/tmp/thaw-server-XXXXXX"};
+	assert_non_null(mkdtemp(h->folder));
+	snprintf(h->model, sizeof h->model, "%s/tiny.gguf", h->folder);
+	assert_int_equal(tiny_model_save(&m, h->model), 0);
+	config_defaults(&h->config);
+	snprintf(h->config.store.path, sizeof h->config.store.path, "%s/store/deep", h->folder);
+	snprintf(h->config.compute.backend, sizeof h->config.compute.backend, "reference");
+	h->config.compute.threads = 1;
+	h->config.daemon.drain_ns = 2 * SECOND;
+	struct base_error e = {0};
+	int status = server_create(&h->config, NULL, &h->server, &e);
+	if (status)
+		fail_msg("%s", e.message);
+}
+
+static void house_close(struct house *h)
+{
+	char command[128];
+	server_destroy(h->server);
+	snprintf(command, sizeof command, "%s", h->folder);
+	pid_t pid = fork();
+	if (pid == 0) {
+		execlp("rm", "rm", "-rf", command, (char *)NULL);
+		_exit(127);
+	}
+}
+
+static int load(struct house *h, const char *path, const char *name, struct base_error *e)
+{
+	struct config_model m = {0};
+	snprintf(m.path, sizeof m.path, "%s", path);
+	snprintf(m.name, sizeof m.name, "%s", name);
+	return server_load_model(h->server, &m, e);
+}
+
+static enum server_phase wait_phase(struct house *h, const char *name, enum server_phase want)
+{
+	static struct server_model_info info;
+	for (uint64_t end = base_clock_now_ns() + 60 * SECOND; base_clock_now_ns() < end; pause_ms(5)) {
+		if (server_get_model(h->server, name, &info) < 0)
+			return SERVER_PHASE_UNLOADED;
+		if (info.phase == want || info.phase == SERVER_PHASE_FAILED)
+			return info.phase;
+	}
+	return info.phase;
+}
+
+static void wait_gone(struct house *h, const char *name)
+{
+	static struct server_model_info info;
+	for (uint64_t end = base_clock_now_ns() + 60 * SECOND; server_get_model(h->server, name, &info) == 0;
+		pause_ms(5))
+		assert_true(base_clock_now_ns() < end);
+}
+
+/* Processes that this one started and that are called rank-0. */
+static void kill_ranks(void)
+{
+	DIR *d = opendir("/proc");
+	uint32_t killed = 0;
+	for (struct dirent *n; (n = readdir(d));) {
+		char path[300], name[32];
+		int pid, parent;
+		snprintf(path, sizeof path, "/proc/%s/stat", n->d_name);
+		FILE *f = fopen(path, "re");
+		if (f && fscanf(f, "%d (%31[^)]) %*c %d", &pid, name, &parent) == 3 && parent == getpid() &&
+			strcmp(name, "rank-0") == 0)
+			killed += kill(pid, SIGKILL) == 0;
+		if (f)
+			fclose(f);
+	}
+	closedir(d);
+	assert_int_equal(killed, 1);
+}
+
+struct answer {
+	_Atomic uint32_t tokens, finals;
+	_Atomic int status;
+};
+
+static bool emit(void *context, const struct request_event *v)
+{
+	struct answer *a = context;
+	atomic_fetch_add(&a->tokens, v->token_count);
+	if (v->final) {
+		atomic_store(&a->status, v->error.code);
+		atomic_fetch_add(&a->finals, 1);
+	}
+	return true;
+}
+
+static int ask(const struct server_model *m, uint32_t tokens, const char *id, struct answer *a)
+{
+	struct request *r = calloc(1, sizeof *r);
+	struct base_error e = {0};
+	uint64_t retry;
+	r->prompt = calloc(8, sizeof *r->prompt);
+	r->prompt_tokens = 8;
+	for (uint32_t i = 0; i < 8; i++)
+		r->prompt[i] = 10 + i;
+	r->num_sequences = 1;
+	r->max_new_tokens = tokens;
+	r->ignore_eos = true;
+	r->sampling = (struct sample_params){.top_p = 1, .repetition_penalty = 1};
+	r->sink = (struct request_sink){.emit = emit, .context = a};
+	snprintf(r->id, sizeof r->id, "%s", id);
+	int status = engine_submit(m->engine, r, &retry, &e);
+	if (status)
+		request_destroy(r);
+	return status;
+}
+
+static void wait_final(struct answer *a)
+{
+	for (uint64_t end = base_clock_now_ns() + 60 * SECOND; !atomic_load(&a->finals); pause_ms(2))
+		assert_true(base_clock_now_ns() < end);
+}
+
+static void test_load_ask_unload(void **state)
+{
+	struct house h;
+	struct base_error e = {0};
+	const struct server_model *m;
+	uint64_t retry = 0;
+	house_open(&h);
+	assert_false(server_ready(h.server));
+	assert_int_equal(server_acquire_model(h.server, "", &m, &retry, &e), -ENOENT);
+	if (load(&h, h.model, "", &e))
+		fail_msg("%s", e.message);
+	assert_int_equal(load(&h, h.model, "tiny", &e), -EEXIST);
+	assert_int_equal(wait_phase(&h, "tiny", SERVER_PHASE_READY), SERVER_PHASE_READY);
+	assert_true(server_ready(h.server));
+	assert_true(server_healthy(h.server));
+	assert_int_equal(server_acquire_model(h.server, "other", &m, &retry, &e), -ENOENT);
+	assert_non_null(strstr(e.message, "tiny"));
+	assert_int_equal(server_acquire_model(h.server, "", &m, &retry, &e), 0);
+	struct answer a = {0}, b = {0};
+	assert_int_equal(ask(m, 20, "", &a), 0);
+	wait_final(&a);
+	assert_int_equal(a.status, 0);
+	assert_int_equal(a.tokens, 20);
+	assert_true(server_memory_bytes(h.server) > 1 << 20);
+	static struct server_model_info info;
+	assert_int_equal(server_get_model(h.server, "tiny", &info), 0);
+	assert_int_equal(strlen(info.digest), 32);
+	assert_string_equal(info.chat_template, "chatml");
+	assert_true(info.load.placement[0].hot_bytes > 0 && info.plan.weights_bytes > 0);
+	assert_int_equal(ask(m, 30, "b", &b), 0);
+	assert_int_equal(server_unload_model(h.server, "tiny", &e), 0);
+	assert_int_equal(server_acquire_model(h.server, "tiny", &m, &retry, &e), -EHOSTDOWN);
+	wait_final(&b); // it was allowed to finish
+	assert_int_equal(b.status, 0);
+	pause_ms(50);
+	assert_int_equal(server_get_model(h.server, "tiny", &info), 0); // this call still holds it
+	server_release_model(h.server, m);
+	wait_gone(&h, "tiny");
+	struct server_event events[32];
+	uint32_t n = server_read_events(h.server, 0, events, 32, SECOND);
+	assert_true(n >= 4);
+	assert_string_equal(events[n - 1].kind, "model_unloaded");
+	for (uint32_t i = 1; i < n; i++)
+		assert_int_equal(events[i].sequence, events[i - 1].sequence + 1);
+	house_close(&h);
+}
+
+static void test_refusals(void **state)
+{
+	struct house h;
+	struct base_error e = {0};
+	char path[128];
+	house_open(&h);
+	snprintf(path, sizeof path, "%s/no.gguf", h.folder);
+	assert_int_equal(load(&h, path, "", &e), -ENOENT);
+	assert_non_null(strstr(e.message, path));
+	assert_int_equal(load(&h, h.folder, "", &e), -EINVAL);
+	snprintf(path, sizeof path, "%s/cut.gguf", h.folder);
+	int from = open(h.model, O_RDONLY), to = open(path, O_WRONLY | O_CREAT, 0600);
+	char data[2000];
+	assert_int_equal(read(from, data, sizeof data), sizeof data);
+	assert_int_equal(write(to, data, sizeof data), sizeof data);
+	close(from);
+	close(to);
+	assert_true(load(&h, path, "", &e) < 0);
+	assert_non_null(strstr(e.message, "cut.gguf"));
+	struct server *second;
+	assert_int_equal(server_create(&h.config, NULL, &second, &e), -EBUSY);
+	char pid[16];
+	snprintf(pid, sizeof pid, "%d", (int)getpid());
+	assert_non_null(strstr(e.message, pid));
+	static struct server_model_info info;
+	assert_int_equal(server_plan_model(h.server, h.model, 4096, 0, &info, &e), -ENOMEM);
+	assert_non_null(strstr(e.message, "short"));
+	assert_int_equal(server_plan_model(h.server, h.model, 0, 0, &info, &e), 0);
+	assert_int_equal(info.layers, 4);
+	assert_true(info.plan.kv_blocks > 0);
+	assert_int_equal(server_list_models(h.server, &info, 1), 0);
+	assert_int_equal(server_unload_model(h.server, "tiny", &e), -ENOENT);
+	house_close(&h);
+}
+
+/* A damaged layer file is packed again; a damaged header never reaches a rank. */
+static void test_corrupt_store(void **state)
+{
+	struct house h;
+	struct base_error e = {0};
+	static struct server_model_info info;
+	house_open(&h);
+	assert_int_equal(load(&h, h.model, "tiny", &e), 0);
+	assert_int_equal(wait_phase(&h, "tiny", SERVER_PHASE_READY), SERVER_PHASE_READY);
+	assert_int_equal(server_get_model(h.server, "tiny", &info), 0);
+	assert_int_equal(server_unload_model(h.server, "tiny", &e), 0);
+	wait_gone(&h, "tiny");
+	char path[1024];
+	snprintf(path, sizeof path, "%s/%s/layer-0001.tp0of1", h.config.store.path, info.digest);
+	assert_int_equal(truncate(path, 5000), 0);
+	assert_int_equal(load(&h, h.model, "tiny", &e), 0);
+	assert_int_equal(wait_phase(&h, "tiny", SERVER_PHASE_READY), SERVER_PHASE_READY);
+	house_close(&h);
+}
+
+/* kill -9 of the rank process: the request that runs ends as if nothing had been. Then drain. */
+static void test_rank_is_killed(void **state)
+{
+	struct house h;
+	struct base_error e = {0};
+	const struct server_model *m;
+	uint64_t retry;
+	house_open(&h);
+	assert_int_equal(load(&h, h.model, "tiny", &e), 0);
+	assert_int_equal(wait_phase(&h, "tiny", SERVER_PHASE_READY), SERVER_PHASE_READY);
+	assert_int_equal(server_acquire_model(h.server, "tiny", &m, &retry, &e), 0);
+	struct answer a = {0};
+	assert_int_equal(ask(m, 200, "long", &a), 0);
+	while (atomic_load(&a.tokens) < 20)
+		pause_ms(1);
+	kill_ranks();
+	wait_final(&a);
+	assert_int_equal(a.status, 0);
+	assert_int_equal(a.tokens, 200);
+	struct engine_load load;
+	engine_get_load(m->engine, &load);
+	assert_int_equal(load.restarts, 1);
+	server_drain(h.server, true);
+	assert_false(server_ready(h.server));
+	assert_int_equal(ask(m, 10, "", &a), -EHOSTDOWN);
+	server_drain(h.server, false);
+	assert_true(server_ready(h.server));
+	assert_int_equal(server_abort(h.server, "nobody"), -ENOENT);
+	server_release_model(h.server, m);
+	house_close(&h);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_load_ask_unload),
+		cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_corrupt_store),
+		cmocka_unit_test(test_rank_is_killed),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
