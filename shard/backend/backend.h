@@ -89,7 +89,7 @@ struct backend_ops {
 
 	int (*input_create)(struct backend *b, struct backend_input **ret_input);
 	void (*input_destroy)(struct backend *b, struct backend_input *input);
-	/* x (tokens, cols) as input of the matmuls that follow, until the next load. */
+	/* x (tokens, cols) as input of the matmuls that follow, until the next load: x must stay as it is till then. */
 	void (*input_load)(
 		struct backend *b, struct backend_input *input, const float *x, uint32_t tokens, uint32_t cols);
 

@@ -3,7 +3,6 @@
  * bench_kernel decode TYPE [MIB]    weight bytes/s of one-token matmul by the plain read bandwidth of the same memory and
  *                                   threads; rounds interleaved, medians
  * bench_kernel prefill TYPE [N]     multiply-adds/s of an N-token matmul (default 512)
- * bench_kernel attend POSITIONS     time of one token's attention at that context
  */
 #include <errno.h>
 #include <stdio.h>
@@ -101,7 +100,8 @@ static void multiply(const struct bench *s)
 	s->ops->matmul(s->b, s->input, &part, 1);
 }
 
-/* Plain reading: four streams of 64-byte vectors on each thread, added up. */
+/* Plain reading: each thread adds up the 64-byte vectors of its share, in order. (Software prefetch and several
+ * streams a thread were tried: slower, or the same.) */
 struct reading {
 	const char *p;
 	size_t bytes;
@@ -114,18 +114,14 @@ typedef uint64_t line __attribute__((vector_size(64)));
 static void read_share(void *context, uint32_t thread)
 {
 	struct reading *r = context;
-	size_t share = r->bytes / r->threads / 4096 * 4096, quarter = share / 4 / 64;
+	size_t share = r->bytes / r->threads / 4096 * 4096;
 	const line *p = (const line *)(const void *)(r->p + share * thread);
 	line a = {0}, b = a, c = a, d = a;
-	for (size_t i = 0; i < quarter; i++) {
-		__builtin_prefetch(p + i + 32);
-		__builtin_prefetch(p + i + 32 + quarter);
-		__builtin_prefetch(p + i + 32 + 2 * quarter);
-		__builtin_prefetch(p + i + 32 + 3 * quarter);
+	for (size_t i = 0; i < share / 64; i += 4) {
 		a += p[i];
-		b += p[i + quarter];
-		c += p[i + 2 * quarter];
-		d += p[i + 3 * quarter];
+		b += p[i + 1];
+		c += p[i + 2];
+		d += p[i + 3];
 	}
 	a += b + c + d;
 	memcpy(r->sum[thread % 64], &a, 64);

@@ -180,6 +180,12 @@ static void attend_q8(const struct backend_attend *a, const uint8_t *k, const ui
 	attend_block(a, true, k, v, a->head_dim / 32 * 34, queries, s, count);
 }
 
+VEC void prefetch(const uint8_t *p, size_t bytes)
+{
+	for (size_t i = 0; i < bytes; i += 64)
+		__builtin_prefetch(p + i, 0, 3);
+}
+
 static void attend(const struct backend_attend *a, const uint32_t *blocks, uint32_t kv_head,
 	const struct cpu_query *queries, uint32_t count)
 {

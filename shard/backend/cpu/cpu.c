@@ -28,15 +28,14 @@ struct cpu {
 	uint32_t threads, max_tokens, max_cols;
 	struct share *shares; // (threads)
 	uint8_t *scratch; // (threads, CPU_SCRATCH_BYTES)
+	float *sums; // (threads, CPU_GROUPS, max_tokens, 16)
 	uint32_t *runs; // (max_tokens + 1): first tokens of the runs that attend works on
 };
 
 struct backend_input {
-	uint32_t tokens, cols, tiles;
-	struct cpu_tile *tile; // (max_tokens)
-	int8_t *q; // (max_tokens, max_cols)
-	int32_t *words; // six arrays of (max_tokens, max_cols / 32): a tile's arrays point into them
-	size_t plane; // words of one of them
+	struct cpu_activations a;
+	int32_t *words; // the six arrays of words one after another, `plane` apart
+	size_t plane;
 };
 
 /* ---- life ---- */
@@ -83,8 +82,14 @@ static void cpu_destroy(struct backend *b)
 	cpu_pool_destroy(c->pool);
 	free(c->shares);
 	free(c->scratch);
+	free(c->sums);
 	free(c->runs);
 	free(c);
+}
+
+static size_t thread_sums(const struct cpu *c)
+{
+	return (size_t)CPU_GROUPS * c->max_tokens * QUANT_GROUP_ROWS;
 }
 
 static int cpu_create(const struct backend_config *config, struct backend **ret_backend, struct base_error *e)
@@ -108,8 +113,9 @@ static int cpu_create(const struct backend_config *config, struct backend **ret_
 	c->threads = cpu_pool_threads(c->pool);
 	c->shares = aligned_alloc(64, c->threads * sizeof(*c->shares));
 	c->scratch = aligned_alloc(4096, (size_t)c->threads * CPU_SCRATCH_BYTES);
+	c->sums = aligned_alloc(64, thread_sums(c) * c->threads * sizeof(float) + 64);
 	c->runs = calloc((size_t)c->max_tokens + 1, sizeof(*c->runs));
-	if (!c->shares || !c->scratch || !c->runs) {
+	if (!c->shares || !c->scratch || !c->sums || !c->runs) {
 		cpu_destroy(&c->b);
 		return base_error_set(e, -ENOMEM, "no memory for the cpu backend");
 	}
@@ -222,8 +228,8 @@ static void cpu_input_destroy(struct backend *b, struct backend_input *input)
 {
 	if (!input)
 		return;
-	free(input->tile);
-	free(input->q);
+	free(input->a.tile);
+	free(input->a.q);
 	free(input->words);
 	free(input);
 }
@@ -239,70 +245,49 @@ static int cpu_input_create(struct backend *b, struct backend_input **ret_input)
 	struct backend_input *input = calloc(1, sizeof(*input));
 	if (!input)
 		return -ENOMEM;
+	struct cpu_activations *a = &input->a;
 	input->plane = base_size_align(bytes / 32, 16);
-	input->tile = calloc((size_t)c->max_tokens + 1, sizeof(*input->tile));
-	input->q = aligned_alloc(64, bytes + 64);
+	a->tile = calloc((size_t)c->max_tokens + 2, sizeof(*a->tile));
+	a->q = aligned_alloc(64, bytes + 64);
 	input->words = aligned_alloc(64, input->plane * sizeof(int32_t) * INPUT_PLANES + 64);
-	if (!input->tile || !input->q || !input->words) {
+	if (!a->tile || !a->q || !input->words) {
 		cpu_input_destroy(b, input);
 		return -ENOMEM;
 	}
+	a->sum8 = input->words;
+	a->sum8_low = a->sum8 + input->plane;
+	a->sum8_high = a->sum8_low + input->plane;
+	a->code = a->sum8_high + input->plane;
+	a->scale = (float *)(a->code + input->plane);
+	a->scale_sum = a->scale + input->plane;
 	*ret_input = input;
 	return 0;
 }
 
-struct load_arguments {
-	const struct backend_input *input;
-	const float *x;
-};
-
-static void load_row(const struct rows *r, uint32_t row)
+static void load_tile(const struct rows *r, uint32_t tile)
 {
-	const struct load_arguments *a = r->arguments;
-	uint32_t i = 0, t = row;
-	while (t >= a->input->tile[i].tokens)
-		t -= a->input->tile[i++].tokens;
-	const struct cpu_tile *tile = &a->input->tile[i];
-	struct cpu_tile_store to = {(int8_t *)tile->q, (int32_t *)tile->sum8, (int32_t *)tile->sum8_low,
-		(int32_t *)tile->sum8_high, (int32_t *)tile->code, (float *)tile->scale, (float *)tile->scale_sum};
-	r->kernels->quantize(a->x + (size_t)row * a->input->cols, a->input->cols, tile->tokens, t, &to);
+	r->kernels->quantize(r->arguments, tile);
 }
 
 static void cpu_input_load(
 	struct backend *b, struct backend_input *input, const float *x, uint32_t tokens, uint32_t cols)
 {
 	struct cpu *c = (struct cpu *)b;
-	input->tokens = tokens;
-	input->cols = cols;
-	input->tiles = (uint32_t)base_size_div_up(tokens, c->kernels->tile_tokens);
-	size_t blocks = cols / 32;
-	for (uint32_t i = 0; i < input->tiles; i++) {
-		// Even sizes: a tile of one token would use a fraction of the dot product's rate.
-		uint32_t first = (uint32_t)((uint64_t)tokens * i / input->tiles);
-		uint32_t last = (uint32_t)((uint64_t)tokens * (i + 1) / input->tiles);
-		int32_t *words = input->words + first * blocks;
-		input->tile[i] = (struct cpu_tile){
-			.tokens = last - first,
-			.x = x + (size_t)first * cols,
-			.x_stride = cols,
-			.q = input->q + 32 * (first * blocks),
-			.sum8 = words,
-			.sum8_low = words + input->plane,
-			.sum8_high = words + 2 * input->plane,
-			.code = words + 3 * input->plane,
-			.scale = (const float *)(words + 4 * input->plane),
-			.scale_sum = (const float *)(words + 5 * input->plane),
-		};
-	}
-	if (cols % 32 == 0) { // else only float weights can follow
-		struct load_arguments a = {input, x};
-		rows_run(c, tokens, cols, load_row, &a);
-	}
+	struct cpu_activations *a = &input->a;
+	a->tokens = tokens;
+	a->cols = cols;
+	a->x = x;
+	a->tiles = (uint32_t)base_size_div_up(tokens, c->kernels->tile_tokens);
+	// Even sizes: a tile of one token would use a fraction of the dot product's rate.
+	for (uint32_t i = 0; i <= a->tiles; i++)
+		a->tile[i] = a->tiles ? (uint32_t)((uint64_t)tokens * i / a->tiles) : 0;
+	if (cols % 32 == 0) // else only float weights can follow
+		rows_run(c, a->tiles, (size_t)cols * c->kernels->tile_tokens, load_tile, a);
 }
 
 struct matmul {
 	const struct cpu *cpu;
-	const struct backend_input *input;
+	const struct cpu_activations *x;
 	const struct backend_part *parts;
 	uint32_t unit_groups;
 };
@@ -315,44 +300,44 @@ static uint32_t part_groups(const struct backend_part *p)
 /* Tokens from which a chunk of columns serves several groups in turn, to find the activations in the L2 cache. Below
  * it the groups follow one another, and weights are read in one line. */
 #define GROUPS_TOGETHER_TOKENS 48u
-#define GROUPS_TOGETHER 8u
 
 static void matmul_unit(void *context, uint32_t unit, uint32_t thread)
 {
 	const struct matmul *m = context;
-	const struct backend_input *input = m->input;
+	const struct cpu_activations *x = m->x;
 	const struct backend_part *p = m->parts;
 	for (uint32_t units; unit >= (units = (uint32_t)base_size_div_up(part_groups(p), m->unit_groups)); p++)
 		unit -= units;
 	uint64_t row_bytes = 0;
-	(void)quant_row_bytes(p->type, input->cols, &row_bytes);
+	(void)quant_row_bytes(p->type, x->cols, &row_bytes);
 	size_t group_bytes = row_bytes * QUANT_GROUP_ROWS;
 	uint32_t group = unit * m->unit_groups, end = group + m->unit_groups;
 	if (end > part_groups(p))
 		end = part_groups(p);
 	const struct cpu_kernels *k = m->cpu->kernels;
-	uint32_t step = input->tokens >= GROUPS_TOGETHER_TOKENS ? end - group : 1;
+	uint32_t step = x->tokens >= GROUPS_TOGETHER_TOKENS ? end - group : 1;
 	for (; group < end; group += step) {
 		uint32_t row = group * QUANT_GROUP_ROWS, rows = p->rows - row;
 		const uint8_t *weights = (const uint8_t *)p->weights + group * group_bytes;
 		if (rows > step * QUANT_GROUP_ROWS)
 			rows = step * QUANT_GROUP_ROWS;
-		if (input->tokens == 1)
-			k->matvec(p->type, weights, input->cols, input->tile, rows, p->y + row);
+		if (x->tokens == 1)
+			k->matvec(p->type, weights, x, rows, p->y + row);
 		else
-			k->matmul(p->type, weights, group_bytes, step, input->cols, input->tile, input->tiles, rows,
-				p->y + row, p->y_stride, m->cpu->scratch + (size_t)thread * CPU_SCRATCH_BYTES);
+			k->matmul(p->type, weights, group_bytes, step, x, rows, p->y + row, p->y_stride,
+				m->cpu->scratch + (size_t)thread * CPU_SCRATCH_BYTES,
+				m->cpu->sums + thread * thread_sums(m->cpu));
 	}
 }
 
 /* Groups of a unit: large enough to make the counter's cost small, small enough to even out the threads. */
-static uint32_t choose_unit(const struct cpu *c, const struct backend_input *input, uint32_t groups)
+static uint32_t choose_unit(const struct cpu *c, const struct cpu_activations *x, uint32_t groups)
 {
 	uint32_t unit;
-	if (input->tokens >= GROUPS_TOGETHER_TOKENS)
-		unit = GROUPS_TOGETHER;
+	if (x->tokens >= GROUPS_TOGETHER_TOKENS)
+		unit = CPU_GROUPS;
 	else
-		unit = 1 + (64u << 10) / (input->cols * 9 + 1); // about 64 KiB of 4-bit weights
+		unit = 1 + (64u << 10) / (x->cols * 9 + 1); // about 64 KiB of 4-bit weights
 	uint32_t most = groups / (c->threads * 4);
 	if (unit > most)
 		unit = most;
@@ -364,11 +349,12 @@ static void cpu_matmul(
 {
 	struct cpu *c = (struct cpu *)b;
 	uint32_t groups = 0, units = 0;
-	if (input->tokens == 0)
+	const struct cpu_activations *x = &input->a;
+	if (x->tokens == 0)
 		return;
 	for (uint32_t i = 0; i < count; i++)
 		groups += part_groups(&parts[i]);
-	struct matmul m = {c, input, parts, choose_unit(c, input, groups)};
+	struct matmul m = {c, x, parts, choose_unit(c, x, groups)};
 	for (uint32_t i = 0; i < count; i++)
 		units += (uint32_t)base_size_div_up(part_groups(&parts[i]), m.unit_groups);
 	work_run(c, units, matmul_unit, &m);

@@ -23,28 +23,34 @@
 #define CPU_TILE_TOKENS 12u // most tokens of a register tile
 #define CPU_CHUNK_BLOCKS 8u // 32-column blocks that are unpacked at a time
 
-/* Activations of up to CPU_TILE_TOKENS tokens, `tokens` apart in every array. */
-struct cpu_tile {
-	uint32_t tokens;
-	const float *x; // (tokens, cols), x_stride apart
-	size_t x_stride;
-	const int8_t *q; // (blocks, tokens, 32)
-	const int32_t *sum8; // (blocks, tokens): -8 * sum of q
-	const int32_t *sum8_low, *sum8_high; // the same of each 16 columns
-	const int32_t *code; // (blocks, tokens): k << 23 | f * 64
-	const float *scale; // (blocks, tokens)
-	const float *scale_sum; // (blocks, tokens): scale * sum of q
-};
-
-/* A tile's arrays while they are filled. */
-struct cpu_tile_store {
+/*
+ * The activations of a matmul. Tokens are in tiles of up to CPU_TILE_TOKENS; tile i has tokens tile[i] .. tile[i+1].
+ * Columns are in chunks of CPU_CHUNK_BLOCKS blocks of 32, the last one shorter. The arrays are (chunk, tile, block in
+ * the chunk, token in the tile), so a chunk by all tokens, the innermost work on one piece of weights, is read in one
+ * line; each entry of q is 32 bytes.
+ */
+struct cpu_activations {
+	uint32_t tokens, cols, tiles;
+	uint32_t *tile; // (tiles + 1)
+	const float *x; // (tokens, cols)
 	int8_t *q;
-	int32_t *sum8, *sum8_low, *sum8_high, *code;
-	float *scale, *scale_sum;
+	int32_t *sum8; // -8 * sum of q
+	int32_t *sum8_low, *sum8_high; // the same of each 16 columns
+	int32_t *code; // k << 23 | f * 64
+	float *scale;
+	float *scale_sum; // scale * sum of q
 };
 
-/* Opaque room for one thread's unpacked weights, aligned to 64. */
+/* Entry of the arrays where block `first` (of a chunk with `count` blocks) begins for the tile from token `t`. */
+static inline size_t cpu_activations_at(const struct cpu_activations *a, uint32_t first, uint32_t count, uint32_t t)
+{
+	return (size_t)first * a->tokens + (size_t)count * t;
+}
+
+/* Room for one thread's unpacked weights, aligned to 64. */
 #define CPU_SCRATCH_BYTES (32u << 10)
+/* Groups that one call of matmul takes at most: their sums, (groups, tokens, 16) floats, stay in the L2 cache. */
+#define CPU_GROUPS 8u
 
 /* Queries of one sequence that share a K/V head, positions ascending. */
 struct cpu_query {
@@ -58,15 +64,14 @@ struct cpu_kernels {
 	uint32_t tile_tokens; // most tokens of a tile, at most CPU_TILE_TOKENS
 	uint32_t queries; // most queries of one call of attend
 
-	/* Token `t` of a tile of `tokens`: cols % 32 == 0. */
-	void (*quantize)(const float *x, uint32_t cols, uint32_t tokens, uint32_t t, const struct cpu_tile_store *to);
+	/* Fills the arrays for the tokens of a tile from x; cols % 32 == 0. */
+	void (*quantize)(const struct cpu_activations *to, uint32_t tile);
 	/* One group by one token: y (rows <= 16). */
-	void (*matvec)(
-		uint32_t type, const void *group, uint32_t cols, const struct cpu_tile *x, uint32_t rows, float *y);
-	/* `groups` groups, group_bytes apart, by all tiles: y (tokens, y_stride), the tiles' tokens one after another. */
-	void (*matmul)(uint32_t type, const void *group, size_t group_bytes, uint32_t groups, uint32_t cols,
-		const struct cpu_tile *tiles, uint32_t tile_count, uint32_t rows, float *y, size_t y_stride,
-		void *scratch);
+	void (*matvec)(uint32_t type, const void *group, const struct cpu_activations *x, uint32_t rows, float *y);
+	/* `groups` groups, group_bytes apart, with `rows` rows, by all tokens: y (tokens, y_stride). sums: room for
+	 * (groups, tokens, 16) floats. */
+	void (*matmul)(uint32_t type, const void *group, size_t group_bytes, uint32_t groups,
+		const struct cpu_activations *x, uint32_t rows, float *y, size_t y_stride, void *scratch, float *sums);
 
 	void (*attend)(const struct backend_attend *a, const uint32_t *blocks, uint32_t kv_head,
 		const struct cpu_query *queries, uint32_t count);

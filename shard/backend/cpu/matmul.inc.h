@@ -170,9 +170,8 @@ VEC vi dot_step(uint32_t type, vi acc, vu w, const int8_t *x)
 
 /* ---- one token ---- */
 
-#define PREFETCH_BYTES 4096
-
-VEC vf matvec_block(uint32_t type, const uint8_t *group, uint32_t blocks, uint32_t b, const struct cpu_tile *x, vf acc)
+VEC vf matvec_block(
+	uint32_t type, const uint8_t *group, uint32_t blocks, uint32_t b, const struct cpu_activations *x, vf acc)
 {
 	struct columns c;
 	unpack(type, group, blocks, b, &c);
@@ -197,31 +196,21 @@ VEC vf matvec_block(uint32_t type, const uint8_t *group, uint32_t blocks, uint32
 	return acc;
 }
 
-VEC void prefetch(const uint8_t *p, size_t bytes)
-{
-	for (size_t i = 0; i < bytes; i += 64)
-		__builtin_prefetch(p + i, 0, 3);
-}
-
-VEC vf matvec_group(uint32_t type, const uint8_t *group, uint32_t cols, const struct cpu_tile *x)
+/* No software prefetch: one line of addresses is what the hardware's prefetcher is best at, and prefetches to the first
+ * cache take its few miss buffers from it (measured: 10 to 30 % slower). */
+VEC vf matvec_group(uint32_t type, const uint8_t *group, const struct cpu_activations *x)
 {
 	vf acc = vec_set(0);
-	uint32_t blocks = cols / 32, b = 0;
+	uint32_t blocks = x->cols / 32, b = 0;
 	if (is_super(type)) {
-		size_t bytes = type == QUANT_Q4_K ? 2304 : type == QUANT_Q5_K ? 2816 : 3360;
 		for (; b < blocks; b += 8) {
-			const uint8_t *p = group + b / 8 * bytes + PREFETCH_BYTES;
 #pragma GCC unroll 8
-			for (uint32_t k = 0; k < 8; k++) {
-				prefetch(p + k * bytes / 8, bytes / 8);
+			for (uint32_t k = 0; k < 8; k++)
 				acc = matvec_block(type, group, blocks, b + k, x, acc);
-			}
 		}
 		return acc;
 	}
-	size_t bytes = group_block_bytes(type);
 	for (; b + 2 <= blocks; b += 2) {
-		prefetch(group + b * bytes + PREFETCH_BYTES, 2 * bytes);
 		acc = matvec_block(type, group, blocks, b, x, acc);
 		acc = matvec_block(type, group, blocks, b + 1, x, acc);
 	}
@@ -237,29 +226,21 @@ VEC vf load_column(uint32_t type, const uint8_t *group, uint32_t c)
 	return type == QUANT_F16 ? vec_load_f16(group + 32 * (size_t)c) : vec_load_bf16(group + 32 * (size_t)c);
 }
 
-VEC vf matvec_float(uint32_t type, const uint8_t *group, uint32_t cols, const struct cpu_tile *x)
+VEC vf matvec_float(uint32_t type, const uint8_t *group, const struct cpu_activations *x)
 {
 	vf acc = vec_set(0);
-	size_t bytes = type == QUANT_F32 ? 64 : 32;
-	uint32_t c = 0;
-	for (; c + 8 <= cols; c += 8) {
-		prefetch(group + c * bytes + PREFETCH_BYTES, 8 * bytes);
-#pragma GCC unroll 8
-		for (uint32_t k = 0; k < 8; k++)
-			acc = vec_fma(load_column(type, group, c + k), vec_set(x->x[c + k]), acc);
-	}
-	for (; c < cols; c++)
+	for (uint32_t c = 0; c < x->cols; c++)
 		acc = vec_fma(load_column(type, group, c), vec_set(x->x[c]), acc);
 	return acc;
 }
 
-static void matvec(uint32_t type, const void *group, uint32_t cols, const struct cpu_tile *x, uint32_t rows, float *y)
+static void matvec(uint32_t type, const void *group, const struct cpu_activations *x, uint32_t rows, float *y)
 {
 	vf acc = vec_set(0);
 	switch (type) {
 #define TYPE(t, f)                                                                                                     \
 	case t:                                                                                                        \
-		acc = f(t, group, cols, x);                                                                            \
+		acc = f(t, group, x);                                                                                  \
 		break;
 		TYPE(QUANT_F32, matvec_float)
 		TYPE(QUANT_F16, matvec_float)
@@ -320,19 +301,46 @@ VEC vf scale_of(bool table, const struct chunk *w, uint32_t i, vf scale, float x
 	return vec_add_bits(w->nonzero[i], entry, code);
 }
 
-/* `tokens` tokens by a chunk, added to y; kind is any type that has the same form. */
-VEC void tile_chunk(uint32_t tokens, uint32_t kind, bool table, const struct chunk *w, uint32_t count,
-	const struct cpu_tile *x, uint32_t first, uint32_t rows, float *y, size_t y_stride)
+/* A chunk by a tile: where the tile's activations begin, its sums so far, and its results. */
+struct tile_work {
+	const struct chunk *w;
+	const struct cpu_activations *x;
+	size_t at;
+	uint32_t count; // blocks
+	bool first, last; // chunk: sums begin at zero; results go to y
+	uint32_t rows;
+	float *sums; // (tokens of the tile, 16)
+	float *y;
+	size_t y_stride;
+};
+
+VEC void tile_finish(uint32_t tokens, const struct tile_work *k, const vf *acc)
+{
+	if (k->last) {
+#pragma GCC unroll 12
+		for (uint32_t t = 0; t < tokens; t++)
+			vec_store_first(k->y + t * k->y_stride, acc[t], k->rows);
+	} else {
+#pragma GCC unroll 12
+		for (uint32_t t = 0; t < tokens; t++)
+			vec_store(k->sums + 16 * t, acc[t]);
+	}
+}
+
+/* kind is any type that has the same form. */
+VEC void tile_chunk(uint32_t tokens, uint32_t kind, bool table, const struct tile_work *work)
 {
 	vf acc[VEC_TILE_TOKENS];
-	size_t at = (size_t)first * tokens;
-	const int8_t *q = x->q + 32 * at;
-	const int32_t *low = (kind == QUANT_Q6_K ? x->sum8_low : x->sum8) + at, *high = x->sum8_high + at;
-	const int32_t *code = x->code + at;
-	const float *scale = x->scale + at, *scale_sum = x->scale_sum + at;
+	const struct chunk *w = work->w;
+	const struct cpu_activations *x = work->x;
+	const int8_t *q = x->q + 32 * work->at;
+	const int32_t *low = (kind == QUANT_Q6_K ? x->sum8_low : x->sum8) + work->at, *high = x->sum8_high + work->at;
+	const int32_t *code = x->code + work->at;
+	const float *scale = x->scale + work->at, *scale_sum = x->scale_sum + work->at;
+	uint32_t count = work->count;
 #pragma GCC unroll 12
 	for (uint32_t t = 0; t < tokens; t++)
-		acc[t] = first ? vec_load_first(y + t * y_stride, rows) : vec_set(0);
+		acc[t] = work->first ? vec_set(0) : vec_load(work->sums + 16 * t);
 	for (uint32_t i = 0; i < count; i++) {
 		vi dot[VEC_TILE_TOKENS];
 #pragma GCC unroll 12
@@ -366,129 +374,155 @@ VEC void tile_chunk(uint32_t tokens, uint32_t kind, bool table, const struct chu
 		scale += tokens;
 		scale_sum += tokens;
 	}
-#pragma GCC unroll 12
-	for (uint32_t t = 0; t < tokens; t++)
-		vec_store_first(y + t * y_stride, acc[t], rows);
+	tile_finish(tokens, work, acc);
 }
 
-typedef void tile_function(const struct chunk *w, uint32_t count, const struct cpu_tile *x, uint32_t first,
-	uint32_t rows, float *y, size_t y_stride);
+typedef void tile_function(const struct tile_work *work);
 
 #define TILE(tokens, kind, table)                                                                                      \
-	static void tile_##kind##_##table##_##tokens(const struct chunk *w, uint32_t count, const struct cpu_tile *x,  \
-		uint32_t first, uint32_t rows, float *y, size_t y_stride)                                              \
+	static void tile_##kind##_##table##_##tokens(const struct tile_work *work)                                     \
 	{                                                                                                              \
-		tile_chunk(tokens, kind, table, w, count, x, first, rows, y, y_stride);                                \
+		tile_chunk(tokens, kind, table, work);                                                                 \
 	}
-#define TILES_4(f, kind, table) f(1, kind, table) f(2, kind, table) f(3, kind, table) f(4, kind, table)
-#define TILES_12(f, kind, table)                                                                                       \
-	TILES_4(f, kind, table)                                                                                        \
-	f(5, kind, table) f(6, kind, table) f(7, kind, table) f(8, kind, table) f(9, kind, table) f(10, kind, table)   \
-		f(11, kind, table) f(12, kind, table)
+#define TILES_1_4(f, kind, table) f(1, kind, table) f(2, kind, table) f(3, kind, table) f(4, kind, table)
+#define TILES_5_8(f, kind, table) f(5, kind, table) f(6, kind, table) f(7, kind, table) f(8, kind, table)
+#define TILES_9_12(f, kind, table) f(9, kind, table) f(10, kind, table) f(11, kind, table) f(12, kind, table)
+#define TILES_1_12(f, kind, table) TILES_1_4(f, kind, table) TILES_5_8(f, kind, table) TILES_9_12(f, kind, table)
 #define TILE_ENTRY(tokens, kind, table) [tokens] = tile_##kind##_##table##_##tokens,
+#define TILES(each, kind, table)                                                                                       \
+	each(TILE, kind, table) static tile_function *const tiles_##kind##_##table[] = {each(TILE_ENTRY, kind, table)};
+
 #if VEC_TILE_TOKENS == 12
-#define EACH_TILE TILES_12
+#define EACH_TILE TILES_1_12
 #else
-#define EACH_TILE TILES_4
+#define EACH_TILE TILES_1_4
 #endif
-#define TILES(kind, table)                                                                                             \
-	EACH_TILE(TILE, kind, table)                                                                                   \
-	static tile_function *const tiles_##kind##_##table[] = {EACH_TILE(TILE_ENTRY, kind, table)};
+TILES(EACH_TILE, QUANT_Q4_0, 0)
+TILES(EACH_TILE, QUANT_Q4_1, 0)
+TILES(EACH_TILE, QUANT_Q5_0, 0)
+TILES(EACH_TILE, QUANT_Q6_K, 0)
+TILES(EACH_TILE, QUANT_Q8_0, 0)
 
-TILES(QUANT_Q4_0, 0)
-TILES(QUANT_Q4_0, 1)
-TILES(QUANT_Q4_1, 0)
-TILES(QUANT_Q4_1, 1)
-TILES(QUANT_Q5_0, 0)
-TILES(QUANT_Q5_0, 1)
-TILES(QUANT_Q8_0, 0)
-TILES(QUANT_Q8_0, 1)
-TILES(QUANT_Q6_K, 0)
-
-/* Tokens from which the table pays for its making. */
+/* The table pays from this many tokens on; tiles are of even sizes, so they hold nine at least then. */
 #define TABLE_TOKENS 48
+#if VEC_TABLE
+TILES(TILES_9_12, QUANT_Q4_0, 1)
+TILES(TILES_9_12, QUANT_Q4_1, 1)
+TILES(TILES_9_12, QUANT_Q5_0, 1)
+TILES(TILES_9_12, QUANT_Q8_0, 1)
+#define CHOOSE(kind) (table ? tiles_##kind##_1 : tiles_##kind##_0)
+#else
+#define CHOOSE(kind) tiles_##kind##_0
+#endif
 
-VEC void matmul_quant(uint32_t type, tile_function *const *tile, bool table, const uint8_t *group, size_t group_bytes,
-	uint32_t groups, uint32_t cols, const struct cpu_tile *tiles, uint32_t tile_count, uint32_t rows, float *y,
-	size_t y_stride, struct chunk *w)
+struct matmul_work {
+	const uint8_t *group;
+	size_t group_bytes;
+	uint32_t groups;
+	const struct cpu_activations *x;
+	uint32_t rows;
+	float *y;
+	size_t y_stride;
+	void *scratch;
+	float *sums;
+};
+
+/* Group g's chunk, unpacked, by all tiles. */
+VEC void all_tiles(
+	const struct matmul_work *m, uint32_t g, struct tile_work *k, uint32_t first, tile_function *const *tile)
 {
-	uint32_t blocks = cols / 32;
-	for (uint32_t first = 0; first < blocks; first += CPU_CHUNK_BLOCKS)
-		for (uint32_t g = 0; g < groups; g++) {
-			uint32_t count = blocks - first < CPU_CHUNK_BLOCKS ? blocks - first : CPU_CHUNK_BLOCKS;
-			uint32_t group_rows = rows - g * 16 < 16 ? rows - g * 16 : 16;
-			float *to = y + g * 16;
-			chunk_fill(type, group + g * group_bytes, blocks, first, count, table, w);
-			for (uint32_t i = 0; i < tile_count; i++) {
-				tile[tiles[i].tokens](w, count, &tiles[i], first, group_rows, to, y_stride);
-				to += tiles[i].tokens * y_stride;
-			}
+	const struct cpu_activations *x = m->x;
+	k->rows = m->rows - g * 16 < 16 ? m->rows - g * 16 : 16;
+	for (uint32_t i = 0; i < x->tiles; i++) {
+		uint32_t t = x->tile[i];
+		k->at = cpu_activations_at(x, first, k->count, t);
+		k->sums = m->sums + 16 * ((size_t)g * x->tokens + t);
+		k->y = m->y + t * m->y_stride + g * 16;
+		tile[x->tile[i + 1] - t](k);
+	}
+}
+
+VEC void matmul_quant(uint32_t type, tile_function *const *tile, bool table, const struct matmul_work *m)
+{
+	struct chunk *w = m->scratch;
+	uint32_t blocks = m->x->cols / 32;
+	struct tile_work k = {.w = w, .x = m->x, .y_stride = m->y_stride};
+	for (uint32_t first = 0; first < blocks; first += CPU_CHUNK_BLOCKS) {
+		k.count = blocks - first < CPU_CHUNK_BLOCKS ? blocks - first : CPU_CHUNK_BLOCKS;
+		k.first = first == 0;
+		k.last = first + k.count == blocks;
+		for (uint32_t g = 0; g < m->groups; g++) {
+			chunk_fill(type, m->group + g * m->group_bytes, blocks, first, k.count, table, w);
+			all_tiles(m, g, &k, first, tile);
 		}
+	}
 }
 
 #define FLOAT_CHUNK 256u
 
-VEC void float_tile(uint32_t tokens, const vf *w, uint32_t count, const struct cpu_tile *x, uint32_t first,
-	uint32_t rows, float *y, size_t y_stride)
+/* Columns first .. first + count, converted to w. */
+VEC void float_tile(
+	uint32_t tokens, const vf *w, uint32_t count, const float *x, size_t x_stride, const struct tile_work *k)
 {
 	vf acc[VEC_TILE_TOKENS];
 #pragma GCC unroll 12
 	for (uint32_t t = 0; t < tokens; t++)
-		acc[t] = first ? vec_load_first(y + t * y_stride, rows) : vec_set(0);
+		acc[t] = k->first ? vec_set(0) : vec_load(k->sums + 16 * t);
 	for (uint32_t c = 0; c < count; c++) {
 		vf column = w[c];
 #pragma GCC unroll 12
 		for (uint32_t t = 0; t < tokens; t++)
-			acc[t] = vec_fma(column, vec_set(x->x[t * x->x_stride + first + c]), acc[t]);
+			acc[t] = vec_fma(column, vec_set(x[t * x_stride + c]), acc[t]);
 	}
-#pragma GCC unroll 12
-	for (uint32_t t = 0; t < tokens; t++)
-		vec_store_first(y + t * y_stride, acc[t], rows);
+	tile_finish(tokens, k, acc);
 }
 
 static void float_tile_any(
-	const vf *w, uint32_t count, const struct cpu_tile *x, uint32_t first, uint32_t rows, float *y, size_t y_stride)
+	uint32_t tokens, const vf *w, uint32_t count, const float *x, size_t x_stride, const struct tile_work *k)
 {
-	switch (x->tokens) {
-#define FLOAT_TILE(tokens, kind, table)                                                                                \
-	case tokens:                                                                                                   \
-		float_tile(tokens, w, count, x, first, rows, y, y_stride);                                             \
+	switch (tokens) {
+#define FLOAT_TILE(n, kind, table)                                                                                     \
+	case n:                                                                                                        \
+		float_tile(n, w, count, x, x_stride, k);                                                               \
 		break;
 		EACH_TILE(FLOAT_TILE, , )
 	}
 }
 
-VEC void matmul_float(uint32_t type, const uint8_t *group, size_t group_bytes, uint32_t groups, uint32_t cols,
-	const struct cpu_tile *tiles, uint32_t tile_count, uint32_t rows, float *y, size_t y_stride, vf *w)
+VEC void matmul_float(uint32_t type, const struct matmul_work *m)
 {
-	for (uint32_t first = 0; first < cols; first += FLOAT_CHUNK)
-		for (uint32_t g = 0; g < groups; g++) {
-			uint32_t count = cols - first < FLOAT_CHUNK ? cols - first : FLOAT_CHUNK;
-			uint32_t group_rows = rows - g * 16 < 16 ? rows - g * 16 : 16;
-			float *to = y + g * 16;
+	vf *w = m->scratch;
+	const struct cpu_activations *x = m->x;
+	struct tile_work k = {.y_stride = m->y_stride};
+	for (uint32_t first = 0; first < x->cols; first += FLOAT_CHUNK) {
+		uint32_t count = x->cols - first < FLOAT_CHUNK ? x->cols - first : FLOAT_CHUNK;
+		k.first = first == 0;
+		k.last = first + count == x->cols;
+		for (uint32_t g = 0; g < m->groups; g++) {
+			k.rows = m->rows - g * 16 < 16 ? m->rows - g * 16 : 16;
 			for (uint32_t c = 0; c < count; c++)
-				w[c] = load_column(type, group + g * group_bytes, first + c);
-			for (uint32_t i = 0; i < tile_count; i++) {
-				float_tile_any(w, count, &tiles[i], first, group_rows, to, y_stride);
-				to += tiles[i].tokens * y_stride;
+				w[c] = load_column(type, m->group + g * m->group_bytes, first + c);
+			for (uint32_t i = 0; i < x->tiles; i++) {
+				uint32_t t = x->tile[i];
+				k.sums = m->sums + 16 * ((size_t)g * x->tokens + t);
+				k.y = m->y + t * m->y_stride + g * 16;
+				float_tile_any(
+					x->tile[i + 1] - t, w, count, x->x + (size_t)t * x->cols + first, x->cols, &k);
 			}
 		}
+	}
 }
 
-static void matmul(uint32_t type, const void *group, size_t group_bytes, uint32_t groups, uint32_t cols,
-	const struct cpu_tile *tiles, uint32_t tile_count, uint32_t rows, float *y, size_t y_stride, void *scratch)
+static void matmul(uint32_t type, const void *group, size_t group_bytes, uint32_t groups,
+	const struct cpu_activations *x, uint32_t rows, float *y, size_t y_stride, void *scratch, float *sums)
 {
-	uint32_t tokens = 0;
-	for (uint32_t i = 0; i < tile_count; i++)
-		tokens += tiles[i].tokens;
-	bool table = tokens >= TABLE_TOKENS;
+	struct matmul_work m = {group, group_bytes, groups, x, rows, y, y_stride, scratch, sums};
+	bool table = VEC_TABLE && x->tokens >= TABLE_TOKENS;
 	switch (type) {
 #define TYPE(t, tiles_of)                                                                                              \
 	case t:                                                                                                        \
-		matmul_quant(t, tiles_of, table, group, group_bytes, groups, cols, tiles, tile_count, rows, y,         \
-			y_stride, scratch);                                                                            \
+		matmul_quant(t, tiles_of, table, &m);                                                                  \
 		break;
-#define CHOOSE(kind) table ? tiles_##kind##_1 : tiles_##kind##_0
 		TYPE(QUANT_Q4_0, CHOOSE(QUANT_Q4_0))
 		TYPE(QUANT_Q5_0, CHOOSE(QUANT_Q5_0))
 		TYPE(QUANT_Q8_0, CHOOSE(QUANT_Q8_0))
@@ -500,7 +534,7 @@ static void matmul(uint32_t type, const void *group, size_t group_bytes, uint32_
 #undef TYPE
 #define TYPE(t)                                                                                                        \
 	case t:                                                                                                        \
-		matmul_float(t, group, group_bytes, groups, cols, tiles, tile_count, rows, y, y_stride, scratch);      \
+		matmul_float(t, &m);                                                                                   \
 		break;
 		TYPE(QUANT_F32)
 		TYPE(QUANT_F16)
@@ -511,22 +545,13 @@ static void matmul(uint32_t type, const void *group, size_t group_bytes, uint32_
 
 /* ---- activations ---- */
 
-VEC int32_t sum_of(const int8_t *q, int n)
-{
-	int32_t sum = 0;
-	for (int i = 0; i < n; i++)
-		sum += q[i];
-	return sum;
-}
-
 VEC float max_lane(vf x)
 {
-	float lanes[16], max;
-	vec_store(lanes, x);
-	max = lanes[0];
-	for (int i = 1; i < 16; i++)
-		max = lanes[i] > max ? lanes[i] : max;
-	return max;
+	x = vec_max(x, __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+	x = vec_max(x, __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+	x = vec_max(x, __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+	x = vec_max(x, __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+	return x[0];
 }
 
 /* max / 127 rounded up to five significant bits, as a code: 2^-60 .. 2^60, so that products stay normal numbers. */
@@ -543,23 +568,49 @@ VEC int32_t scale_code(float max, float *ret_scale)
 	return (int32_t)((uint32_t)power << 23) + 64 * f;
 }
 
-static void quantize(const float *x, uint32_t cols, uint32_t tokens, uint32_t t, const struct cpu_tile_store *to)
+/* Sums of two vectors' lanes. */
+VEC void sum_pair(vi a, vi b, int32_t *ret_a, int32_t *ret_b)
 {
-	for (uint32_t b = 0; b < cols / 32; b++, x += 32) {
-		size_t at = (size_t)b * tokens + t;
-		vf low = vec_load(x), high = vec_load(x + 16);
-		vf max = vec_max(vec_max(low, -low), vec_max(high, -high));
-		float scale;
-		to->code[at] = scale_code(max_lane(max), &scale);
-		vf inverse = vec_set(1 / scale);
-		int8_t *q = to->q + 32 * at;
-		vec_store_i8(q, vec_int(low * inverse));
-		vec_store_i8(q + 16, vec_int(high * inverse));
-		int32_t sum_low = sum_of(q, 16), sum_high = sum_of(q + 16, 16);
-		to->sum8_low[at] = -8 * sum_low;
-		to->sum8_high[at] = -8 * sum_high;
-		to->sum8[at] = -8 * (sum_low + sum_high);
-		to->scale[at] = scale;
-		to->scale_sum[at] = scale * (float)(sum_low + sum_high);
+	vi low = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+	vi high = __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+	vi s = low + high;
+	s += __builtin_shufflevector(s, s, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+	s += __builtin_shufflevector(s, s, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+	s += __builtin_shufflevector(s, s, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+	*ret_a = s[0];
+	*ret_b = s[8];
+}
+
+VEC void quantize_block(const float *x, const struct cpu_activations *to, size_t at)
+{
+	vf low = vec_load(x), high = vec_load(x + 16);
+	vf max = vec_max(vec_max(low, -low), vec_max(high, -high));
+	float scale;
+	to->code[at] = scale_code(max_lane(max), &scale);
+	vf inverse = vec_set(1 / scale);
+	vi q_low = vec_int(low * inverse), q_high = vec_int(high * inverse);
+	int8_t *q = to->q + 32 * at;
+	vec_store_i8(q, q_low);
+	vec_store_i8(q + 16, q_high);
+	int32_t sum_low, sum_high;
+	sum_pair(q_low, q_high, &sum_low, &sum_high);
+	to->sum8_low[at] = (int32_t)(-8 * (uint32_t)sum_low);
+	to->sum8_high[at] = (int32_t)(-8 * (uint32_t)sum_high);
+	to->sum8[at] = (int32_t)(-8 * ((uint32_t)sum_low + (uint32_t)sum_high));
+	to->scale[at] = scale;
+	to->scale_sum[at] = scale * (float)(int32_t)((uint32_t)sum_low + (uint32_t)sum_high);
+}
+
+static void quantize(const struct cpu_activations *to, uint32_t tile)
+{
+	uint32_t blocks = to->cols / 32, t0 = to->tile[tile], tokens = to->tile[tile + 1] - t0;
+	for (uint32_t t = 0; t < tokens; t++) {
+		const float *x = to->x + (size_t)(t0 + t) * to->cols;
+		for (uint32_t first = 0; first < blocks; first += CPU_CHUNK_BLOCKS) {
+			uint32_t count = blocks - first < CPU_CHUNK_BLOCKS ? blocks - first : CPU_CHUNK_BLOCKS;
+			size_t at = cpu_activations_at(to, first, count, t0) + t;
+			for (uint32_t b = 0; b < count; b++, x += 32, at += tokens)
+				quantize_block(x, to, at);
+		}
 	}
 }

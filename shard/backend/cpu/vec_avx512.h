@@ -9,6 +9,7 @@
 
 #define VEC_NAME avx512
 #define VEC_TILE_TOKENS 12 // tokens whose sums fit the registers
+#define VEC_TABLE 1 // whether the multiplier is the scarce unit: matmul.inc.h
 #define VEC_QUERIES 8
 #define VEC_TEXT "avx512-vnni"
 

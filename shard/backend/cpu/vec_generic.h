@@ -12,6 +12,7 @@
 
 #define VEC_NAME generic
 #define VEC_TILE_TOKENS 4 // tokens whose sums fit the registers
+#define VEC_TABLE 0 // whether the multiplier is the scarce unit: matmul.inc.h
 #define VEC_QUERIES 8
 #define VEC_TEXT "generic"
 
