@@ -14,7 +14,8 @@
  * Memory is bounded and taken at create: ring_bytes each way for each peer; a send that does not fit waits. A message that
  * no receive is posted for stays in the ring; when a receive of another tag waits behind it, it is set aside, up to
  * ring_bytes for each peer, after which the ring waits for its receive.
- * A peer that closes or dies: what it had sent whole can still be received, then the group fails.
+ * A peer that closes or dies: requests that wait for it end with -ECONNRESET; what it had sent whole can still be received;
+ * when nothing of it is left, the group fails.
  */
 #pragma once
 
@@ -58,7 +59,7 @@ struct link_ops {
 	 * -EPROTO, -ETIMEDOUT, -ECONNRESET with text. */
 	int (*create)(const int *fds, uint32_t members, uint32_t me, uint64_t epoch, size_t ring_bytes,
 		uint64_t deadline_ns, struct link_group **ret_group, struct base_error *e);
-	void (*close)(struct link_group *g);
+	void (*close)(struct link_group *g); // ends what is under way: those requests must still be there
 	void (*send)(struct link_group *g, uint32_t to, uint32_t tag, const void *data, size_t bytes,
 		struct link_request *r);
 	/* -EMSGSIZE when the message is longer than room: it is dropped. */
@@ -73,7 +74,8 @@ struct link_ops {
 		struct link_group *g, struct link_request *r); // a receive that has not begun; then its memory is free
 	void (*revoke)(struct link_group *g); // any thread
 	/* Moves data until nothing moves or `budget` requests have ended; returns how many ended. Below budget, the event fd
-	 * is armed until the next call of any verb: it becomes readable when there is work again, also after a failure. */
+	 * becomes readable when there is work again, when any other verb has moved something since, and for good after a
+	 * failure; so sleep on it only after a progress() below budget, and look at the requests after each. */
 	int (*progress)(struct link_group *g, uint32_t budget);
 	int (*event_fd)(struct link_group *g); // one epoll-able fd, to be watched for reading only
 };

@@ -15,6 +15,7 @@
 
 #define SPIN_NS 30000u
 #define PULL_PIECES 64 // then other peers and deadlines have their turn
+#define KICK_ID LINK_MAX_MEMBERS // in the epoll set, where peers have their numbers
 #define HEADER_BYTES sizeof(struct link_local_header)
 
 static struct link_local_group *local(struct link_group *g)
@@ -83,7 +84,7 @@ static void local_revoke(struct link_group *group)
 		if (g->peers[i].fd >= 0)
 			shutdown(g->peers[i].fd, SHUT_RDWR);
 	}
-	(void)eventfd_write(g->revoke_fd, 1);
+	(void)eventfd_write(g->kick_fd, 1);
 }
 
 static void end_all(struct link_local_group *g)
@@ -148,15 +149,34 @@ static void drain_socket(struct link_local_group *g, struct link_local_peer *p, 
 	epoll_ctl(g->epoll_fd, EPOLL_CTL_DEL, p->fd, NULL);
 }
 
-/* Waits for the sockets and reads the wakes from them. */
-static void poll_sockets(struct link_local_group *g, int timeout_ms)
+/* Whoever sleeps on the event fd is told by progress() that nothing is left to do. A verb that moved something since then has
+ * perhaps taken the wake away with it, or ended a request that is looked at only after the next wake: so it wakes. */
+static void kick(struct link_local_group *g)
 {
-	struct epoll_event events[LINK_MAX_MEMBERS];
-	int n = epoll_wait(g->epoll_fd, events, LINK_MAX_MEMBERS, timeout_ms);
+	if (atomic_load_explicit(&g->watched, memory_order_relaxed))
+		(void)eventfd_write(g->kick_fd, 1);
+}
+
+static void drain_kick(struct link_local_group *g)
+{
+	eventfd_t count;
+	(void)eventfd_read(g->kick_fd, &count);
+	if (is_dead(g)) // then it stays readable
+		(void)eventfd_write(g->kick_fd, 1);
+}
+
+/* Waits for the sockets and reads the wakes from them. */
+static bool poll_sockets(struct link_local_group *g, int timeout_ms)
+{
+	struct epoll_event events[LINK_MAX_MEMBERS + 1];
+	int n = epoll_wait(g->epoll_fd, events, LINK_MAX_MEMBERS + 1, timeout_ms);
 	for (int i = 0; i < n; i++) {
-		if (events[i].data.u32 < LINK_MAX_MEMBERS)
+		if (events[i].data.u32 == KICK_ID)
+			drain_kick(g);
+		else
 			drain_socket(g, &g->peers[events[i].data.u32], events[i].events);
 	}
+	return n > 0;
 }
 
 // ---- rings
@@ -400,14 +420,18 @@ static bool pull(struct link_local_group *g, struct link_local_peer *p, bool set
 	return moved;
 }
 
-/* A peer that is gone ends the group as soon as nothing whole of it is left that somebody may still ask for. */
-static void check_gone(struct link_local_group *g, struct link_local_peer *p)
+/* After a quiet pull: what still waits for a peer that is gone waits in vain. What it left in the ring may be asked for
+ * later; when nothing is left, the group ends. */
+static bool check_gone(struct link_local_group *g, struct link_local_peer *p)
 {
 	if (!p->gone || is_dead(g))
-		return;
-	if (p->receives.first || p->sends.first || p->incoming.active ||
-		(!p->aside_count && ring_available(g, p) < HEADER_BYTES))
+		return false;
+	bool ended = p->receives.first || p->sends.first;
+	end_queue(g, &p->receives);
+	end_queue(g, &p->sends);
+	if (p->incoming.active || (!p->aside_count && ring_available(g, p) < HEADER_BYTES))
 		fail(g);
+	return ended;
 }
 
 static bool move(struct link_local_group *g)
@@ -424,8 +448,8 @@ static bool move(struct link_local_group *g)
 		// `gone` was set before this pull, so the pull sees all that the peer ever wrote.
 		bool quiet = !pull(g, p, false);
 		quiet &= !push(g, p);
-		if (quiet)
-			check_gone(g, p);
+		if (quiet && check_gone(g, p))
+			quiet = false;
 		moved |= !quiet;
 	}
 	if (is_dead(g)) // also when another thread revoked meanwhile
@@ -465,6 +489,8 @@ static void local_send(
 	} else {
 		queue_append(&p->sends, r);
 		push(g, p);
+		if (r->status == -EINPROGRESS)
+			kick(g); // progress() did not arm for the space that it waits for
 	}
 }
 
@@ -475,15 +501,17 @@ static void local_receive(
 	if (start(g, r, from, tag, data, room_bytes) != -EINPROGRESS)
 		return;
 	queue_append(&g->peers[from].receives, r);
-	pull(g, &g->peers[from], false);
+	if (pull(g, &g->peers[from], false))
+		kick(g);
 }
 
 static int local_test(struct link_group *group, struct link_request *r)
 {
 	struct link_local_group *g = local(group);
 	if (r->status == -EINPROGRESS) {
-		poll_sockets(g, 0);
-		move(g);
+		bool woken = poll_sockets(g, 0);
+		if (move(g) || woken)
+			kick(g);
 	}
 	return r->status;
 }
@@ -530,6 +558,7 @@ static int local_wait(struct link_group *group, struct link_request *r, uint64_t
 			poll_sockets(g, timeout_ms(now, deadline_ns));
 		disarm(g);
 	}
+	kick(g);
 	return r->status;
 }
 
@@ -562,7 +591,10 @@ static int local_progress(struct link_group *group, uint32_t budget)
 
 static int local_event_fd(struct link_group *group)
 {
-	return local(group)->epoll_fd;
+	struct link_local_group *g = local(group);
+	if (!atomic_exchange(&g->watched, true))
+		kick(g);
+	return g->epoll_fd;
 }
 
 int link_local_peek(struct link_group *group, uint32_t from, uint32_t tag, size_t *ret_bytes)
@@ -590,6 +622,7 @@ int link_local_peek(struct link_group *group, uint32_t from, uint32_t tag, size_
 			poll_sockets(g, 0);
 			pull(g, p, true);
 			check_gone(g, p);
+			kick(g);
 		}
 	}
 	return is_dead(g) ? -ECONNRESET : -EAGAIN;
@@ -661,8 +694,8 @@ static void destroy(struct link_local_group *g)
 	free(g->sums);
 	if (g->epoll_fd >= 0)
 		close(g->epoll_fd);
-	if (g->revoke_fd >= 0)
-		close(g->revoke_fd);
+	if (g->kick_fd >= 0)
+		close(g->kick_fd);
 	free(g);
 }
 
@@ -689,10 +722,10 @@ static int watch(struct link_local_group *g, int fd, uint32_t events, uint32_t i
 static int take_resources(struct link_local_group *g, const int *fds)
 {
 	g->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-	g->revoke_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (g->epoll_fd < 0 || g->revoke_fd < 0)
+	g->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (g->epoll_fd < 0 || g->kick_fd < 0)
 		return -errno;
-	int r = watch(g, g->revoke_fd, EPOLLIN, LINK_MAX_MEMBERS);
+	int r = watch(g, g->kick_fd, EPOLLIN, KICK_ID);
 	g->sums = malloc(g->group.members * LINK_LOCAL_SUM_FLOATS * sizeof *g->sums);
 	for (uint32_t i = 0; i < g->group.members && !r; i++) {
 		if (fds[i] < 0)
@@ -733,7 +766,7 @@ static int local_create(const int *fds, uint32_t members, uint32_t me, uint64_t 
 	if (!g)
 		return base_error_set(e, -ENOMEM, "link: no memory for a group");
 	*g = (struct link_local_group){.group = {&link_local_ops, epoch, members, me}, .ring_bytes = ring_bytes};
-	g->epoll_fd = g->revoke_fd = -1;
+	g->epoll_fd = g->kick_fd = -1;
 	for (uint32_t i = 0; i < members; i++)
 		g->peers[i].fd = -1;
 	// Spinning takes the CPU from whoever would do the work that is waited for, unless there are CPUs to spare.

@@ -76,7 +76,9 @@ struct link_local_group {
 	bool spin;
 	_Atomic bool dead;
 	bool ended_all; // after death: every request was ended
-	int epoll_fd, revoke_fd;
+	int epoll_fd;
+	int kick_fd; // eventfd in the epoll set: readable for good after revoke
+	_Atomic bool watched; // event_fd() was called
 	uint64_t ended; // requests, ever
 	float *sums; // (members, LINK_LOCAL_SUM_FLOATS)
 	struct link_local_peer peers[LINK_MAX_MEMBERS];
