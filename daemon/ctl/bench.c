@@ -31,7 +31,8 @@ struct stream { // one thread
 };
 
 struct figures {
-	double seconds, tokens_per_second, ttft_p50, ttft_p95, itl_mean, itl_p50, itl_p95, itl_p99, bytes_per_token, achieved;
+	double seconds, tokens_per_second, ttft_p50, ttft_p95, itl_mean, itl_p50, itl_p95, itl_p99, bytes_per_token,
+		achieved;
 	uint64_t tokens, read_bytes;
 	const char *binding;
 };

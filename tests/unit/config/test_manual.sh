@@ -12,8 +12,8 @@ complain() {
 }
 
 while IFS=$'\t' read -r key default; do
-	grep -qx -- "\.It Ic $key" "$docs/thaw.yaml.5" || complain "thaw.yaml.5: no $key"
-	grep -A 12 -x -- "\.It Ic $key" "$docs/thaw.yaml.5" | grep -q -- "default: ${default:-none}\." ||
+	grep -qxF -- ".It Ic $key" "$docs/thaw.yaml.5" || complain "thaw.yaml.5: no $key"
+	grep -A 12 -xF -- ".It Ic $key" "$docs/thaw.yaml.5" | grep -q -- "default: ${default:-none}\." ||
 		complain "thaw.yaml.5: $key: default is $default"
 done < <("$thawctl" config keys -o json | python3 -c '
 import json, sys
