@@ -132,9 +132,10 @@ struct walk {
 static void set_rope_row(struct rank *r, uint32_t position, float *row)
 {
 	for (uint32_t i = 0; i < r->program->config.rope_dims / 2; i++) {
-		double angle = position * r->rope_frequencies[i];
-		row[2 * i] = (float)cos(angle);
-		row[2 * i + 1] = (float)sin(angle);
+		double sine, cosine;
+		sincos(position * r->rope_frequencies[i], &sine, &cosine);
+		row[2 * i] = (float)cosine;
+		row[2 * i + 1] = (float)sine;
 	}
 }
 

@@ -16,8 +16,11 @@ struct candidate {
 	uint32_t token;
 };
 
+static const struct sample_loops *choose_loops(void);
+
 struct sample_scratch {
 	uint32_t vocab;
+	const struct sample_loops *loops;
 	float *logits; // (vocab): adjusted copy
 	float *weights; // (vocab): exp((logit - max) / temperature)
 	uint16_t *counts; // (vocab): occurrences in the history, zero between calls; saturates
@@ -83,6 +86,7 @@ int sample_scratch_create(uint32_t vocab, struct sample_scratch **ret_scratch)
 	if (!s)
 		return -ENOMEM;
 	s->vocab = vocab;
+	s->loops = choose_loops();
 	s->logits = malloc(vocab * sizeof *s->logits);
 	s->weights = malloc(vocab * sizeof *s->weights);
 	s->counts = calloc(vocab, sizeof *s->counts);
@@ -126,39 +130,13 @@ static double uniform(uint64_t seed, uint64_t index)
 
 /* ---- log probabilities ---- */
 
-static float find_max(const float *x, uint32_t n, uint32_t *ret_at)
-{
-	// Eight running maxima, so that the compiler keeps them in one vector.
-	float best[8];
-	for (uint32_t i = 0; i < 8; i++)
-		best[i] = -INFINITY;
-	uint32_t i = 0;
-	for (; i + 8 <= n; i += 8) {
-		for (uint32_t j = 0; j < 8; j++)
-			best[j] = x[i + j] > best[j] ? x[i + j] : best[j];
-	}
-	float max = -INFINITY;
-	for (uint32_t j = 0; j < 8; j++)
-		max = best[j] > max ? best[j] : max;
-	for (; i < n; i++)
-		max = x[i] > max ? x[i] : max;
-	if (ret_at) { // the first of equals
-		*ret_at = 0;
-		for (uint32_t k = 0; k < n; k++) {
-			if (x[k] == max) {
-				*ret_at = k;
-				break;
-			}
-		}
-	}
-	return max;
-}
-
+/* The two loops over the vocabulary that every draw makes, once for each instruction set. Lanes and the order of
+ * additions are part of the source, so all give the same bits. */
 #define CHUNK 1024u
 
 /* exp(x) for x <= 0 to about 1e-7, in operations that vectorize: 2^n * 2^f with n = round(x / ln 2) and a polynomial. The
  * order of all additions is fixed, so the result is the same whatever vectors the compiler uses. */
-static inline float exp_of(float x)
+static inline __attribute__((always_inline)) float exp_of(float x)
 {
 	x = x > -87 ? x : -87;
 	float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
@@ -177,7 +155,8 @@ static inline float exp_of(float x)
 }
 
 // The sum of exp((x - max) * inverse) over one chunk; the terms go to out unless it is NULL.
-static float chunk_sum(const float *x, uint32_t n, float max, float inverse, float *out)
+static inline __attribute__((always_inline)) float chunk_sum(
+	const float *x, uint32_t n, float max, float inverse, float *out)
 {
 	float term[CHUNK], lane[16] = {0}, sum = 0;
 	for (uint32_t i = 0; i < n; i++)
@@ -195,17 +174,79 @@ static float chunk_sum(const float *x, uint32_t n, float max, float inverse, flo
 	return sum;
 }
 
-static double exp_sum(const float *x, uint32_t n, float max, float inverse, float *out)
+static inline __attribute__((always_inline)) float lanes_max(const float *x, uint32_t n)
+{
+	float best[16], max = -INFINITY;
+	for (uint32_t j = 0; j < 16; j++)
+		best[j] = -INFINITY;
+	uint32_t i = 0;
+	for (; i + 16 <= n; i += 16) {
+		for (uint32_t j = 0; j < 16; j++)
+			best[j] = x[i + j] > best[j] ? x[i + j] : best[j];
+	}
+	for (uint32_t j = 0; j < 16; j++)
+		max = best[j] > max ? best[j] : max;
+	for (; i < n; i++)
+		max = x[i] > max ? x[i] : max;
+	return max;
+}
+
+struct sample_loops {
+	float (*chunk_sum)(const float *x, uint32_t n, float max, float inverse, float *out);
+	float (*max)(const float *x, uint32_t n);
+};
+
+#define LOOPS(isa, attribute)                                                                                          \
+	attribute static float chunk_sum_##isa(const float *x, uint32_t n, float max, float inverse, float *out)       \
+	{                                                                                                              \
+		return chunk_sum(x, n, max, inverse, out);                                                             \
+	}                                                                                                              \
+	attribute static float max_##isa(const float *x, uint32_t n)                                                   \
+	{                                                                                                              \
+		return lanes_max(x, n);                                                                                \
+	}                                                                                                              \
+	static const struct sample_loops loops_##isa = {.chunk_sum = chunk_sum_##isa, .max = max_##isa}
+
+LOOPS(generic, );
+#ifdef __x86_64__
+LOOPS(avx2, __attribute__((target("avx2"))));
+LOOPS(avx512, __attribute__((target("avx512f"))));
+#endif
+
+static const struct sample_loops *choose_loops(void)
+{
+#ifdef __x86_64__
+	if (__builtin_cpu_supports("avx512f"))
+		return &loops_avx512;
+	if (__builtin_cpu_supports("avx2"))
+		return &loops_avx2;
+#endif
+	return &loops_generic;
+}
+
+static uint32_t find_first(const float *x, uint32_t n, float value)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		if (x[i] == value)
+			return i;
+	}
+	return 0;
+}
+
+static double exp_sum(const struct sample_scratch *s, const float *x, float max, float inverse, float *out)
 {
 	double sum = 0;
-	for (uint32_t i = 0; i < n; i += CHUNK)
-		sum += (double)chunk_sum(x + i, n - i < CHUNK ? n - i : CHUNK, max, inverse, out ? out + i : NULL);
+	for (uint32_t i = 0; i < s->vocab; i += CHUNK) {
+		uint32_t n = s->vocab - i < CHUNK ? s->vocab - i : CHUNK;
+		sum += (double)s->loops->chunk_sum(x + i, n, max, inverse, out ? out + i : NULL);
+	}
 	return sum;
 }
 
-static double log_sum(const float *x, uint32_t n, float max)
+static double log_sum(const struct sample_scratch *s, const float *x)
 {
-	return log(exp_sum(x, n, max, 1, NULL)) + (double)max;
+	float max = s->loops->max(x, s->vocab);
+	return log(exp_sum(s, x, max, 1, NULL)) + (double)max;
 }
 
 // Descending by logit, then ascending by token: a total order, so that results never depend on the method.
@@ -241,7 +282,7 @@ void sample_score(
 	struct candidate best[SAMPLE_MAX_LOGPROBS];
 	if (top > SAMPLE_MAX_LOGPROBS)
 		top = SAMPLE_MAX_LOGPROBS;
-	double total = log_sum(logits, s->vocab, find_max(logits, s->vocab, NULL));
+	double total = log_sum(s, logits);
 	ret_result->token = token;
 	ret_result->logprob = (float)((double)logits[token] - total);
 	ret_result->top_count = find_top(logits, s->vocab, top, best);
@@ -353,11 +394,11 @@ static uint32_t draw_from_all(const struct sample_scratch *s, double target)
 
 static uint32_t draw(struct sample_scratch *s, const struct sample_params *p, const float *x, double u)
 {
-	float max = find_max(x, s->vocab, NULL);
+	float max = s->loops->max(x, s->vocab);
 	if (!isfinite(max))
 		return 0; // nothing to choose between
 	double inverse = 1 / (double)p->temperature;
-	double sum = exp_sum(x, s->vocab, max, 1 / p->temperature, s->weights);
+	double sum = exp_sum(s, x, max, 1 / p->temperature, s->weights);
 	if (!p->top_k && p->top_p == 1 && p->min_p == 0)
 		return draw_from_all(s, u * sum);
 	uint32_t count = gather(s, p, x, max, sum);
@@ -392,7 +433,7 @@ void sample_draw(struct sample_scratch *s, const struct sample_params *p, const 
 	const float *x = adjust(s, p, logits, history, history_tokens, prompt_tokens);
 	uint32_t token;
 	if (p->temperature == 0)
-		find_max(x, s->vocab, &token);
+		token = find_first(x, s->vocab, s->loops->max(x, s->vocab));
 	else
 		token = draw(s, p, x, uniform(p->seed, history_tokens));
 	sample_score(s, logits, token, p->logprobs, ret_result);
