@@ -67,6 +67,7 @@ struct engine_load {
 	enum engine_state state;
 	uint64_t load_done_bytes, load_total_bytes;
 	char failure[BASE_ERROR_BYTES];
+	int failure_code; // -errno of a first load that failed, 0 otherwise
 	uint64_t epoch, restarts;
 	uint32_t running, waiting; // requests
 	uint64_t waiting_tokens;

@@ -150,6 +150,9 @@ static void start_failed(struct engine *e, const struct base_error *error)
 {
 	if (e->state == ENGINE_LOADING) {
 		close_group(e);
+		pthread_mutex_lock(&e->lock);
+		e->load.failure_code = error->code;
+		pthread_mutex_unlock(&e->lock);
 		engine_emit_event(e, "error", "engine_failed", "%s", base_error_text(error));
 		engine_set_state(e, ENGINE_FAILED, base_error_text(error));
 	} else {

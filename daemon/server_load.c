@@ -549,7 +549,7 @@ static int wait_for_engine(struct server_entry *x, struct base_error *e)
 		if (load->state == ENGINE_READY || load->state == ENGINE_DRAINING)
 			return 0;
 		if (load->state == ENGINE_FAILED || load->state == ENGINE_STOPPED)
-			return base_error_set(e, -EIO, "%s", load->failure);
+			return base_error_set(e, load->failure_code ? load->failure_code : -EIO, "%s", load->failure);
 		if (cancelled(x))
 			return -ECANCELED;
 	}

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""thawd as an operator meets it: ranks that are killed, second daemons, bad files, signals. Real processes, small models."""
+import glob
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+import unittest
+
+from thaw import Daemon, THAWD, wait_for
+
+
+class DaemonTest(unittest.TestCase):
+    def daemon(self, *sets):
+        d = Daemon(sets)
+        self.addCleanup(d.close)
+        return d
+
+    def loaded(self, *sets):
+        d = self.daemon(*sets)
+        d.sets.append(f"models.0.path={d.make_model()}")
+        return d.start().wait_ready()
+
+    def test_killed_rank_in_eight_streams(self):
+        """kill -9 of the rank in the middle of 8 streams: each ends with the tokens that it would have had."""
+        d = self.loaded("memory.weights=12MiB")
+        prompts = [f"this is stream {i} of eight" for i in range(8)]
+
+        def run_all(kill):
+            results = [None] * 8
+
+            def one(i):
+                results[i] = d.generate(prompts[i], 40, "--seed", str(i), "-t", "0.8")
+            threads = [threading.Thread(target=one, args=(i,)) for i in range(8)]
+            for t in threads:
+                t.start()
+            if kill:
+                wait_for("eight running requests", lambda: d.status().startswith("1 of 1 models ready, 8 requests"))
+                time.sleep(0.2)
+                os.kill(d.ranks()[0], signal.SIGKILL)
+            for t in threads:
+                t.join()
+            return results
+
+        want = run_all(False)
+        self.assertTrue(all(len(w) == 40 for w in want))
+        for _ in range(2):
+            before = d.log().count("event=rank_lost")
+            self.assertEqual(run_all(True), want)
+            self.assertEqual(d.log().count("event=rank_lost"), before + 1)
+        self.assertEqual(d.stop(), 0)
+
+    def test_second_daemon(self):
+        """A second daemon on the same store, or the same socket, says who is there and leaves it alone."""
+        d = self.loaded()
+        p = subprocess.run(d.command(), capture_output=True, text=True, timeout=30, check=False)
+        self.assertEqual(p.returncode, 1)
+        self.assertIn(f"pid {d.process.pid}", p.stderr)
+        self.assertIn("store", p.stderr)
+        p = subprocess.run(d.command(f"store.path={d.path('other')}"), capture_output=True, text=True, timeout=30, check=False)
+        self.assertEqual(p.returncode, 1)
+        self.assertIn("thaw.sock", p.stderr)
+        self.assertIn(str(d.process.pid), p.stderr)
+        self.assertEqual(len(d.generate("still there", 5)), 5)
+
+    def test_models_that_cannot_be(self):
+        """Missing, cut and too large models: one clear error each; the daemon serves on."""
+        d = self.daemon()
+        d.sets += [f"models.0.path={d.make_model()}", f"models.1.path={d.path('missing.gguf')}"]
+        d.start()
+        wait_for("the failure in the log", lambda: "missing.gguf" in d.log())
+        wait_for("the good model", lambda: "event=model_ready" in d.log())
+        p = d.ctl("load", d.path("nowhere.gguf"), check=False)
+        self.assertEqual(p.returncode, 4, p.stderr)
+        self.assertIn("nowhere.gguf", p.stderr)
+        with open(d.make_model(), "rb") as f, open(d.path("cut.gguf"), "wb") as out:
+            out.write(f.read()[:100000])
+        p = d.ctl("load", d.path("cut.gguf"), check=False)
+        self.assertEqual(p.returncode, 1, p.stderr)
+        self.assertIn("cut.gguf", p.stderr)
+        with open(d.path("text.gguf"), "w", encoding="utf-8") as out:
+            out.write("this is no model\n")
+        self.assertNotEqual(d.ctl("load", d.path("text.gguf"), check=False).returncode, 0)
+        self.assertEqual(len(d.generate("still there", 5, "-m", "tiny")), 5)
+        d.ctl("unload", "tiny")
+        wait_for("the end of the rank", lambda: not d.ranks())
+        d.ctl("load", d.make_model())
+        self.assertEqual(len(d.generate("again", 5, "-m", "tiny")), 5)
+
+    def test_tiny_budget(self):
+        """A budget that is too small is refused with the bytes that are short, and exit code 5."""
+        d = self.daemon("memory.weights=1MiB").start()
+        p = d.ctl("load", d.make_model(), check=False)
+        self.assertEqual(p.returncode, 5, p.stderr)
+        self.assertIn("bytes short", p.stderr)
+        self.assertIn("memory.weights", p.stderr)
+        self.assertEqual(d.ctl("status", check=False).returncode, 6)
+        self.assertFalse(glob.glob(d.path("store/*/layer-*")), "nothing is packed for a model that does not fit")
+
+    def flip(self, d):
+        """One bit in each 64 KiB of the layers' data."""
+        for name in glob.glob(d.path("store/*/layer-*")):
+            with open(name, "r+b") as f:
+                for at in range(4096 + 1234, os.path.getsize(name) - 65536, 65536):
+                    f.seek(at)
+                    byte = f.read(1)
+                    f.seek(at)
+                    f.write(bytes([byte[0] ^ 0x40]))
+
+    def test_corrupt_store(self):
+        """Bits that change on the drive: never a silent wrong token."""
+        d = self.loaded("memory.weights=8MiB")
+        want = d.generate("the same words", 10)
+        self.flip(d)
+        p = d.ctl("generate", "the same words", "-n", "10", "--ignore-eos", check=False)
+        self.assertNotEqual(p.returncode, 0)
+        self.assertIn("checksum", p.stderr)
+        self.assertIn("event=data_loss", d.log())
+        self.flip(d)
+        # What was read ahead for the next pass is still bad once.
+        d.ctl("generate", "the same words", "-n", "1", "--ignore-eos", check=False)
+        self.assertEqual(d.generate("the same words", 10), want)
+        self.flip(d)
+        self.assertEqual(d.stop(), 0)
+        d.told.clear()
+        d.start()
+        wait_for("the refusal", lambda: "event=model_failed" in d.log())
+        self.assertRegex(d.log(), "layer-.*checksum.*remove the file")
+        for name in glob.glob(d.path("store/*/layer-*")):
+            os.unlink(name)
+        d.ctl("load", d.make_model())
+        self.assertEqual(d.generate("the same words", 10), want)
+
+    def test_signals(self):
+        """SIGTERM lets a request finish, then it ends with 0; a second one does not wait; SIGHUP reads the config again."""
+        d = self.loaded()
+        with open(d.path("conf.d/a.yaml"), "w", encoding="utf-8") as f:
+            f.write("daemon:\n  drain: 19s\n")
+        d.process.send_signal(signal.SIGHUP)
+        wait_for("the reload", lambda: "event=reloaded" in d.log())
+        with open(d.path("conf.d/a.yaml"), "w", encoding="utf-8") as f:
+            f.write("daemon:\n  drian: 19s\n")
+        d.process.send_signal(signal.SIGHUP)
+        wait_for("the refusal", lambda: "event=reload_failed" in d.log())
+        self.assertIn("drian", d.log())
+        os.unlink(d.path("conf.d/a.yaml"))
+        client = d.popen("generate", "a long one", "-n", "60", "--ignore-eos", "-o", "json")
+        wait_for("a running request", lambda: "1 requests running" in d.status())
+        self.assertEqual(d.stop(), 0)
+        out, err = client.communicate(timeout=30)
+        self.assertEqual(client.returncode, 0, err)
+        self.assertEqual(len(json.loads(out)["outputs"][0]["token_ids"]), 60)
+        self.assertIn("STOPPING=1", d.notes())
+        self.assertFalse(d.ranks())
+        d.told.clear()
+        d.start().wait_ready()
+        client = d.popen("generate", "a very long one", "-n", "480", "--ignore-eos")
+        wait_for("a running request", lambda: "1 requests running" in d.status())
+        d.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        self.assertIsNone(d.process.poll(), "it drains")
+        begin = time.monotonic()
+        d.stop()
+        self.assertLess(time.monotonic() - begin, 10)
+        client.communicate(timeout=30)
+        self.assertNotEqual(client.returncode, 0)
+
+    def test_watchdog_and_bad_config(self):
+        d = self.daemon()
+        d.start(env={"WATCHDOG_USEC": "2000000"})
+        wait_for("WATCHDOG=1", lambda: "WATCHDOG=1" in d.notes(), 10)
+        self.assertEqual(d.stop(signal.SIGINT), 0)
+        for bad in ("memory.weights=12", "memory.wieghts=1GiB"):
+            p = subprocess.run(d.command(bad), capture_output=True, text=True, timeout=30, check=False)
+            self.assertEqual(p.returncode, 78, p.stderr)
+            self.assertIn(bad.split("=", maxsplit=1)[0], p.stderr)
+        p = subprocess.run([THAWD, "--no-such-option"], capture_output=True, text=True, timeout=30, check=False)
+        self.assertEqual(p.returncode, 64)
+        p = subprocess.run(d.command() + ["--check"], capture_output=True, text=True, timeout=30, check=False)
+        self.assertEqual(p.returncode, 0, p.stderr)
+
+    def test_stages(self):
+        """Two stages, two processes: the tokens of one stage. One of them is killed: the same again."""
+        d = self.loaded()
+        want = d.generate("the same words", 20)
+        self.assertEqual(d.stop(), 0)
+        d.told.clear()
+        d.start("compute.stages=2").wait_ready()
+        self.assertEqual(len(d.ranks()), 2)
+        self.assertEqual(d.generate("the same words", 20), want)
+        os.kill(sorted(d.ranks())[-1], signal.SIGKILL)
+        wait_for("new ranks", lambda: "event=rank_restarted" in d.log())
+        self.assertEqual(d.generate("the same words", 20), want)
+        self.assertEqual(d.stop(), 0)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

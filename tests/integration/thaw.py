@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A thawd of one's own for a test, in a folder of its own, and thawctl against it."""
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+
+BUILD = os.environ["THAW_BUILD"]
+THAWD = os.path.join(BUILD, "daemon", "thawd")
+THAWCTL = os.path.join(BUILD, "daemon", "ctl", "thawctl")
+MAKE_MODEL = os.path.join(BUILD, "tests", "bench", "bench_model")
+
+
+def wait_for(what, condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"{what}: not within {seconds} s")
+        time.sleep(0.02)
+
+
+class Daemon:
+    """thawd with its socket, store, log and notify socket in one temporary folder."""
+
+    def __init__(self, sets=(), folder=None):
+        self.folder = folder or tempfile.mkdtemp(prefix="thaw-it-")
+        self.sets = list(sets)
+        self.process = None
+        self.told = []
+        os.makedirs(self.path("conf.d"), exist_ok=True)
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def address(self):
+        return "unix:" + self.path("thaw.sock")
+
+    def make_model(self, name="tiny", layers=8, width=256):
+        path = self.path(name + ".gguf")
+        if not os.path.exists(path):
+            subprocess.run([MAKE_MODEL, path, "Q8_0", str(layers), str(width), str(2 * width), "4", "2"], check=True)
+        return path
+
+    def command(self, *more):
+        c = [THAWD, "--config", "/dev/null", "--conf-dir", self.path("conf.d"), "--log-level", "debug"]
+        base = [f"listen.grpc={self.address()}", "listen.metrics=", f"store.path={self.path('store')}",
+                "compute.backend=reference", "scheduler.context_tokens=512", "daemon.drain=20s"]
+        for s in base + self.sets + list(more):
+            c += ["--set", s]
+        return c
+
+    def start(self, *more, env=None):
+        notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        name = self.path("notify.sock")
+        if os.path.exists(name):
+            os.unlink(name)
+        notify.bind(name)
+        threading.Thread(target=self._listen, args=(notify,), daemon=True).start()
+        e = dict(os.environ, NOTIFY_SOCKET=name, **(env or {}))
+        with open(self.path("log"), "ab") as log:
+            self.process = subprocess.Popen(self.command(*more), stdout=log, stderr=log, env=e)
+        wait_for("READY=1", lambda: "READY=1" in self.notes() or self.process.poll() is not None)
+        return self
+
+    def _listen(self, notify):
+        while True:
+            data = notify.recv(4096)
+            self.told += data.decode().splitlines()
+
+    def notes(self):
+        return list(self.told)
+
+    def status(self):
+        """The last STATUS= that the service manager was told."""
+        return ([n[7:] for n in self.notes() if n.startswith("STATUS=")] or [""])[-1]
+
+    def ctl(self, *args, check=True, json_output=True, timeout=60):
+        c = [THAWCTL, *args, "--server", self.address()] + (["-o", "json"] if json_output else [])
+        p = subprocess.run(c, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False)
+        if check and p.returncode:
+            raise AssertionError(f"{' '.join(args)}: {p.returncode}: {p.stderr}")
+        return p
+
+    def popen(self, *args):
+        c = [THAWCTL, *args, "--server", self.address()]
+        return subprocess.Popen(c, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def generate(self, prompt, tokens, *more):
+        p = self.ctl("generate", prompt, "-n", str(tokens), "--ignore-eos", *more)
+        return json.loads(p.stdout)["outputs"][0]["token_ids"]
+
+    def log(self):
+        with open(self.path("log"), encoding="utf-8", errors="replace") as f:
+            return f.read()
+
+    def ranks(self):
+        found = []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{pid}/stat", encoding="utf-8") as f:
+                    head, tail = f.read().rsplit(")", 1)
+            except OSError:
+                continue
+            if head.split("(", 1)[1].startswith("rank-") and int(tail.split()[1]) == self.process.pid:
+                found.append(int(pid))
+        return found
+
+    def wait_ready(self, seconds=90):
+        wait_for("a model that is ready", lambda: self.ctl("status", check=False).returncode == 0, seconds)
+        return self
+
+    def stop(self, number=signal.SIGTERM, seconds=60):
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(seconds)
+
+    def close(self):
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
