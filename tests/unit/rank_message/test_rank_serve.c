@@ -2,121 +2,16 @@
 #include "tests/lib/testing.h"
 
 #include <errno.h>
-#include <pthread.h>
-#include <stdbool.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "base/clock.h"
-#include "shard/rank/message.h"
-#include "shard/rank/serve.h"
+#include "tests/unit/rank_message/fleet.h"
 #include "tests/unit/rank_message/toy_rank.h"
 
-#define SECONDS(n) (base_clock_now_ns() + (n)*BASE_NS_PER_SECOND)
-#define STAGES 3u
 #define LAYERS 6u
 #define BATCH 64u
-#define EPOCH 5u
 
 static const struct link_ops *const ops = &link_local_ops;
-
-struct stage {
-	pthread_t thread;
-	int fds[1 + STAGES];
-	uint32_t members, me;
-	int status;
-	struct base_error error;
-	_Atomic bool stop;
-};
-
-struct fleet { // the coordinator and its ranks
-	uint32_t stages;
-	struct stage stage[STAGES];
-	struct link_group *group;
-	struct rank_message_scratch *scratch;
-	struct rank_message in;
-	uint32_t room[1 << 16], out[1 << 14];
-	uint32_t stats, progress; // messages seen on the way
-};
-
-static void *stage_main(void *arg)
-{
-	struct stage *s = arg;
-	struct link_group *g;
-	s->status = ops->create(s->fds, s->members, s->me, 0, 0, SECONDS(10), &g, &s->error);
-	if (s->status)
-		return NULL;
-	s->status = rank_serve_until(ops, g, NULL, &s->stop, &s->error);
-	ops->close(g);
-	return NULL;
-}
-
-static void fleet_start(struct fleet *f, uint32_t stages, size_t ring_bytes)
-{
-	int fds[1 + STAGES] = {-1, -1, -1, -1}, pair[2];
-	struct base_error e;
-	memset(f, 0, sizeof *f);
-	f->stages = stages;
-	for (uint32_t i = 0; i < stages; i++)
-		memset(f->stage[i].fds, 0xff, sizeof f->stage[i].fds);
-	for (uint32_t i = 0; i < stages; i++) {
-		assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
-		fds[1 + i] = pair[0];
-		f->stage[i].fds[0] = pair[1];
-		if (i + 1 == stages)
-			break;
-		assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
-		f->stage[i].fds[2 + i] = pair[0];
-		f->stage[i + 1].fds[1 + i] = pair[1];
-	}
-	for (uint32_t i = 0; i < stages; i++) {
-		f->stage[i].members = 1 + stages;
-		f->stage[i].me = 1 + i;
-		assert_int_equal(pthread_create(&f->stage[i].thread, NULL, stage_main, &f->stage[i]), 0);
-	}
-	assert_int_equal(ops->create(fds, 1 + stages, 0, EPOCH, ring_bytes, SECONDS(10), &f->group, &e), 0);
-	assert_int_equal(rank_message_scratch_create(&f->scratch), 0);
-}
-
-/* To one stage. */
-static void tell(struct fleet *f, uint32_t stage, const struct rank_message *m)
-{
-	struct link_request r;
-	int64_t n = rank_message_encode(m, f->out, sizeof f->out);
-	assert_true(n > 0);
-	ops->send(f->group, 1 + stage, RANK_TAG_COMMAND, f->out, (size_t)n, &r);
-	assert_int_equal(ops->wait(f->group, &r, SECONDS(10)), 0);
-}
-
-static void tell_all(struct fleet *f, const struct rank_message *m)
-{
-	for (uint32_t i = 0; i < f->stages; i++)
-		tell(f, i, m);
-}
-
-/* The next reply of a stage into f->in; STATS and PROGRESS are counted and skipped. */
-static int hear(struct fleet *f, uint32_t stage)
-{
-	for (;;) {
-		struct link_request r;
-		struct base_error e;
-		ops->receive(f->group, 1 + stage, RANK_TAG_REPLY, f->room, sizeof f->room, &r);
-		int status = ops->wait(f->group, &r, SECONDS(10));
-		if (status == -ETIMEDOUT)
-			ops->cancel(f->group, &r);
-		if (status)
-			return status;
-		assert_int_equal(rank_message_decode(f->room, r.bytes, f->scratch, &f->in, &e), 0);
-		if (f->in.type == RANK_MESSAGE_STATS)
-			f->stats++;
-		else if (f->in.type == RANK_MESSAGE_PROGRESS)
-			f->progress++;
-		else
-			return 0;
-	}
-}
 
 static struct rank_message assignment(const struct fleet *f, uint32_t stage, const char *settings)
 {
@@ -138,33 +33,13 @@ static void fleet_load(struct fleet *f, const char *settings)
 {
 	for (uint32_t i = 0; i < f->stages; i++) {
 		struct rank_message m = assignment(f, i, settings);
-		tell(f, i, &m);
+		fleet_tell(f, i, &m);
 	}
 	for (uint32_t i = 0; i < f->stages; i++) {
-		assert_int_equal(hear(f, i), 0);
+		assert_int_equal(fleet_hear(f, i), 0);
 		assert_int_equal(f->in.type, RANK_MESSAGE_READY);
 		assert_string_equal(f->in.ready.engine, "toy");
 	}
-}
-
-static void fleet_stop(struct fleet *f, int expected)
-{
-	struct link_request r[STAGES];
-	int64_t n = rank_message_encode(&(struct rank_message){.type = RANK_MESSAGE_STOP}, f->out, sizeof f->out);
-	for (uint32_t i = 0; i < f->stages && expected == 0; i++)
-		ops->send(f->group, 1 + i, RANK_TAG_COMMAND, f->out, (size_t)n, &r[i]);
-	if (expected)
-		ops->revoke(f->group);
-	bool stopped = false;
-	for (uint32_t i = 0; i < f->stages; i++) {
-		pthread_join(f->stage[i].thread, NULL);
-		stopped |= f->stage[i].status == expected;
-		if (f->stages == 1 || f->stage[i].status != -ECONNRESET) // or a neighbour's end came before the STOP
-			assert_int_equal(f->stage[i].status, expected);
-	}
-	assert_true(stopped);
-	ops->close(f->group);
-	rank_message_scratch_destroy(f->scratch);
 }
 
 static void open_sequence(struct fleet *f, uint32_t sequence, uint32_t prompt_tokens)
@@ -172,7 +47,7 @@ static void open_sequence(struct fleet *f, uint32_t sequence, uint32_t prompt_to
 	struct rank_message m = {.type = RANK_MESSAGE_OPEN};
 	m.open.sequence = sequence;
 	m.open.prompt_tokens = prompt_tokens;
-	tell_all(f, &m);
+	fleet_tell_all(f, &m);
 }
 
 /* Sequence s has the 16 blocks from 16 s on, in reverse. */
@@ -190,7 +65,7 @@ static void send_pass(struct fleet *f, uint64_t number, const struct rank_entry 
 		.tokens_count = tokens_count,
 		.blocks = blocks,
 		.blocks_count = 64};
-	tell_all(f, &m);
+	fleet_tell_all(f, &m);
 }
 
 static struct rank_entry entry(uint32_t sequence, uint32_t position, uint32_t tokens, uint32_t first_token)
@@ -215,7 +90,7 @@ static void generate(struct fleet *f)
 	struct rank_entry entries[2] = {entry(1, 0, 5, 0), entry(3, 0, 3, 5)};
 	send_pass(f, 1, entries, 2, tokens, 8);
 	for (uint64_t pass = 1; pass <= MAKE; pass++) {
-		assert_int_equal(hear(f, f->stages - 1), 0);
+		assert_int_equal(fleet_hear(f, f->stages - 1), 0);
 		assert_int_equal(f->in.type, RANK_MESSAGE_RESULT);
 		assert_int_equal(f->in.result.pass, pass);
 		assert_int_equal(f->in.result.status, 0);
@@ -265,7 +140,7 @@ static void test_overlap(void **state)
 		send_pass(&f, i, e, 1, &token, 1);
 	}
 	for (uint32_t i = 0; i < PASSES; i++) {
-		assert_int_equal(hear(&f, 2), 0);
+		assert_int_equal(fleet_hear(&f, 2), 0);
 		assert_int_equal(f.in.result.pass, i);
 	}
 	double took_ms = (double)(base_clock_now_ns() - start) / 1e6;
@@ -289,7 +164,7 @@ static void test_errors_travel(void **state)
 			open_sequence(&f, 1, 2);
 			struct rank_entry entries[2] = {entry(0, 0, 2, 0), entry(1, 0, 2, 2)};
 			send_pass(&f, 1, entries, 2, tokens, 4);
-			assert_int_equal(hear(&f, stages - 1), 0);
+			assert_int_equal(fleet_hear(&f, stages - 1), 0);
 			assert_int_equal(f.in.result.status, 0);
 			assert_int_equal(f.in.result.entry_status[0], 0);
 			assert_int_equal(f.in.result.entry_status[1], -EIO);
@@ -297,16 +172,16 @@ static void test_errors_travel(void **state)
 			// not well-formed: refused by the first stage, reported by the last, and the next pass is fine
 			entries[0].sequence = 7;
 			send_pass(&f, 2, entries, 2, tokens, 4);
-			assert_int_equal(hear(&f, stages - 1), 0);
+			assert_int_equal(fleet_hear(&f, stages - 1), 0);
 			assert_int_equal(f.in.result.pass, 2);
 			assert_int_equal(f.in.result.status, -EINVAL);
 			assert_string_equal(f.in.result.e.message, "entry 0: sequence 7 is not open");
 			send_pass(&f, 3, entries, 1, tokens, BATCH + 1);
-			assert_int_equal(hear(&f, stages - 1), 0);
+			assert_int_equal(fleet_hear(&f, stages - 1), 0);
 			assert_int_equal(f.in.result.status, -EINVAL);
 			entries[0] = entry(0, 2, 1, 0);
 			send_pass(&f, 4, entries, 1, tokens, 1);
-			assert_int_equal(hear(&f, stages - 1), 0);
+			assert_int_equal(fleet_hear(&f, stages - 1), 0);
 			assert_int_equal(f.in.result.pass, 4);
 			assert_int_equal(f.in.result.status, 0);
 			fleet_stop(&f, 0);
@@ -319,19 +194,19 @@ static void test_failed_assign(void **state)
 	static struct fleet f;
 	fleet_start(&f, 1, 16384);
 	struct rank_message m = assignment(&f, 0, "fail_load=1");
-	tell(&f, 0, &m);
-	assert_int_equal(hear(&f, 0), 0);
+	fleet_tell(&f, 0, &m);
+	assert_int_equal(fleet_hear(&f, 0), 0);
 	assert_int_equal(f.in.type, RANK_MESSAGE_FAILED);
 	assert_int_equal(f.in.failed.code, -ENOMEM);
 	assert_non_null(strstr(f.in.failed.message, "told to fail"));
-	assert_int_equal(hear(&f, 0), -ECONNRESET);
+	assert_int_equal(fleet_hear(&f, 0), -ECONNRESET);
 	fleet_stop(&f, -ENOMEM);
 
 	fleet_start(&f, 1, 16384);
 	m = assignment(&f, 0, "");
 	m.assign.epoch++;
-	tell(&f, 0, &m);
-	assert_int_equal(hear(&f, 0), 0);
+	fleet_tell(&f, 0, &m);
+	assert_int_equal(fleet_hear(&f, 0), 0);
 	assert_int_equal(f.in.type, RANK_MESSAGE_FAILED);
 	assert_non_null(strstr(f.in.failed.message, "epoch 6"));
 	fleet_stop(&f, -EINVAL);
@@ -342,7 +217,7 @@ static void test_stop_while_loading(void **state)
 	static struct fleet f;
 	fleet_start(&f, 1, 16384);
 	struct rank_message m = assignment(&f, 0, "load_ms=60000");
-	tell(&f, 0, &m);
+	fleet_tell(&f, 0, &m);
 	struct link_request r;
 	ops->receive(f.group, 1, RANK_TAG_REPLY, f.room, sizeof f.room, &r);
 	assert_int_equal(ops->wait(f.group, &r, SECONDS(10)), 0);
@@ -354,7 +229,7 @@ static void test_stop_while_loading(void **state)
 	assert_true(base_clock_now_ns() - start < 5 * BASE_NS_PER_SECOND);
 
 	fleet_start(&f, 1, 16384); // and when the coordinator goes away instead
-	tell(&f, 0, &m);
+	fleet_tell(&f, 0, &m);
 	fleet_stop(&f, -ECONNRESET);
 }
 
@@ -375,7 +250,7 @@ static void test_stop_while_waiting_for_rows(void **state)
 		.tokens_count = 1,
 		.blocks = blocks,
 		.blocks_count = 16};
-	tell(&f, 1, &m); // stage 0 never hears of it
+	fleet_tell(&f, 1, &m); // stage 0 never hears of it
 	fleet_stop(&f, 0);
 }
 
@@ -386,7 +261,7 @@ static void test_stop_flag_and_revoke(void **state)
 	fleet_load(&f, "");
 	atomic_store(&f.stage[0].stop, true);
 	atomic_store(&f.stage[1].stop, true);
-	assert_int_equal(hear(&f, 0), -ECONNRESET);
+	assert_int_equal(fleet_hear(&f, 0), -ECONNRESET);
 	ops->revoke(f.group);
 	for (uint32_t i = 0; i < 2; i++) {
 		pthread_join(f.stage[i].thread, NULL);
@@ -408,7 +283,7 @@ static void test_stats(void **state)
 	fleet_start(&f, 2, 16384);
 	fleet_load(&f, "");
 	generate(&f);
-	tell_all(&f, &(struct rank_message){.type = RANK_MESSAGE_STATS_REQUEST});
+	fleet_tell_all(&f, &(struct rank_message){.type = RANK_MESSAGE_STATS_REQUEST});
 	for (uint32_t i = 0; i < 2; i++) {
 		for (int k = 0; k < 2; k++) { // asked for, then on its own
 			uint64_t start = base_clock_now_ns();
@@ -429,15 +304,15 @@ static void test_protocol(void **state)
 	struct link_request r;
 	static const struct rank_message early = {.type = RANK_MESSAGE_CLOSE};
 	fleet_start(&f, 1, 16384);
-	tell(&f, 0, &early);
-	assert_int_equal(hear(&f, 0), -ECONNRESET);
+	fleet_tell(&f, 0, &early);
+	assert_int_equal(fleet_hear(&f, 0), -ECONNRESET);
 	fleet_stop(&f, -EPROTO);
 	assert_non_null(strstr(f.stage[0].error.message, "CLOSE before ASSIGN"));
 
 	fleet_start(&f, 1, 16384);
 	fleet_load(&f, "");
 	ops->send(f.group, 1, RANK_TAG_COMMAND, "noise", 5, &r);
-	assert_int_equal(hear(&f, 0), -ECONNRESET);
+	assert_int_equal(fleet_hear(&f, 0), -ECONNRESET);
 	fleet_stop(&f, -EBADMSG);
 }
 
