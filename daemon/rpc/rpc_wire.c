@@ -220,18 +220,6 @@ static int wire_stop_strings(const Thaw__V1__Stopping *s, struct request *out, s
 	return 0;
 }
 
-/* The tokens that end a sequence cannot be drawn before min_new_tokens. */
-static void wire_banned(const struct server_model *m, struct request *out)
-{
-	struct sample_params *p = &out->sampling;
-	for (uint32_t i = 0; i < out->stop_token_count; i++)
-		p->banned[p->banned_count++] = out->stop_tokens[i];
-	uint32_t count = 0;
-	const uint32_t *stops = out->ignore_eos ? NULL : text_tokenizer_stops(m->tokenizer, &count);
-	for (uint32_t i = 0; i < count && p->banned_count < SAMPLE_MAX_BANNED; i++)
-		p->banned[p->banned_count++] = stops[i];
-}
-
 static int wire_stopping(
 	const Thaw__V1__Stopping *s, const struct server_model *m, struct request *out, struct rpc_fault *f)
 {
@@ -250,9 +238,7 @@ static int wire_stopping(
 	out->stop_token_count = (uint32_t)s->n_stop_token_ids;
 	for (size_t i = 0; i < s->n_stop_token_ids; i++)
 		out->stop_tokens[i] = s->stop_token_ids[i];
-	out->sampling.min_new_tokens = s->min_new_tokens;
-	if (s->min_new_tokens)
-		wire_banned(m, out);
+	out->sampling.min_new_tokens = s->min_new_tokens; // what is banned until then, the engine fills in
 	return 0;
 }
 

@@ -77,13 +77,6 @@ bool text_tokenizer_add_bos(const struct text_tokenizer *t)
 	return t->add_bos;
 }
 
-const uint32_t *text_tokenizer_stops(const struct text_tokenizer *t, uint32_t *ret_count)
-{
-	static const uint32_t stops[] = {FAKE_EOS};
-	*ret_count = 1;
-	return stops;
-}
-
 int text_tokenizer_encode(const struct text_tokenizer *t, const char *text, size_t bytes, bool parse_special,
 	uint32_t **ret_tokens, size_t *ret_count, struct base_error *e)
 {

@@ -158,7 +158,7 @@ static void fields_reach_the_engine(void **state)
 	assert_int_equal(q->sampling.bias[0].token, 9);
 	assert_string_equal(q->stops[1], "\n\n");
 	assert_int_equal(q->stop_tokens[1], 66);
-	assert_int_equal(q->sampling.banned_count, 3); // both, and the tokenizer's own
+	assert_int_equal(q->sampling.min_new_tokens, 3);
 	assert_int_equal(q->max_new_tokens, 7);
 }
 
