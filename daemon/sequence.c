@@ -5,12 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PIECE_SPARE_BYTES 16u // that the detokenizer wants beside the piece
-
-/* Room for a token of n bytes behind what is held back. */
+/* Room for a token of n bytes, and the flush after it, behind what is held back. */
 static int reserve(struct sequence *s, size_t n)
 {
-	size_t need = s->held_bytes + n + 2 * PIECE_SPARE_BYTES;
+	size_t need = s->held_bytes + TEXT_DETOKENIZER_ROOM(n) + TEXT_DETOKENIZER_ROOM(0);
 	if (need <= s->room_bytes)
 		return 0;
 	char *p = realloc(s->buffer, need);
