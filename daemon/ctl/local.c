@@ -236,7 +236,10 @@ static int fail_with_log(struct ctl *c, const char *what)
 		n = fread(tail, 1, LOG_TAIL_BYTES, f);
 	}
 	tail[n] = '\0';
-	return ctl_fail(c, CTL_ERROR, "%s%s%s", what, n ? "; its last lines:\n" : "", tail);
+	while (n > 0 && tail[n - 1] == '\n')
+		tail[--n] = '\0';
+	bool bad_config = WIFEXITED(c->local->wait_status) && WEXITSTATUS(c->local->wait_status) == 78;
+	return ctl_fail(c, bad_config ? CTL_USAGE : CTL_ERROR, "%s%s%s", what, n ? "; its last lines:\n" : "", tail);
 }
 
 static void pause_ms(long ms)

@@ -22,7 +22,7 @@ void ctl_progress_show(
 	if (total_bytes)
 		fprintf(c->err, " %3.0f %% %s of %s", 100.0 * (double)done_bytes / (double)total_bytes,
 			ctl_size(done_bytes, done), ctl_size(total_bytes, total));
-	if (eta_ns)
+	if (eta_ns && done_bytes >= total_bytes / 100) // before that it is a guess
 		fprintf(c->err, ", %s left", ctl_seconds((double)eta_ns / 1e9, eta));
 	if (!c->err_terminal)
 		fputc('\n', c->err);
