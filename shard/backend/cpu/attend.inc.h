@@ -137,7 +137,13 @@ VEC void soften(const struct backend_attend *a, const struct cpu_query *q, vf sc
 	vec_store(s->weight, weight);
 }
 
+#if VEC_QUERIES == 8
 #define EACH_COUNT(f) f(1) f(2) f(3) f(4) f(5) f(6) f(7) f(8)
+#elif VEC_QUERIES == 4
+#define EACH_COUNT(f) f(1) f(2) f(3) f(4)
+#else
+#define EACH_COUNT(f) f(1) f(2)
+#endif
 
 VEC void attend_block(const struct backend_attend *a, bool q8, const uint8_t *k, const uint8_t *v,
 	uint32_t vector_bytes, const struct cpu_query *queries, struct attend_state *s, uint32_t count)

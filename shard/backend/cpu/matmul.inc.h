@@ -367,6 +367,10 @@ VEC void tile_chunk(uint32_t tokens, uint32_t kind, bool table, const struct til
 			if (has_min(kind))
 				acc[t] = vec_fma(w->min[i], vec_set(scale_sum[t]), acc[t]);
 		}
+		// The next tile's block, if that tile is as large: 3 % here. Beyond the end it does no harm.
+#pragma GCC unroll 6
+		for (uint32_t j = 0; j < tokens / 2; j++)
+			__builtin_prefetch(q + (size_t)32 * tokens * CPU_CHUNK_BLOCKS + 64 * j);
 		q += 32 * tokens;
 		low += tokens;
 		high += tokens;
@@ -384,7 +388,8 @@ typedef void tile_function(const struct tile_work *work);
 	{                                                                                                              \
 		tile_chunk(tokens, kind, table, work);                                                                 \
 	}
-#define TILES_1_4(f, kind, table) f(1, kind, table) f(2, kind, table) f(3, kind, table) f(4, kind, table)
+#define TILES_1_2(f, kind, table) f(1, kind, table) f(2, kind, table)
+#define TILES_1_4(f, kind, table) TILES_1_2(f, kind, table) f(3, kind, table) f(4, kind, table)
 #define TILES_5_8(f, kind, table) f(5, kind, table) f(6, kind, table) f(7, kind, table) f(8, kind, table)
 #define TILES_9_12(f, kind, table) f(9, kind, table) f(10, kind, table) f(11, kind, table) f(12, kind, table)
 #define TILES_1_12(f, kind, table) TILES_1_4(f, kind, table) TILES_5_8(f, kind, table) TILES_9_12(f, kind, table)
@@ -394,8 +399,10 @@ typedef void tile_function(const struct tile_work *work);
 
 #if VEC_TILE_TOKENS == 12
 #define EACH_TILE TILES_1_12
-#else
+#elif VEC_TILE_TOKENS == 4
 #define EACH_TILE TILES_1_4
+#else
+#define EACH_TILE TILES_1_2
 #endif
 TILES(EACH_TILE, QUANT_Q4_0, 0)
 TILES(EACH_TILE, QUANT_Q4_1, 0)

@@ -10,7 +10,7 @@
 #define VEC_NAME avx2
 #define VEC_TILE_TOKENS 4 // tokens whose sums fit the registers
 #define VEC_TABLE 0 // whether the multiplier is the scarce unit: matmul.inc.h
-#define VEC_QUERIES 8
+#define VEC_QUERIES 4
 #define VEC_TEXT "avx2"
 
 typedef float vf __attribute__((vector_size(64)));

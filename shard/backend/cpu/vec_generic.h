@@ -11,9 +11,9 @@
 #include "shard/quant/quant.h"
 
 #define VEC_NAME generic
-#define VEC_TILE_TOKENS 4 // tokens whose sums fit the registers
+#define VEC_TILE_TOKENS 2 // tokens whose sums fit the registers
 #define VEC_TABLE 0 // whether the multiplier is the scarce unit: matmul.inc.h
-#define VEC_QUERIES 8
+#define VEC_QUERIES 2
 #define VEC_TEXT "generic"
 
 typedef float vf __attribute__((vector_size(64)));
