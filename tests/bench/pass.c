@@ -49,8 +49,8 @@ static double median(double *v, size_t n)
 static void prepare(struct bench *b, const char *model, const char *store)
 {
 	struct base_error e = {0};
-	struct format_gguf *g;
-	struct program *p;
+	struct format_gguf *g = NULL;
+	struct program *p = NULL;
 	if (format_gguf_open(model, &g, &e) || program_build(g, &p, &e))
 		die(model, &e);
 	struct pack_config pack = {.store_path = store, .slice = {.layers = p->config.layers, .tp_size = 1}};

@@ -55,8 +55,7 @@ static const struct cpu_kernels *choose(const char *isa, struct base_error *e)
 			&cpu_kernels_avx512},
 		{"avx2",
 			// Every CPU with AVX2 has F16C, which clang 14 cannot be asked about.
-			__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"),
-			&cpu_kernels_avx2},
+			__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), &cpu_kernels_avx2},
 #endif
 		{"generic", true, &cpu_kernels_generic},
 	};
