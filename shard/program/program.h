@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Programs: a model's forward pass as pure data. See docs/ARCHITECTURE.md, "the program is the schedule".
  *
- * An architecture is a row of the table in program/architectures.c: its GGUF name, a function that reads the
- * config from metadata, and one that builds the program. Planner, packer, stream, executor and thawctl read the result;
+ * An architecture is a row of the table in program/program.c: its GGUF name and a function that reads the config
+ * from metadata and builds the program. Planner, packer, stream, executor and thawctl read the result;
  * none of them knows an architecture by name. Built once, then read-only: any thread.
  */
 #pragma once
