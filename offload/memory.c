@@ -39,19 +39,6 @@ static int populate(void *data, size_t bytes, bool hugetlb)
 	return 0;
 }
 
-static void *map_hugetlb(size_t bytes)
-{
-	void *data = mmap(
-		NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_HUGE_2MB, -1, 0);
-	if (data == MAP_FAILED)
-		return NULL;
-	if (populate(data, bytes, true) < 0) {
-		munmap(data, bytes);
-		return NULL;
-	}
-	return data;
-}
-
 // bytes at a multiple of 2 MiB: maps one huge page more and gives the ends back.
 static int map_aligned(size_t bytes, void **ret_data)
 {
@@ -73,13 +60,13 @@ static int map_aligned(size_t bytes, void **ret_data)
 
 // What the kernel really gave, as its own books say: madvise accepts the wish also where huge pages are switched off
 // or memory is too fragmented. The kernel may have merged the range with a neighbour, so a share decides.
-static bool mostly_huge(const void *data, size_t bytes)
+static enum offload_pages look_pages(const void *data, size_t bytes)
 {
 	_cleanup_fclose_ FILE *f = fopen("/proc/self/smaps", "re");
 	if (!f)
-		return false;
+		return OFFLOAD_PAGES_SMALL;
 	uintptr_t first = (uintptr_t)data, last = first + bytes;
-	uint64_t huge = 0, size = 0;
+	uint64_t hugetlb = 0, transparent = 0, size = 0;
 	bool inside = false;
 	char line[512];
 	while (fgets(line, sizeof line, f)) {
@@ -89,13 +76,25 @@ static bool mostly_huge(const void *data, size_t bytes)
 			inside = from < last && first < to;
 			size += inside ? to - from : 0;
 		} else if (inside && sscanf(line, "AnonHugePages: %" SCNu64, &kib) == 1) {
-			huge += kib << 10;
+			transparent += kib << 10;
+		} else if (inside && sscanf(line, "Private_Hugetlb: %" SCNu64, &kib) == 1) {
+			hugetlb += kib << 10;
 		}
 	}
-	return size > 0 && huge >= size - size / 4;
+	if (hugetlb >= bytes)
+		return OFFLOAD_PAGES_HUGETLB;
+	return size > 0 && hugetlb + transparent >= size - size / 4 ? OFFLOAD_PAGES_TRANSPARENT : OFFLOAD_PAGES_SMALL;
 }
 
-int offload_memory_map(size_t bytes, struct offload_memory *ret_memory, struct base_error *e)
+static int no_memory(size_t bytes, int r, struct base_error *e)
+{
+	char text[BASE_UNITS_TEXT_BYTES];
+	return base_error_set(e, r == -EFAULT ? -ENOMEM : r,
+		"cannot take %s (%zu bytes) of memory: %s; lower the budget or free memory",
+		base_units_format_bytes(bytes, text), bytes, strerrordesc_np(-r));
+}
+
+int offload_memory_reserve(size_t bytes, bool hugetlb, struct offload_memory *ret_memory, struct base_error *e)
 {
 	uint64_t rounded;
 	if (bytes == 0)
@@ -105,23 +104,53 @@ int offload_memory_map(size_t bytes, struct offload_memory *ret_memory, struct b
 			e, -ENOMEM, "cannot take %zu bytes of memory: no address space is that large", bytes);
 
 	struct offload_memory m = {.bytes = rounded, .pages = OFFLOAD_PAGES_HUGETLB};
-	m.data = map_hugetlb(m.bytes);
-	if (!m.data) {
+	// The mapping reserves the pages, so that no other process takes them before they are touched.
+	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_HUGE_2MB;
+	m.data = hugetlb ? mmap(NULL, m.bytes, PROT_READ | PROT_WRITE, flags, -1, 0) : MAP_FAILED;
+	if (m.data == MAP_FAILED) {
 		int r = map_aligned(m.bytes, &m.data);
-		bool wish = r == 0 && madvise(m.data, m.bytes, MADV_HUGEPAGE) == 0;
-		if (r == 0) {
-			r = populate(m.data, m.bytes, false);
-			if (r < 0)
-				munmap(m.data, m.bytes);
-		}
-		if (r < 0) {
-			char text[BASE_UNITS_TEXT_BYTES];
-			return base_error_set(e, r == -EFAULT ? -ENOMEM : r,
-				"cannot take %s (%zu bytes) of memory: %s; lower the budget or free memory",
-				base_units_format_bytes(m.bytes, text), m.bytes, strerrordesc_np(-r));
-		}
-		m.pages = wish && mostly_huge(m.data, m.bytes) ? OFFLOAD_PAGES_TRANSPARENT : OFFLOAD_PAGES_SMALL;
+		if (r < 0)
+			return no_memory(m.bytes, r, e);
+		m.pages =
+			madvise(m.data, m.bytes, MADV_HUGEPAGE) == 0 ? OFFLOAD_PAGES_TRANSPARENT : OFFLOAD_PAGES_SMALL;
 	}
+	*ret_memory = m;
+	return 0;
+}
+
+int offload_memory_touch(const struct offload_memory *m, size_t from, size_t bytes, struct base_error *e)
+{
+	bool hugetlb = m->pages == OFFLOAD_PAGES_HUGETLB;
+	size_t unit = hugetlb ? BASE_HUGE_PAGE_BYTES : BASE_PAGE_BYTES, first = from / unit * unit;
+	char *data = (char *)m->data + first;
+	bytes = base_size_align(from + bytes, unit) - first;
+	int r = populate(data, bytes, hugetlb);
+	return r < 0 ? no_memory(bytes, r, e) : 0;
+}
+
+void offload_memory_look(struct offload_memory *m)
+{
+	m->pages = look_pages(m->data, m->bytes);
+}
+
+int offload_memory_map(size_t bytes, struct offload_memory *ret_memory, struct base_error *e)
+{
+	struct offload_memory m = {0};
+	int r = offload_memory_reserve(bytes, true, &m, e);
+	if (r < 0)
+		return r;
+	r = offload_memory_touch(&m, 0, m.bytes, e);
+	if (r < 0 && m.pages == OFFLOAD_PAGES_HUGETLB) {
+		offload_memory_unmap(&m);
+		r = offload_memory_reserve(bytes, false, &m, e);
+		if (r == 0)
+			r = offload_memory_touch(&m, 0, m.bytes, e);
+	}
+	if (r < 0) {
+		offload_memory_unmap(&m);
+		return r;
+	}
+	offload_memory_look(&m);
 	*ret_memory = m;
 	return 0;
 }

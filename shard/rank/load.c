@@ -2,9 +2,13 @@
 // Store files, residency, reading of hot extents, the stream.
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -14,8 +18,10 @@
 #include "shard/quant/quant.h"
 #include "shard/rank/internal.h"
 
-#define LOAD_DEPTH 32u
+#define LOAD_DEPTH 16u // of each loader
 #define LOAD_TRIES 2u
+#define MAX_LOADERS 8u
+#define CLAIM_BYTES (8u << 20) // what a loader takes to itself at a time
 
 /* ---- files ---- */
 
@@ -136,19 +142,68 @@ static int choose(struct rank *r, bool pass, uint64_t budget, bool *hot, struct 
 	return 0;
 }
 
-/* ---- reading ---- */
+/* ---- reading ----
+ * Several threads do the same: take a run of hot extents, have the kernel give pages to the next one (which zeroes them),
+ * read it, check what has come back. While one touches or checks, its own reads and those of the others are in flight. */
+
+struct loading { // what the loaders share
+	struct rank *r;
+	struct offload_memory *memory;
+	uint32_t next; // extent to look at; under lock
+	pthread_mutex_t lock;
+	int status; // of the first that failed, with its text in e; under lock
+	struct base_error *e;
+	char engine[16];
+	_Atomic bool stop;
+	_Atomic uint64_t done_bytes;
+	uint64_t total_bytes;
+	int (*progress)(void *context, uint64_t done_bytes, uint64_t total_bytes);
+	void *context;
+};
 
 struct loader {
+	struct loading *all;
 	struct rank *r;
+	pthread_t thread;
 	struct offload_engine *engine;
 	struct offload_read reads[LOAD_DEPTH];
 	uint32_t extents[LOAD_DEPTH]; // what each read reads
 	uint8_t tries[LOAD_DEPTH];
 	uint32_t spare[LOAD_DEPTH], spare_count; // reads that are free
-	uint32_t next; // extent to look at
-	uint64_t done_bytes, total_bytes;
-	struct base_error *e;
+	uint32_t next, end; // what it has claimed
+	bool first; // the caller's thread
+	struct base_error e;
 };
+
+// Takes the next hot extents; false when there are none left.
+static bool claim(struct loader *k)
+{
+	struct loading *a = k->all;
+	uint32_t count = a->r->layout->extents_count;
+	uint64_t bytes = 0;
+	pthread_mutex_lock(&a->lock);
+	k->next = a->next;
+	while (a->next < count && bytes < CLAIM_BYTES) {
+		bytes += a->r->hot[a->next] ? a->r->layout->extents[a->next].length_bytes : 0;
+		a->next++;
+	}
+	k->end = a->next;
+	pthread_mutex_unlock(&a->lock);
+	return k->next < k->end;
+}
+
+static bool next_extent(struct loader *k, uint32_t *ret_extent)
+{
+	do {
+		for (; k->next < k->end; k->next++) {
+			if (k->r->hot[k->next]) {
+				*ret_extent = k->next++;
+				return true;
+			}
+		}
+	} while (claim(k));
+	return false;
+}
 
 static int submit(struct loader *k, uint32_t slot)
 {
@@ -157,31 +212,26 @@ static int submit(struct loader *k, uint32_t slot)
 	return n == 1 ? 0 : n < 0 ? n : -EIO;
 }
 
-static int start_reads(struct loader *k)
+static int start_read(struct loader *k, uint32_t extent)
 {
 	struct rank *r = k->r;
-	while (k->spare_count) {
-		while (k->next < r->layout->extents_count && !r->hot[k->next])
-			k->next++;
-		if (k->next == r->layout->extents_count)
-			return 0;
-		const struct pack_layout_extent *x = &r->layout->extents[k->next];
-		uint32_t count, slot = k->spare[--k->spare_count];
-		const struct offload_store_extent *extents = offload_store_extents(r->stores[x->file], &count);
-		k->extents[slot] = k->next;
-		k->tries[slot] = 0;
-		k->reads[slot] = (struct offload_read){
-			.file = x->file,
-			.length_bytes = x->length_bytes,
-			.offset_bytes = extents[k->next - r->layout->files[x->file].first_extent].offset_bytes,
-			.buffer = (void *)r->hot[k->next],
-		};
-		k->next++;
-		int status = submit(k, slot);
-		if (status)
-			return base_error_set(k->e, status, "cannot read the store: %s", strerrordesc_np(-status));
-	}
-	return 0;
+	const struct pack_layout_extent *x = &r->layout->extents[extent];
+	uint32_t count, slot = k->spare[--k->spare_count];
+	const struct offload_store_extent *extents = offload_store_extents(r->stores[x->file], &count);
+	size_t at = (size_t)(r->hot[extent] - (const uint8_t *)k->all->memory->data);
+	k->extents[slot] = extent;
+	k->tries[slot] = 0;
+	k->reads[slot] = (struct offload_read){
+		.file = x->file,
+		.length_bytes = x->length_bytes,
+		.offset_bytes = extents[extent - r->layout->files[x->file].first_extent].offset_bytes,
+		.buffer = (void *)r->hot[extent],
+	};
+	int status = offload_memory_touch(k->all->memory, at, x->length_bytes, &k->e);
+	if (status)
+		return status;
+	status = submit(k, slot);
+	return status ? base_error_set(&k->e, status, "cannot read the store: %s", strerrordesc_np(-status)) : 0;
 }
 
 // A read came back: right, or once more, or for good an error that names the place.
@@ -195,7 +245,7 @@ static int finish_read(struct loader *k, struct offload_read *read)
 	bool whole = read->result == (int)read->length_bytes;
 	if (whole && offload_hash(read->buffer, read->length_bytes) == x->xxh3) {
 		k->spare[k->spare_count++] = slot;
-		k->done_bytes += read->length_bytes;
+		atomic_fetch_add(&k->all->done_bytes, read->length_bytes);
 		return 0;
 	}
 	if (++k->tries[slot] < LOAD_TRIES)
@@ -204,55 +254,143 @@ static int finish_read(struct loader *k, struct offload_read *read)
 	pack_file_name(file->layer, r->config.slice.tp_rank, r->config.slice.tp_size, name);
 	k->spare[k->spare_count++] = slot;
 	if (whole)
-		return base_error_set(k->e, -EBADMSG,
+		return base_error_set(&k->e, -EBADMSG,
 			"store file %s/%s: the %u bytes at %llu do not match their checksum: remove the file, and it "
 			"will be packed again",
 			r->config.store_directory, name, x->length_bytes, (unsigned long long)x->offset_bytes);
-	return base_error_set(k->e, -EIO, "store file %s/%s: cannot read %u bytes at %llu: %s",
+	return base_error_set(&k->e, -EIO, "store file %s/%s: cannot read %u bytes at %llu: %s",
 		r->config.store_directory, name, x->length_bytes, (unsigned long long)x->offset_bytes,
 		read->result < 0 ? strerrordesc_np(-read->result) : "the file is shorter");
 }
 
-static int read_all(
-	struct loader *k, int (*progress)(void *context, uint64_t done_bytes, uint64_t total_bytes), void *context)
+// One read more if there is one, then what came back; -ECANCELED when a loader failed or the caller gave up.
+static int turn(struct loader *k, bool *ret_more)
 {
+	struct loading *a = k->all;
 	struct offload_read *back[LOAD_DEPTH];
-	for (uint32_t i = 0; i < LOAD_DEPTH; i++)
-		k->spare[k->spare_count++] = i;
-	int status = start_reads(k);
-	while (!status && k->spare_count < LOAD_DEPTH) {
-		int n = k->engine->ops->reap(k->engine, back, LOAD_DEPTH, OFFLOAD_ENGINE_FOREVER);
-		if (n < 0)
-			return base_error_set(k->e, n, "cannot read the store: %s", strerrordesc_np(-n));
-		for (int i = 0; i < n && !status; i++) {
-			status = finish_read(k, back[i]);
-			if (!status)
-				status = start_reads(k); // before the next checksum, so that the drive is kept busy
-		}
-		if (!status && progress && progress(context, k->done_bytes, k->total_bytes))
-			status = base_error_set(k->e, -ECANCELED, "loading was cancelled");
-	}
+	uint32_t extent;
+	if (atomic_load(&a->stop))
+		return -ECANCELED;
+	bool started = k->spare_count && next_extent(k, &extent);
+	int status = started ? start_read(k, extent) : 0;
+	if (status)
+		return status;
+	*ret_more = k->spare_count < LOAD_DEPTH;
+	if (!*ret_more)
+		return 0;
+	int n = k->engine->ops->reap(k->engine, back, LOAD_DEPTH, started ? 0 : OFFLOAD_ENGINE_FOREVER);
+	if (n < 0)
+		return base_error_set(&k->e, n, "cannot read the store: %s", strerrordesc_np(-n));
+	for (int i = 0; i < n && !status; i++)
+		status = finish_read(k, back[i]);
+	if (!status && n && k->first && a->progress &&
+		a->progress(a->context, atomic_load(&a->done_bytes), a->total_bytes))
+		status = base_error_set(&k->e, -ECANCELED, "loading was cancelled");
 	return status;
 }
 
-// Gives each hot extent its place and adds up what the placement reports.
-static uint64_t place_hot(struct rank *r, const bool *hot, uint8_t *memory)
+static void *loader_main(void *arg)
+{
+	struct loader *k = arg;
+	struct loading *a = k->all;
+	struct base_error fallback = {0};
+	struct offload_engine_config config = {
+		.depth = LOAD_DEPTH,
+		.files = a->r->fds,
+		.files_count = a->r->layout->files_count,
+	};
+	bool more = true;
+	int status = offload_engine_create(a->r->config.engine, &config, &k->engine, &fallback, &k->e);
+	for (uint32_t i = 0; i < LOAD_DEPTH; i++)
+		k->spare[k->spare_count++] = i;
+	while (!status && more)
+		status = turn(k, &more);
+	if (k->engine && k->first)
+		snprintf(a->engine, sizeof a->engine, "%s", k->engine->ops->name);
+	if (k->engine)
+		k->engine->ops->destroy(k->engine);
+	if (status) {
+		pthread_mutex_lock(&a->lock);
+		if (!a->status) {
+			a->status = status;
+			*a->e = k->e;
+		}
+		pthread_mutex_unlock(&a->lock);
+		atomic_store(&a->stop, true);
+	}
+	return NULL;
+}
+
+// The calling thread is a loader too, and the only one if no other can be started.
+static int read_all(struct loading *a)
+{
+	uint32_t cpus = a->r->config.threads ? a->r->config.threads : (uint32_t)get_nprocs();
+	uint32_t count = cpus < 1 ? 1 : cpus > MAX_LOADERS ? MAX_LOADERS : cpus, started = 1;
+	_cleanup_free_ struct loader *k = calloc(count, sizeof *k);
+	if (!k)
+		return base_error_set(a->e, -ENOMEM, "no memory to load with");
+	sigset_t all, old;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old); // signals are for the process's own threads
+	for (; started < count; started++) {
+		k[started].all = a;
+		k[started].r = a->r;
+		if (pthread_create(&k[started].thread, NULL, loader_main, &k[started]))
+			break;
+		pthread_setname_np(k[started].thread, "thaw-load");
+	}
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	k->all = a;
+	k->r = a->r;
+	k->first = true;
+	loader_main(k);
+	while (--started)
+		pthread_join(k[started].thread, NULL);
+	if (!a->status && a->progress && a->progress(a->context, a->done_bytes, a->total_bytes))
+		a->status = base_error_set(a->e, -ECANCELED, "loading was cancelled");
+	return a->status;
+}
+
+// Gives each hot extent its place, rows after them.
+static uint64_t place_hot(struct rank *r, const bool *hot)
 {
 	uint64_t at = 0;
 	for (uint32_t i = 0; i < r->layout->extents_count; i++) {
+		r->hot[i] = hot[i] ? (const uint8_t *)r->memory.data + at : NULL;
+		at += hot[i] ? r->layout->extents[i].length_bytes : 0;
+	}
+	r->row_memory = (uint8_t *)r->memory.data + at;
+	return at;
+}
+
+static uint64_t report_placement(struct rank *r, const bool *hot)
+{
+	struct rank_placement *p = &r->placement;
+	p->extents = r->layout->extents_count;
+	for (uint32_t i = 0; i < p->extents; i++) {
 		const struct pack_layout_extent *x = &r->layout->extents[i];
 		bool pass = rank_file_in_pass(r->program, &r->config.slice, r->layout->files[x->file].layer);
-		r->placement.extents++;
-		if (!hot[i]) {
-			r->placement.cold_bytes += pass ? x->length_bytes : 0;
-			continue;
-		}
-		r->placement.hot_extents++;
-		r->placement.hot_bytes += x->length_bytes;
-		r->hot[i] = memory + at;
-		at += x->length_bytes;
+		p->hot_extents += hot[i];
+		p->hot_bytes += hot[i] ? x->length_bytes : 0;
+		p->cold_bytes += !hot[i] && pass ? x->length_bytes : 0;
 	}
-	return at;
+	return p->hot_bytes + r->budget.row_bytes;
+}
+
+static int fill(struct rank *r, const bool *hot, uint64_t bytes, bool hugetlb, struct loading *a)
+{
+	int status = offload_memory_reserve(bytes, hugetlb, &r->memory, a->e);
+	if (status)
+		return status;
+	a->r = r;
+	a->memory = &r->memory;
+	a->total_bytes = place_hot(r, hot);
+	pthread_mutex_init(&a->lock, NULL);
+	status = read_all(a);
+	pthread_mutex_destroy(&a->lock);
+	if (!status && r->budget.row_bytes)
+		status = offload_memory_touch(&r->memory, a->total_bytes, r->budget.row_bytes, a->e);
+	return status;
 }
 
 int rank_load(struct rank *r, struct base_error *e,
@@ -266,29 +404,22 @@ int rank_load(struct rank *r, struct base_error *e,
 	int status = choose(r, true, r->budget.hot_budget_bytes, hot, e);
 	if (!status && r->budget.lookup_budget_bytes)
 		status = choose(r, false, r->budget.lookup_budget_bytes, hot, e);
-	uint64_t bytes = r->budget.row_bytes;
-	for (uint32_t i = 0; i < count; i++)
-		bytes += hot[i] ? r->layout->extents[i].length_bytes : 0;
-	if (!status)
-		status = offload_memory_map(bytes, &r->memory, e);
 	if (status)
 		return status;
-	struct loader k = {.r = r, .e = e};
-	k.total_bytes = place_hot(r, hot, r->memory.data);
-	r->row_memory = (uint8_t *)r->memory.data + k.total_bytes;
-	struct offload_engine_config engine = {
-		.depth = LOAD_DEPTH,
-		.files = r->fds,
-		.files_count = r->layout->files_count,
-	};
-	struct base_error fallback = {0};
-	status = offload_engine_create(r->config.engine, &engine, &k.engine, &fallback, e);
+	uint64_t bytes = report_placement(r, hot);
+	struct loading a = {.e = e, .progress = progress, .context = context};
+	status = fill(r, hot, bytes, true, &a);
+	if (status == -ENOMEM && r->memory.pages == OFFLOAD_PAGES_HUGETLB) {
+		// A cgroup's or node's share of them is smaller than what is free: ordinary memory then.
+		offload_memory_unmap(&r->memory);
+		a = (struct loading){.e = e, .progress = progress, .context = context};
+		status = fill(r, hot, bytes, false, &a);
+	}
 	if (status)
 		return status;
-	snprintf(r->placement.engine, sizeof r->placement.engine, "%s", k.engine->ops->name);
-	status = read_all(&k, progress, context);
-	k.engine->ops->destroy(k.engine);
-	return status;
+	offload_memory_look(&r->memory);
+	snprintf(r->placement.engine, sizeof r->placement.engine, "%s", a.engine);
+	return 0;
 }
 
 int rank_start_stream(struct rank *r, struct base_error *e)
