@@ -262,7 +262,7 @@ static uint64_t turn(struct engine *e)
 			until = e->retry_ns;
 	}
 	if (e->state == ENGINE_FAILED)
-		end_all(e, -EHOSTDOWN, e->load.failure);
+		end_all(e, -ENOTRECOVERABLE, e->load.failure);
 	next = scheduler_next_deadline(e->scheduler);
 	engine_stats_publish(e);
 	return next < until ? next : until;
@@ -430,9 +430,13 @@ static int check_state(
 {
 	enum engine_state state = e->load.state;
 	*ret_retry_after_ns = ENGINE_RETRY_NS;
-	if (state == ENGINE_FAILED || state == ENGINE_STOPPED)
-		return base_error_set(error, -EHOSTDOWN, "model %s is not running: %s", e->model_name,
-			e->load.failure[0] ? e->load.failure : "stopped");
+	if (state == ENGINE_FAILED) {
+		*ret_retry_after_ns = 0;
+		return base_error_set(error, -ENOTRECOVERABLE, "model %s failed and needs to be loaded again: %s",
+			e->model_name, e->load.failure);
+	}
+	if (state == ENGINE_STOPPED)
+		return base_error_set(error, -EHOSTDOWN, "model %s is stopped", e->model_name);
 	if (state == ENGINE_LOADING)
 		return base_error_set(error, -EHOSTDOWN, "model %s is still loading", e->model_name);
 	if (e->draining)

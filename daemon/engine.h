@@ -56,7 +56,7 @@ int engine_create(const struct engine_config *config, struct engine **ret_engine
 	struct base_error *e); // starts the thread, returns at once
 void engine_destroy(struct engine *e); // aborts what is left, stops ranks, joins
 
-/* Takes r over on success. -EAGAIN queue full, -EHOSTDOWN loading, draining or failed, -E2BIG prompt too long (text says the limits),
+/* Takes r over on success. -EAGAIN queue full, -EHOSTDOWN loading or draining, -ENOTRECOVERABLE failed, -E2BIG prompt too long (text says the limits),
  * -EINVAL, -EEXIST for an id that is running. retry_after_ns is set with -EAGAIN and -EHOSTDOWN. */
 int engine_submit(struct engine *e, struct request *r, uint64_t *ret_retry_after_ns, struct base_error *error);
 int engine_abort(struct engine *e, const char *id); // -ENOENT
@@ -68,6 +68,8 @@ struct engine_load {
 	uint64_t load_done_bytes, load_total_bytes;
 	char failure[BASE_ERROR_BYTES];
 	int failure_code; // -errno of a first load that failed, 0 otherwise
+	/* Bad data of the last pass, "" when it was whole: every pass reads all that is cold, so the next will most likely fail, too. */
+	char data_loss[BASE_ERROR_BYTES];
 	uint64_t epoch, restarts;
 	uint32_t running, waiting; // requests
 	uint64_t waiting_tokens;

@@ -46,7 +46,7 @@ struct engine_stream {
 	enum request_finish finish; // of the first output
 	bool over; // to be ended at the end of the flush, with:
 	int status;
-	char reason[160];
+	char reason[BASE_ERROR_BYTES];
 	double read_bytes, bound_ns, pass_ns;
 	uint64_t stall_ns, network_ns;
 	uint32_t bindings[3]; // passes by enum engine_binding
@@ -116,6 +116,7 @@ struct engine {
 	struct engine_stream *over;
 	struct request_event event; // scratch: large
 	struct rank_message out, in; // scratch: large
+	char data_loss[BASE_ERROR_BYTES]; // of the pass whose result is being taken
 	double recent_bound_ns, recent_pass_ns; // decaying sums
 };
 

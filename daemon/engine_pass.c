@@ -141,13 +141,24 @@ static bool take_output(struct engine *e, const struct scheduler_pass *p, const 
 
 static void entry_failed(struct engine *e, struct scheduler_sequence *q, int status)
 {
-	char reason[160];
-	snprintf(reason, sizeof reason, "weights read from the drive for this request were bad: %s",
-		status == -EBADMSG ? "their checksum does not match, also when read again" : strerrordesc_np(-status));
-	mark_over(e, q->job->user, -EBADMSG, reason);
-	engine_emit_event(
-		e, "error", "data_loss", "request %s: %s", ((struct engine_stream *)q->job->user)->request->id, reason);
+	struct base_error reason = e->in.result.e;
+	if (!reason.message[0])
+		base_error_set(&reason, status, "%s",
+			status == -EBADMSG ? "their checksum does not match, also when read again"
+					   : strerrordesc_np(-status));
+	base_error_prefix(&reason, "weights on the drive are bad");
+	memcpy(e->data_loss, reason.message, sizeof e->data_loss);
+	mark_over(e, q->job->user, -EBADMSG, reason.message);
+	engine_emit_event(e, "error", "data_loss", "request %s: %s",
+		((struct engine_stream *)q->job->user)->request->id, reason.message);
 	scheduler_finish(e->scheduler, q);
+}
+
+static void publish_data_loss(struct engine *e)
+{
+	pthread_mutex_lock(&e->lock);
+	memcpy(e->load.data_loss, e->data_loss, sizeof e->load.data_loss);
+	pthread_mutex_unlock(&e->lock);
 }
 
 /* The whole pass was refused: a bug somewhere, and only its requests pay. */
@@ -173,6 +184,7 @@ void engine_pass_result(struct engine *e)
 	scheduler_complete(e->scheduler, p);
 	e->restarts_in_a_row = 0;
 	e->fresh_count = 0;
+	e->data_loss[0] = '\0';
 	bool good = true;
 	if (e->in.result.status) {
 		pass_refused(e, p);
@@ -182,6 +194,7 @@ void engine_pass_result(struct engine *e)
 			if (e->in.result.entry_status[i] && q && q->state != SCHEDULER_DONE)
 				entry_failed(e, q, e->in.result.entry_status[i]);
 		}
+		publish_data_loss(e);
 		for (uint32_t i = 0; i < e->in.result.outputs_count && good; i++)
 			good = take_output(e, p, &e->in.result.outputs[i]);
 	}

@@ -166,8 +166,10 @@ static void copy_info(struct server_entry *x, struct server_model_info *ret_info
 	}
 	if (ret_info->phase == SERVER_PHASE_READY && ret_info->load.state == ENGINE_FAILED) {
 		ret_info->phase = SERVER_PHASE_FAILED;
-		base_error_set(&ret_info->error, -EHOSTDOWN, "%s", ret_info->load.failure);
+		base_error_set(&ret_info->error, -ENOTRECOVERABLE, "%s", ret_info->load.failure);
 	}
+	if (ret_info->phase == SERVER_PHASE_READY && ret_info->load.data_loss[0])
+		base_error_set(&ret_info->error, -EBADMSG, "%s", ret_info->load.data_loss);
 	uint64_t spent = base_clock_now_ns() - x->phase_ns;
 	if (ret_info->done_bytes && ret_info->done_bytes < ret_info->total_bytes)
 		ret_info->eta_ns = (uint64_t)((double)spent * (double)(ret_info->total_bytes - ret_info->done_bytes) /
@@ -224,8 +226,8 @@ int server_acquire_model(struct server *s, const char *name, const struct server
 	else if (x->unload)
 		status = base_error_set(e, -EHOSTDOWN, "model %s is being unloaded", x->info->name);
 	else if (x->info->phase == SERVER_PHASE_FAILED)
-		status = base_error_set(
-			e, -EHOSTDOWN, "model %s failed to load: %s", x->info->name, base_error_text(&x->info->error));
+		status = base_error_set(e, -ENOTRECOVERABLE, "model %s failed to load and needs to be loaded again: %s",
+			x->info->name, base_error_text(&x->info->error));
 	else if (x->info->phase != SERVER_PHASE_READY)
 		status = base_error_set(
 			e, -EHOSTDOWN, "model %s is loading: %s", x->info->name, server_phase_name(x->info->phase));

@@ -36,7 +36,7 @@ struct server_model_info {
 	char chat_template[16]; // name or "unknown"
 	enum server_phase phase;
 	uint64_t done_bytes, total_bytes, eta_ns; // of the phase
-	struct base_error error; // FAILED: why
+	struct base_error error; // FAILED: why; READY: what makes its requests fail, if anything does
 	uint32_t context_tokens, vocab, layers;
 	uint64_t weights_bytes; // of a pass
 	struct topology_plan_input plan_input;
@@ -61,7 +61,7 @@ void server_destroy(struct server *s);
 uint32_t server_list_models(struct server *s, struct server_model_info *ret_infos, uint32_t room);
 int server_get_model(
 	struct server *s, const char *name, struct server_model_info *ret_info); // -ENOENT; name "": the only one
-/* -ENOENT unknown, -EHOSTDOWN not ready (text says why; retry_after_ns). */
+/* -ENOENT unknown, -EHOSTDOWN not ready (text says why; retry_after_ns), -ENOTRECOVERABLE failed: waiting does not help. */
 int server_acquire_model(struct server *s, const char *name, const struct server_model **ret_model,
 	uint64_t *ret_retry_after_ns, struct base_error *e);
 void server_release_model(struct server *s, const struct server_model *m);

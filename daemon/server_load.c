@@ -86,11 +86,11 @@ static int check_path(const char *path, struct base_error *e)
 {
 	struct stat st;
 	if (!path[0])
-		return base_error_set(e, -EINVAL, "model: no path given");
+		return base_error_set(e, -EINVAL, "no path given");
 	if (stat(path, &st) < 0)
-		return base_error_set(e, -errno, "model %s: %s", path, strerrordesc_np(errno));
+		return base_error_set(e, -errno, "%s: %s", path, strerrordesc_np(errno));
 	if (!S_ISREG(st.st_mode))
-		return base_error_set(e, -EINVAL, "model %s: not a regular file", path);
+		return base_error_set(e, -EINVAL, "%s: not a regular file", path);
 	return 0;
 }
 
@@ -160,8 +160,8 @@ static int open_model(struct server_entry *x, struct base_error *e)
 	info->bos = text_tokenizer_bos(x->tokenizer);
 	info->eos = text_tokenizer_eos(x->tokenizer);
 	if (text_tokenizer_vocab(x->tokenizer) > c->vocab)
-		return base_error_set(e, -EINVAL, "model %s: its tokenizer has %u tokens, its matrices %u",
-			x->config.path, text_tokenizer_vocab(x->tokenizer), c->vocab);
+		return base_error_set(e, -EINVAL, "%s: its tokenizer has %u tokens, its matrices %u", x->config.path,
+			text_tokenizer_vocab(x->tokenizer), c->vocab);
 	x->model.tokenizer = x->tokenizer;
 	x->model.specials = (const char *const *)x->specials;
 	return 0;
@@ -320,9 +320,7 @@ static int plan_with_context(
 	struct topology_plan plan;
 	int status = topology_plan_build(&in, &plan, e);
 	if (status) {
-		if (others.weights_bytes)
-			base_error_prefix(e, "beside the models that are loaded");
-		return base_error_prefix(e, "model %s", x->info->name);
+		return others.weights_bytes ? base_error_prefix(e, "beside the models that are loaded") : status;
 	}
 	pthread_mutex_lock(&s->lock);
 	x->info->plan_input = in;

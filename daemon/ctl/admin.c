@@ -37,7 +37,8 @@ static void print_models(struct ctl *c, const Thaw__V1__ListModelsReply *reply)
 	for (size_t i = 0; i < reply->n_models; i++) {
 		const Thaw__V1__Model *m = reply->models[i];
 		ctl_table_cell(&t, "%s", m->name);
-		ctl_table_cell(&t, "%s", phase_name(m->phase));
+		bool failing = m->phase == THAW__V1__MODEL_PHASE__MODEL_PHASE_READY && m->error[0];
+		ctl_table_cell(&t, "%s", failing ? "degraded" : phase_name(m->phase));
 		ctl_table_cell(&t, "%s", m->architecture[0] ? m->architecture : "-");
 		ctl_table_cell(&t, "%" PRIu32, m->layers);
 		ctl_table_cell(&t, "%" PRIu32, m->context_tokens);
@@ -76,7 +77,10 @@ static void print_status(
 	struct ctl *c, const Thaw__Admin__V1__GetServerInfoReply *info, const Thaw__V1__ListModelsReply *models)
 {
 	char size[CTL_SIZE_BYTES], up[CTL_SIZE_BYTES];
-	const char *state = info->draining ? "draining" : info->ready ? "ready" : "not ready";
+	bool failing = false;
+	for (size_t i = 0; i < models->n_models; i++)
+		failing |= models->models[i]->error[0] != '\0';
+	const char *state = info->draining ? "draining" : !info->ready ? "not ready" : failing ? "degraded" : "ready";
 	double seconds = info->now_wall_ns > info->started_wall_ns
 				 ? (double)(info->now_wall_ns - info->started_wall_ns) / 1e9
 				 : 0;
@@ -101,7 +105,7 @@ int ctl_verb_status(struct ctl *c)
 	if (r == CTL_OK) {
 		bool degraded = !info->ready || info->draining;
 		for (size_t i = 0; i < models->n_models; i++)
-			degraded |= models->models[i]->phase == THAW__V1__MODEL_PHASE__MODEL_PHASE_FAILED;
+			degraded |= models->models[i]->error[0] != '\0'; // failed, or its requests do
 		if (c->output == CTL_OUTPUT_JSON) {
 			struct json_object *o = ctl_json_new();
 			json_object_object_add(o, "server", ctl_json_message(info));

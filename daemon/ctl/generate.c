@@ -20,16 +20,20 @@ static const char *finish_name(Thaw__V1__FinishReason f)
 }
 
 // What can be shown at once: the answer is one, and is text or ids.
-static void show_live(struct ctl *c, const Thaw__V1__GenerateChunk *chunk)
+static bool show_live(struct ctl *c, const Thaw__V1__GenerateChunk *chunk)
 {
+	bool shown = false;
 	for (size_t i = 0; i < chunk->n_outputs; i++) {
 		const Thaw__V1__Output *o = chunk->outputs[i];
+		shown |= o->n_token_ids || o->text[0] ||
+			 (o->finish && o->finish != THAW__V1__FINISH_REASON__ABORTED); // an empty answer is a line
 		if (!c->options.token_ids)
 			fputs(o->text, c->out);
 		for (size_t t = 0; c->options.token_ids && t < o->n_token_ids; t++)
 			fprintf(c->out, "%" PRIu32 " ", o->token_ids[t]);
 	}
 	fflush(c->out);
+	return shown;
 }
 
 // Runs the request; `live`: answers go to out as they come.
@@ -43,15 +47,16 @@ static int run_request(struct ctl *c, const Thaw__V1__GenerateRequest *request, 
 	s.quiet = true;
 	Thaw__V1__GenerateChunk *chunk;
 	int failed = CTL_OK;
+	bool shown = false;
 	while (failed == CTL_OK && (r = ctl_stream_next(&s, &chunk)) == 1) {
 		if (live)
-			show_live(c, chunk);
+			shown |= show_live(c, chunk);
 		failed = ctl_run_take(c, run, chunk);
 		ctl_free(chunk);
 		if (ferror(c->out)) // nobody reads any more
 			failed = CTL_ERROR;
 	}
-	if (live && run->answers_count)
+	if (live && shown)
 		fputc('\n', c->out);
 	fflush(c->out);
 	if (failed == CTL_OK && r < 0)

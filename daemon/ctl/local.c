@@ -261,7 +261,7 @@ int ctl_local_wait(struct ctl *c)
 			Thaw__V1__ModelPhase phase = m->phase;
 			if (phase == THAW__V1__MODEL_PHASE__MODEL_PHASE_FAILED) {
 				ctl_progress_end(&progress);
-				bool short_of = strstr(m->error, "short") != NULL;
+				bool short_of = strcmp(m->error_reason, "DOES_NOT_FIT") == 0;
 				r = ctl_fail(c, short_of ? CTL_DOES_NOT_FIT : CTL_ERROR, "%s", m->error);
 				ctl_free(m);
 				return r;

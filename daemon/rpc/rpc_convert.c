@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "base/cleanup.h"
+#include "daemon/rpc/rpc_status.h"
 
 static Thaw__V1__ModelPhase phase_of(enum server_phase p)
 {
@@ -40,7 +41,10 @@ void rpc_convert_model(const struct server_model_info *i, Thaw__V1__Model *ret_m
 	m.done_bytes = i->done_bytes;
 	m.total_bytes = i->total_bytes;
 	m.eta_ns = i->eta_ns;
-	m.error = (char *)(i->phase == SERVER_PHASE_FAILED ? base_error_text(&i->error) : "");
+	if (i->phase == SERVER_PHASE_FAILED || (i->phase == SERVER_PHASE_READY && i->error.code)) {
+		m.error = (char *)base_error_text(&i->error);
+		m.error_reason = (char *)rpc_fault_reason(i->error.code);
+	}
 	m.context_tokens = i->context_tokens;
 	m.vocabulary_tokens = i->vocab;
 	m.layers = i->layers;

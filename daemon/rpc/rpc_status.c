@@ -35,6 +35,7 @@ static const struct {
 } faults[] = {
 	{-EAGAIN, GRPC_STATUS_RESOURCE_EXHAUSTED, "QUEUE_FULL", true, false},
 	{-EHOSTDOWN, GRPC_STATUS_UNAVAILABLE, "NOT_READY", true, false},
+	{-ENOTRECOVERABLE, GRPC_STATUS_FAILED_PRECONDITION, "MODEL_FAILED", false, false},
 	{-ENOENT, GRPC_STATUS_NOT_FOUND, "NOT_FOUND", false, false},
 	{-E2BIG, GRPC_STATUS_INVALID_ARGUMENT, "TOO_LONG", false, true},
 	{-EINVAL, GRPC_STATUS_INVALID_ARGUMENT, "INVALID", false, true},
@@ -52,6 +53,15 @@ static const struct {
 	{-EPERM, GRPC_STATUS_FAILED_PRECONDITION, "NOT_PERMITTED", false, false},
 	{-ENOTSUP, GRPC_STATUS_UNIMPLEMENTED, "NOT_SUPPORTED", false, false},
 };
+
+const char *rpc_fault_reason(int r)
+{
+	for (size_t i = 0; i < base_array_size(faults); i++) {
+		if (faults[i].error == r)
+			return faults[i].reason;
+	}
+	return "INTERNAL";
+}
 
 int rpc_fault_from(struct rpc_fault *f, int r, const struct base_error *e, uint64_t retry_after_ns, const char *field)
 {

@@ -29,5 +29,8 @@ int rpc_fault_set(struct rpc_fault *f, grpc_status_code status, const char *reas
  * -1. */
 int rpc_fault_from(struct rpc_fault *f, int r, const struct base_error *e, uint64_t retry_after_ns, const char *field);
 
+/* The ErrorInfo reason of that -errno. */
+const char *rpc_fault_reason(int r);
+
 /* google.rpc.Status, packed, for grpc-status-details-bin. An empty slice when there is no memory. */
 grpc_slice rpc_fault_pack(const struct rpc_fault *f);

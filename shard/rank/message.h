@@ -53,6 +53,7 @@ struct rank_open {
 struct rank_outcome { // of a pass, up to and with the stage that sends it
 	uint64_t pass;
 	int status; // 0, or -EINVAL with text in e: the pass was not well-formed
+	// with status 0: the file, layer and place of the first cold data that failed
 	struct base_error e;
 	uint32_t entries_count; // 0 when status is not
 	const int32_t *entry_status; // the first stage's failure counts

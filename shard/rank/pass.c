@@ -124,6 +124,7 @@ struct walk {
 	struct rank_pass_result *result;
 	uint32_t tokens, rows; // rows: that logits are wanted of
 	int failed; // of cold data: the rest of the ring is taken and given back, nothing is computed
+	struct base_error *e; // of the first failure
 	const uint8_t *cold; // the extent that is held
 	uint32_t slot;
 };
@@ -168,18 +169,28 @@ static void prepare(struct walk *k)
 
 /* ---- the ops ---- */
 
-static void do_run(struct walk *k, const struct rank_run *run, bool compute)
+static void cold_failed(struct walk *k, uint32_t layer, int status, const struct base_error *e)
+{
+	if (k->failed)
+		return;
+	k->failed = status == -EBADMSG ? -EBADMSG : -EIO;
+	if (layer < k->r->program->config.layers)
+		base_error_set(k->e, k->failed, "layer %u: %s", layer, base_error_text(e));
+	else
+		base_error_set(k->e, k->failed, "%s", base_error_text(e));
+}
+
+static void do_run(struct walk *k, const struct rank_run *run, uint32_t layer, bool compute)
 {
 	struct rank *r = k->r;
 	struct backend_part *parts = &r->parts[run->first_part];
 	if (run->acquire) {
 		const void *data = NULL;
-		int status = offload_stream_next(r->stream, &data, &k->slot, NULL);
-		k->cold = data;
-		if (status) {
-			k->cold = NULL;
-			k->failed = k->failed ? k->failed : status == -EBADMSG ? -EBADMSG : -EIO;
-		}
+		struct base_error e = {0};
+		int status = offload_stream_next(r->stream, &data, &k->slot, &e);
+		k->cold = status ? NULL : data;
+		if (status)
+			cold_failed(k, layer, status, &e);
 	}
 	if (compute && !k->failed) {
 		for (uint32_t i = 0; run->cold && i < run->parts; i++)
@@ -206,7 +217,7 @@ static void do_matmul(struct walk *k, const struct rank_op *op, uint32_t n)
 		const struct rank_run *run = &r->runs[op->first_run + i];
 		// The number of tokens goes with the input, so parts need no change for it.
 		if (run->cold || compute)
-			do_run(k, run, compute);
+			do_run(k, run, step->layer, compute);
 	}
 	for (uint32_t s = 0; s < op->steps && compute && !k->failed; s++) {
 		if (step[s].bias != PROGRAM_NONE)
@@ -282,8 +293,15 @@ static void walk_ops(struct walk *k)
 	if (r->first_stage) {
 		// Before anything of the ring is taken: a failure leaves the stream where it is.
 		k->failed = rank_rows_embed(r, k->pass->tokens, k->tokens, x);
-		if (k->failed)
+		if (k->failed) {
+			char name[64];
+			pack_file_name(PACK_LAYER_EMBED, 0, 1, name);
+			base_error_set(k->e, k->failed, "%s/%s: rows of the token embedding: %s",
+				r->config.store_directory, name,
+				k->failed == -EBADMSG ? "checksum does not match, read twice"
+						      : strerrordesc_np(-k->failed));
 			return;
+		}
 	} else {
 		r->ops->upload(r->backend, x, k->pass->hidden_in, hidden_bytes);
 	}
@@ -337,7 +355,7 @@ int rank_run(struct rank *r, const struct rank_pass *pass, struct rank_pass_resu
 		return status;
 	if (r->stream)
 		offload_stream_get_stats(r->stream, &before);
-	struct walk k = {.r = r, .pass = pass, .result = result};
+	struct walk k = {.r = r, .pass = pass, .result = result, .e = e};
 	result->outputs_count = 0;
 	prepare(&k);
 	walk_ops(&k);

@@ -116,8 +116,8 @@ const struct program *rank_program(const struct rank *r);
 int rank_sequence_open(struct rank *r, uint32_t sequence, const struct sample_params *params, uint32_t prompt_tokens);
 void rank_sequence_close(struct rank *r, uint32_t sequence);
 
-/* One traversal. -EINVAL with text for a pass that is not well-formed (nothing ran); 0 otherwise, even when cold data failed
- * (entry_status says so). */
+/* One traversal. -EINVAL with text for a pass that is not well-formed (nothing ran); 0 otherwise, even when cold data failed:
+ * entry_status says so, and e the layer, the file and the place in it. */
 int rank_run(struct rank *r, const struct rank_pass *pass, struct rank_pass_result *result, struct base_error *e);
 
 /* For tests: the logits rows of the last run, (logits rows, vocab), in the order of outputs. */

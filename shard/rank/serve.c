@@ -291,7 +291,10 @@ static void run_pass(struct serve *s, struct rank_pass *pass, float *rows_out, s
 		.outputs = s->outputs, .hidden_out = rows_out, .entry_status = s->entry_status};
 	pass->hidden_in = s->rows_in;
 	memset(s->entry_status, 0, sizeof s->entry_status);
-	o->status = rank_run(s->rank, pass, &result, &o->e);
+	struct base_error e = {0};
+	o->status = rank_run(s->rank, pass, &result, &e);
+	if (o->status || !o->e.message[0]) // the first stage's failure counts
+		o->e = e;
 	if (o->status) {
 		o->entries_count = 0;
 		o->e.code = o->status;

@@ -159,6 +159,8 @@ static bool pass(struct life *l)
 			.outputs = outputs,
 			.total_ns = 1000,
 			.cold_bytes = f->cold_bytes}};
+	if (status[0])
+		base_error_set(&l->reply.result.e, status[0], "layer 5: /store/layer-0005: checksum does not match");
 	bool good = send_reply(l);
 	free(outputs);
 	free(status);

@@ -183,8 +183,8 @@ static int submit(struct bench *b, struct request *r)
 	int status = engine_submit(b->engine, r, &retry, &e);
 	if (status) {
 		assert_true(e.message[0]);
-		if (status == -EAGAIN || status == -EHOSTDOWN)
-			assert_true(retry > 0);
+		assert_int_equal(
+			retry > 0, status == -EAGAIN || status == -EHOSTDOWN); // nothing retries a failed engine
 		request_destroy(r);
 	}
 	return status;
@@ -444,10 +444,29 @@ static void test_data_loss_hits_one(void **state)
 	wait_reader(&b->reader[0], 0);
 	wait_reader(&b->reader[1], 0);
 	assert_int_equal(b->reader[0].error.code, -EBADMSG);
+	assert_non_null(strstr(b->reader[0].error.message, "layer 5: /store/layer-0005: checksum"));
 	check_hash_output(b, 1, 10, 30);
+	struct engine_load load;
+	engine_get_load(b->engine, &load);
+	assert_string_equal(load.data_loss, ""); // passes after it were whole
 	assert_true(b->reader[1].timing.nvme_read_bytes > 0);
 	assert_true(b->reader[1].timing.achieved_ratio > 0.49 && b->reader[1].timing.achieved_ratio < 0.51);
 	assert_string_equal(b->reader[1].timing.binding, "disk");
+	bench_destroy(b);
+}
+
+/* What an operator sees while each pass fails. */
+static void test_data_loss_is_told(void **state)
+{
+	struct bench *b = bench_create();
+	b->ranks.corrupt_at = 1;
+	start(b);
+	assert_int_equal(submit(b, make_request(b, 0, 10, 30)), 0);
+	wait_reader(&b->reader[0], 0);
+	struct engine_load load;
+	engine_get_load(b->engine, &load);
+	assert_string_equal(load.data_loss, b->reader[0].error.message);
+	assert_non_null(strstr(load.data_loss, "/store/layer-0005"));
 	bench_destroy(b);
 }
 
@@ -458,9 +477,9 @@ static void test_gives_up(void **state)
 	start(b);
 	assert_int_equal(submit(b, make_request(b, 0, 10, 30)), 0);
 	wait_reader(&b->reader[0], 0);
-	assert_int_equal(b->reader[0].error.code, -EHOSTDOWN);
+	assert_int_equal(b->reader[0].error.code, -ENOTRECOVERABLE);
 	wait_state(b, ENGINE_FAILED);
-	assert_int_equal(submit(b, make_request(b, 1, 10, 30)), -EHOSTDOWN);
+	assert_int_equal(submit(b, make_request(b, 1, 10, 30)), -ENOTRECOVERABLE);
 	assert_int_equal(b->ranks.starts, 4);
 	bench_destroy(b);
 	for (int i = 0; i < 2; i++) {
@@ -471,7 +490,7 @@ static void test_gives_up(void **state)
 		struct engine_load load;
 		engine_get_load(b->engine, &load);
 		assert_non_null(strstr(load.failure, i == 0 ? "12 bytes short" : "thaw-rank"));
-		assert_int_equal(submit(b, make_request(b, 1, 10, 30)), -EHOSTDOWN);
+		assert_int_equal(submit(b, make_request(b, 1, 10, 30)), -ENOTRECOVERABLE);
 		bench_destroy(b);
 	}
 }
@@ -517,6 +536,7 @@ int main(void)
 		cmocka_unit_test(test_queue_abort_deadline),
 		cmocka_unit_test(test_slow_reader),
 		cmocka_unit_test(test_data_loss_hits_one),
+		cmocka_unit_test(test_data_loss_is_told),
 		cmocka_unit_test(test_gives_up),
 		cmocka_unit_test(test_bad_answers_are_a_lost_rank),
 		cmocka_unit_test(test_overhead),

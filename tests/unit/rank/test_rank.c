@@ -389,6 +389,8 @@ static void cold_corruption_fails_passes_and_nothing_else(void **state)
 		if (b.status[0]) {
 			assert_int_equal(b.status[0], -EBADMSG);
 			assert_int_equal(b.result.outputs_count, 0);
+			assert_non_null(strstr(e.message, "layer 2: "));
+			assert_non_null(strstr(e.message, "layer-0002.tp0of1: checksum"));
 			failed++;
 		} else {
 			assert_memory_equal(want, rank_logits(r), 320 * sizeof *want);
@@ -421,8 +423,10 @@ static void cold_embedding_rows_are_checked(void **state)
 	for (off_t at = 4096; at < 170000; at += 4096)
 		flip(&s->f, "embed.tp0of1", at);
 	batch_add(&b, 0, 0, PROMPT, RANK_WANT_SAMPLE);
-	assert_int_equal(rank_run(r, &b.pass, &b.result, NULL), 0);
+	struct base_error e = {0};
+	assert_int_equal(rank_run(r, &b.pass, &b.result, &e), 0);
 	assert_int_equal(b.status[0], -EBADMSG);
+	assert_non_null(strstr(e.message, "embed.tp0of1"));
 	assert_int_equal(b.result.outputs_count, 0);
 	for (off_t at = 4096; at < 170000; at += 4096)
 		flip(&s->f, "embed.tp0of1", at);
