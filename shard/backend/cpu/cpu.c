@@ -34,8 +34,6 @@ struct cpu {
 
 struct backend_input {
 	struct cpu_activations a;
-	int32_t *words; // the six arrays of words one after another, `plane` apart
-	size_t plane;
 };
 
 /* ---- life ---- */
@@ -229,11 +227,9 @@ static void cpu_input_destroy(struct backend *b, struct backend_input *input)
 		return;
 	free(input->a.tile);
 	free(input->a.q);
-	free(input->words);
+	free(input->a.block);
 	free(input);
 }
-
-#define INPUT_PLANES 6
 
 static int cpu_input_create(struct backend *b, struct backend_input **ret_input)
 {
@@ -245,20 +241,14 @@ static int cpu_input_create(struct backend *b, struct backend_input **ret_input)
 	if (!input)
 		return -ENOMEM;
 	struct cpu_activations *a = &input->a;
-	input->plane = base_size_align(bytes / 32, 16);
 	a->tile = calloc((size_t)c->max_tokens + 2, sizeof(*a->tile));
-	a->q = aligned_alloc(64, bytes + 64);
-	input->words = aligned_alloc(64, input->plane * sizeof(int32_t) * INPUT_PLANES + 64);
-	if (!a->tile || !a->q || !input->words) {
+	a->plane = bytes / 32;
+	a->q = aligned_alloc(64, 2 * bytes + 64);
+	a->block = aligned_alloc(64, base_size_align(2 * a->plane * sizeof(*a->block) + 64, 64));
+	if (!a->tile || !a->q || !a->block) {
 		cpu_input_destroy(b, input);
 		return -ENOMEM;
 	}
-	a->sum8 = input->words;
-	a->sum8_low = a->sum8 + input->plane;
-	a->sum8_high = a->sum8_low + input->plane;
-	a->code = a->sum8_high + input->plane;
-	a->scale = (float *)(a->code + input->plane);
-	a->scale_sum = a->scale + input->plane;
 	*ret_input = input;
 	return 0;
 }

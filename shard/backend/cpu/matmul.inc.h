@@ -170,29 +170,35 @@ VEC vi dot_step(uint32_t type, vi acc, vu w, const int8_t *x)
 
 /* ---- one token ---- */
 
+/* The 32 columns' part of a sum, from the dot products of each 16. */
+VEC vf add_block(uint32_t type, vf acc, vi low, vi high, vf scale, vf scale_high, vf min, const struct cpu_block *x)
+{
+	if (type == QUANT_Q6_K) {
+		acc = vec_fma(vec_float(low) * vec_set(x->scale[0]), scale, acc);
+		return vec_fma(vec_float(high) * vec_set(x->scale[1]), scale_high, acc);
+	}
+	vf sum = vec_fma(vec_float(high), vec_set(x->scale[1]), vec_float(low) * vec_set(x->scale[0]));
+	acc = vec_fma(sum, scale, acc);
+	return has_min(type) ? vec_fma(min, vec_set(x->scale_sum), acc) : acc;
+}
+
 VEC vf matvec_block(
 	uint32_t type, const uint8_t *group, uint32_t blocks, uint32_t b, const struct cpu_activations *x, vf acc)
 {
 	struct columns c;
 	unpack(type, group, blocks, b, &c);
-	const int8_t *q = x->q + 32 * (size_t)b;
-	bool halves = type == QUANT_Q6_K;
-	// Two sums, for latency: integers add up the same in any order.
-	vi low = dot_start(type, halves ? x->sum8_low[b] : x->sum8[b]);
-	vi high = halves ? dot_start(type, x->sum8_high[b]) : vec_seti(0);
+	vf scale_high = type == QUANT_Q6_K ? c.scale_high : c.scale, min = has_min(type) ? c.min : c.scale;
+	for (size_t at = b, end = at + x->block[b].fine * x->plane; at <= end; at += x->plane) {
+		const int8_t *q = x->q + 32 * at;
+		const struct cpu_block *block = x->block + at;
+		vi low = dot_start(type, block->sum8[0]), high = dot_start(type, block->sum8[1]);
 #pragma GCC unroll 4
-	for (int k = 0; k < 4; k++) {
-		low = dot_step(type, low, c.q[k], q + 4 * k);
-		high = dot_step(type, high, c.q[k + 4], q + 4 * k + 16);
+		for (int k = 0; k < 4; k++) {
+			low = dot_step(type, low, c.q[k], q + 4 * k);
+			high = dot_step(type, high, c.q[k + 4], q + 4 * k + 16);
+		}
+		acc = add_block(type, acc, low, high, c.scale, scale_high, min, block);
 	}
-	vf scale = vec_set(x->scale[b]);
-	if (halves) {
-		acc = vec_fma(vec_float(low), c.scale * scale, acc);
-		return vec_fma(vec_float(high), c.scale_high * scale, acc);
-	}
-	acc = vec_fma(vec_float(low + high), c.scale * scale, acc);
-	if (has_min(type))
-		acc = vec_fma(c.min, vec_set(x->scale_sum[b]), acc);
 	return acc;
 }
 
@@ -264,14 +270,11 @@ static void matvec(uint32_t type, const void *group, const struct cpu_activation
 struct chunk {
 	vu q[CPU_CHUNK_BLOCKS][8];
 	vf scale[CPU_CHUNK_BLOCKS], scale_high[CPU_CHUNK_BLOCKS], min[CPU_CHUNK_BLOCKS];
-	vec_mask nonzero[CPU_CHUNK_BLOCKS];
-	/* scale * (1 + f/16), less 64 * f in its bits, for an activation's code to be added. */
-	vf table[CPU_CHUNK_BLOCKS][16];
 };
 _Static_assert(sizeof(struct chunk) <= CPU_SCRATCH_BYTES, "scratch");
 
-VEC void chunk_fill(uint32_t type, const uint8_t *group, uint32_t blocks, uint32_t first, uint32_t count, bool table,
-	struct chunk *to)
+VEC void chunk_fill(
+	uint32_t type, const uint8_t *group, uint32_t blocks, uint32_t first, uint32_t count, struct chunk *to)
 {
 	for (uint32_t i = 0; i < count; i++) {
 		struct columns c;
@@ -283,22 +286,7 @@ VEC void chunk_fill(uint32_t type, const uint8_t *group, uint32_t blocks, uint32
 			to->scale_high[i] = c.scale_high;
 		if (has_min(type))
 			to->min[i] = c.min;
-		if (!table)
-			continue;
-		to->nonzero[i] = vec_nonzero(c.scale);
-		for (int f = 0; f < 16; f++)
-			to->table[i][f] = (vf)((vi)(c.scale * vec_set(1 + (float)f / 16)) - vec_seti(64 * f));
 	}
-}
-
-/* Weight scale by the activation's scale of block i, token t. */
-VEC vf scale_of(bool table, const struct chunk *w, uint32_t i, vf scale, float x_scale, int32_t code)
-{
-	if (!table)
-		return scale * vec_set(x_scale);
-	vf entry;
-	memcpy(&entry, (const char *)w->table[i] + (code & 1023), 64);
-	return vec_add_bits(w->nonzero[i], entry, code);
 }
 
 /* A chunk by a tile: where the tile's activations begin, its sums so far, and its results. */
@@ -327,100 +315,102 @@ VEC void tile_finish(uint32_t tokens, const struct tile_work *k, const vf *acc)
 	}
 }
 
+/* 16 columns of a block by the tile's tokens. */
+VEC void tile_half(
+	uint32_t tokens, uint32_t kind, const vu *w, uint32_t half, const int8_t *q, const struct cpu_block *x, vi *dot)
+{
+#pragma GCC unroll 12
+	for (uint32_t t = 0; t < tokens; t++)
+		dot[t] = dot_start(kind, x[t].sum8[half]);
+#pragma GCC unroll 4
+	for (uint32_t k = 4 * half; k < 4 * half + 4; k++) {
+		vu column = w[k];
+#pragma GCC unroll 12
+		for (uint32_t t = 0; t < tokens; t++)
+			dot[t] = dot_step(kind, dot[t], column, q + 32 * t + 4 * k);
+	}
+}
+
+/* Block i of the chunk by the tile's tokens. */
+VEC void tile_block(uint32_t tokens, uint32_t kind, const struct chunk *w, uint32_t i, const int8_t *q,
+	const struct cpu_block *x, vf *acc)
+{
+	vi dot[VEC_TILE_TOKENS];
+	vf sum[VEC_TILE_TOKENS];
+	tile_half(tokens, kind, w->q[i], 0, q, x, dot);
+#pragma GCC unroll 12
+	for (uint32_t t = 0; t < tokens; t++) {
+		sum[t] = vec_float(dot[t]) * vec_set(x[t].scale[0]);
+		if (kind == QUANT_Q6_K)
+			acc[t] = vec_fma(sum[t], w->scale[i], acc[t]);
+	}
+	tile_half(tokens, kind, w->q[i], 1, q, x, dot);
+#pragma GCC unroll 12
+	for (uint32_t t = 0; t < tokens; t++) {
+		vf high = vec_float(dot[t]), scale = vec_set(x[t].scale[1]);
+		sum[t] = kind == QUANT_Q6_K ? high * scale : vec_fma(high, scale, sum[t]);
+		acc[t] = vec_fma(sum[t], kind == QUANT_Q6_K ? w->scale_high[i] : w->scale[i], acc[t]);
+		if (has_min(kind))
+			acc[t] = vec_fma(w->min[i], vec_set(x[t].scale_sum), acc[t]);
+	}
+}
+
 /* kind is any type that has the same form. */
-VEC void tile_chunk(uint32_t tokens, uint32_t kind, bool table, const struct tile_work *work)
+VEC void tile_chunk(uint32_t tokens, uint32_t kind, const struct tile_work *work)
 {
 	vf acc[VEC_TILE_TOKENS];
 	const struct chunk *w = work->w;
-	const struct cpu_activations *x = work->x;
-	const int8_t *q = x->q + 32 * work->at;
-	const int32_t *low = (kind == QUANT_Q6_K ? x->sum8_low : x->sum8) + work->at, *high = x->sum8_high + work->at;
-	const int32_t *code = x->code + work->at;
-	const float *scale = x->scale + work->at, *scale_sum = x->scale_sum + work->at;
+	const int8_t *q = work->x->q + 32 * work->at;
+	const struct cpu_block *x = work->x->block + work->at;
+	size_t plane = work->x->plane;
 	uint32_t count = work->count;
 #pragma GCC unroll 12
 	for (uint32_t t = 0; t < tokens; t++)
 		acc[t] = work->first ? vec_set(0) : vec_load(work->sums + 16 * t);
 	for (uint32_t i = 0; i < count; i++) {
-		vi dot[VEC_TILE_TOKENS];
-#pragma GCC unroll 12
-		for (uint32_t t = 0; t < tokens; t++)
-			dot[t] = dot_start(kind, low[t]);
-#pragma GCC unroll 8
-		for (uint32_t k = 0; k < 8; k++) {
-			if (kind == QUANT_Q6_K && k == 4) {
-#pragma GCC unroll 12
-				for (uint32_t t = 0; t < tokens; t++) {
-					acc[t] = vec_fma(vec_float(dot[t]), w->scale[i] * vec_set(scale[t]), acc[t]);
-					dot[t] = dot_start(kind, high[t]);
-				}
-			}
-			vu column = w->q[i][k];
-#pragma GCC unroll 12
-			for (uint32_t t = 0; t < tokens; t++)
-				dot[t] = dot_step(kind, dot[t], column, q + 32 * t + 4 * k);
-		}
-		vf last = kind == QUANT_Q6_K ? w->scale_high[i] : w->scale[i];
-#pragma GCC unroll 12
-		for (uint32_t t = 0; t < tokens; t++) {
-			acc[t] = vec_fma(vec_float(dot[t]), scale_of(table, w, i, last, scale[t], code[t]), acc[t]);
-			if (has_min(kind))
-				acc[t] = vec_fma(w->min[i], vec_set(scale_sum[t]), acc[t]);
-		}
-		// The next tile's block, if that tile is as large: 3 % here. Beyond the end it does no harm.
+		for (size_t at = 0, end = x->fine * plane; at <= end; at += plane)
+			tile_block(tokens, kind, w, i, q + 32 * at, x + at, acc);
+			// The next tile's block, if that tile is as large: 3 % here. Beyond the end it does no harm.
 #pragma GCC unroll 6
 		for (uint32_t j = 0; j < tokens / 2; j++)
 			__builtin_prefetch(q + (size_t)32 * tokens * CPU_CHUNK_BLOCKS + 64 * j);
 		q += 32 * tokens;
-		low += tokens;
-		high += tokens;
-		code += tokens;
-		scale += tokens;
-		scale_sum += tokens;
+		x += tokens;
 	}
 	tile_finish(tokens, work, acc);
 }
 
 typedef void tile_function(const struct tile_work *work);
 
-#define TILE(tokens, kind, table)                                                                                      \
-	static void tile_##kind##_##table##_##tokens(const struct tile_work *work)                                     \
+#define TILE(tokens, kind)                                                                                             \
+	static void tile_##kind##_##tokens(const struct tile_work *work)                                               \
 	{                                                                                                              \
-		tile_chunk(tokens, kind, table, work);                                                                 \
+		tile_chunk(tokens, kind, work);                                                                        \
 	}
-#define TILES_1_2(f, kind, table) f(1, kind, table) f(2, kind, table)
-#define TILES_1_4(f, kind, table) TILES_1_2(f, kind, table) f(3, kind, table) f(4, kind, table)
-#define TILES_5_8(f, kind, table) f(5, kind, table) f(6, kind, table) f(7, kind, table) f(8, kind, table)
-#define TILES_9_12(f, kind, table) f(9, kind, table) f(10, kind, table) f(11, kind, table) f(12, kind, table)
-#define TILES_1_12(f, kind, table) TILES_1_4(f, kind, table) TILES_5_8(f, kind, table) TILES_9_12(f, kind, table)
-#define TILE_ENTRY(tokens, kind, table) [tokens] = tile_##kind##_##table##_##tokens,
-#define TILES(each, kind, table)                                                                                       \
-	each(TILE, kind, table) static tile_function *const tiles_##kind##_##table[] = {each(TILE_ENTRY, kind, table)};
+#define TILES_1_2(f, kind) f(1, kind) f(2, kind)
+#define TILES_1_4(f, kind) TILES_1_2(f, kind) f(3, kind) f(4, kind)
+#define TILES_1_8(f, kind) TILES_1_4(f, kind) f(5, kind) f(6, kind) f(7, kind) f(8, kind)
+#define TILES_1_9(f, kind) TILES_1_8(f, kind) f(9, kind)
+#define TILES_1_10(f, kind) TILES_1_9(f, kind) f(10, kind)
+#define TILE_ENTRY(tokens, kind) [tokens] = tile_##kind##_##tokens,
+#define TILES(each, kind) each(TILE, kind) static tile_function *const tiles_##kind[] = {each(TILE_ENTRY, kind)};
 
-#if VEC_TILE_TOKENS == 12
-#define EACH_TILE TILES_1_12
+#if VEC_TILE_TOKENS == 10
+#define EACH_TILE TILES_1_10
+#elif VEC_TILE_TOKENS == 9
+#define EACH_TILE TILES_1_9
+#elif VEC_TILE_TOKENS == 8
+#define EACH_TILE TILES_1_8
 #elif VEC_TILE_TOKENS == 4
 #define EACH_TILE TILES_1_4
 #else
 #define EACH_TILE TILES_1_2
 #endif
-TILES(EACH_TILE, QUANT_Q4_0, 0)
-TILES(EACH_TILE, QUANT_Q4_1, 0)
-TILES(EACH_TILE, QUANT_Q5_0, 0)
-TILES(EACH_TILE, QUANT_Q6_K, 0)
-TILES(EACH_TILE, QUANT_Q8_0, 0)
-
-/* The table pays from this many tokens on; tiles are of even sizes, so they hold nine at least then. */
-#define TABLE_TOKENS 48
-#if VEC_TABLE
-TILES(TILES_9_12, QUANT_Q4_0, 1)
-TILES(TILES_9_12, QUANT_Q4_1, 1)
-TILES(TILES_9_12, QUANT_Q5_0, 1)
-TILES(TILES_9_12, QUANT_Q8_0, 1)
-#define CHOOSE(kind) (table ? tiles_##kind##_1 : tiles_##kind##_0)
-#else
-#define CHOOSE(kind) tiles_##kind##_0
-#endif
+TILES(EACH_TILE, QUANT_Q4_0)
+TILES(EACH_TILE, QUANT_Q4_1)
+TILES(EACH_TILE, QUANT_Q5_0)
+TILES(EACH_TILE, QUANT_Q6_K)
+TILES(EACH_TILE, QUANT_Q8_0)
 
 struct matmul_work {
 	const uint8_t *group;
@@ -449,7 +439,7 @@ VEC void all_tiles(
 	}
 }
 
-VEC void matmul_quant(uint32_t type, tile_function *const *tile, bool table, const struct matmul_work *m)
+VEC void matmul_quant(uint32_t type, tile_function *const *tile, const struct matmul_work *m)
 {
 	struct chunk *w = m->scratch;
 	uint32_t blocks = m->x->cols / 32;
@@ -459,7 +449,7 @@ VEC void matmul_quant(uint32_t type, tile_function *const *tile, bool table, con
 		k.first = first == 0;
 		k.last = first + k.count == blocks;
 		for (uint32_t g = 0; g < m->groups; g++) {
-			chunk_fill(type, m->group + g * m->group_bytes, blocks, first, k.count, table, w);
+			chunk_fill(type, m->group + g * m->group_bytes, blocks, first, k.count, w);
 			all_tiles(m, g, &k, first, tile);
 		}
 	}
@@ -488,11 +478,11 @@ static void float_tile_any(
 	uint32_t tokens, const vf *w, uint32_t count, const float *x, size_t x_stride, const struct tile_work *k)
 {
 	switch (tokens) {
-#define FLOAT_TILE(n, kind, table)                                                                                     \
+#define FLOAT_TILE(n, kind)                                                                                            \
 	case n:                                                                                                        \
 		float_tile(n, w, count, x, x_stride, k);                                                               \
 		break;
-		EACH_TILE(FLOAT_TILE, , )
+		EACH_TILE(FLOAT_TILE, )
 	}
 }
 
@@ -524,20 +514,19 @@ static void matmul(uint32_t type, const void *group, size_t group_bytes, uint32_
 	const struct cpu_activations *x, uint32_t rows, float *y, size_t y_stride, void *scratch, float *sums)
 {
 	struct matmul_work m = {group, group_bytes, groups, x, rows, y, y_stride, scratch, sums};
-	bool table = VEC_TABLE && x->tokens >= TABLE_TOKENS;
 	switch (type) {
 #define TYPE(t, tiles_of)                                                                                              \
 	case t:                                                                                                        \
-		matmul_quant(t, tiles_of, table, &m);                                                                  \
+		matmul_quant(t, tiles_of, &m);                                                                         \
 		break;
-		TYPE(QUANT_Q4_0, CHOOSE(QUANT_Q4_0))
-		TYPE(QUANT_Q5_0, CHOOSE(QUANT_Q5_0))
-		TYPE(QUANT_Q8_0, CHOOSE(QUANT_Q8_0))
-		TYPE(QUANT_Q4_1, CHOOSE(QUANT_Q4_1))
-		TYPE(QUANT_Q5_1, CHOOSE(QUANT_Q4_1))
-		TYPE(QUANT_Q4_K, CHOOSE(QUANT_Q4_1))
-		TYPE(QUANT_Q5_K, CHOOSE(QUANT_Q4_1))
-		TYPE(QUANT_Q6_K, tiles_QUANT_Q6_K_0)
+		TYPE(QUANT_Q4_0, tiles_QUANT_Q4_0)
+		TYPE(QUANT_Q5_0, tiles_QUANT_Q5_0)
+		TYPE(QUANT_Q8_0, tiles_QUANT_Q8_0)
+		TYPE(QUANT_Q4_1, tiles_QUANT_Q4_1)
+		TYPE(QUANT_Q5_1, tiles_QUANT_Q4_1)
+		TYPE(QUANT_Q4_K, tiles_QUANT_Q4_1)
+		TYPE(QUANT_Q5_K, tiles_QUANT_Q4_1)
+		TYPE(QUANT_Q6_K, tiles_QUANT_Q6_K)
 #undef TYPE
 #define TYPE(t)                                                                                                        \
 	case t:                                                                                                        \
@@ -561,18 +550,12 @@ VEC float max_lane(vf x)
 	return x[0];
 }
 
-/* max / 127 rounded up to five significant bits, as a code: 2^-60 .. 2^60, so that products stay normal numbers. */
-VEC int32_t scale_code(float max, float *ret_scale)
+/* max / 127, within 2^-60 .. 2^60 so that products stay normal numbers. */
+VEC float scale_of(float max)
 {
 	float scale = max * (1.0f / 127);
 	scale = scale > 0x1p-60f ? scale : 0x1p-60f; // zero and NaN too
-	scale = scale < 0x1p60f ? scale : 0x1p60f;
-	uint32_t bits;
-	memcpy(&bits, &scale, 4);
-	bits = (bits + 0x7ffff) & ~0x7ffffu;
-	memcpy(ret_scale, &bits, 4);
-	int32_t power = (int32_t)(bits >> 23) - 127, f = bits >> 19 & 15;
-	return (int32_t)((uint32_t)power << 23) + 64 * f;
+	return scale < 0x1p60f ? scale : 0x1p60f;
 }
 
 /* Sums of two vectors' lanes. */
@@ -588,36 +571,86 @@ VEC void sum_pair(vi a, vi b, int32_t *ret_a, int32_t *ret_b)
 	*ret_b = s[8];
 }
 
-VEC void quantize_block(const float *x, const struct cpu_activations *to, size_t at)
+/* x (16) to q and its scale; what is left of x stays in *x. Returns q. */
+VEC vi quantize_half(vf *x, float scale, int8_t *q)
 {
-	vf low = vec_load(x), high = vec_load(x + 16);
-	vf max = vec_max(vec_max(low, -low), vec_max(high, -high));
-	float scale;
-	to->code[at] = scale_code(max_lane(max), &scale);
-	vf inverse = vec_set(1 / scale);
-	vi q_low = vec_int(low * inverse), q_high = vec_int(high * inverse);
-	int8_t *q = to->q + 32 * at;
-	vec_store_i8(q, q_low);
-	vec_store_i8(q + 16, q_high);
-	int32_t sum_low, sum_high;
-	sum_pair(q_low, q_high, &sum_low, &sum_high);
-	to->sum8_low[at] = (int32_t)(-8 * (uint32_t)sum_low);
-	to->sum8_high[at] = (int32_t)(-8 * (uint32_t)sum_high);
-	to->sum8[at] = (int32_t)(-8 * ((uint32_t)sum_low + (uint32_t)sum_high));
-	to->scale[at] = scale;
-	to->scale_sum[at] = scale * (float)(int32_t)((uint32_t)sum_low + (uint32_t)sum_high);
+	vi v = vec_int(*x * vec_set(1 / scale));
+	vec_store_i8(q, v);
+	*x = vec_fma(vec_float(v), vec_set(-scale), *x);
+	return v;
+}
+
+VEC void quantize_block(vf *x, const float *scale, int8_t *q, struct cpu_block *to)
+{
+	int32_t sum[2];
+	vi low = quantize_half(&x[0], scale[0], q), high = quantize_half(&x[1], scale[1], q + 16);
+	sum_pair(low, high, &sum[0], &sum[1]);
+	to->scale[0] = scale[0];
+	to->scale[1] = scale[1];
+	to->sum8[0] = (int32_t)(-8 * (uint32_t)sum[0]);
+	to->sum8[1] = (int32_t)(-8 * (uint32_t)sum[1]);
+	to->scale_sum = scale[0] * (float)sum[0] + scale[1] * (float)sum[1];
+}
+
+/* Both planes of a block; the second only where `limit` is exceeded. Returns whether it is. */
+VEC bool quantize_planes(const float *x, float limit, const struct cpu_activations *to, size_t at)
+{
+	vf v[2] = {vec_load(x), vec_load(x + 16)};
+	float max[2], scale[2];
+	for (int h = 0; h < 2; h++) {
+		max[h] = max_lane(vec_max(v[h], -v[h]));
+		scale[h] = scale_of(max[h]);
+	}
+	quantize_block(v, scale, to->q + 32 * at, &to->block[at]);
+	if (!(max[0] > limit) && !(max[1] > limit))
+		return false;
+	scale[0] *= 1.0f / 254;
+	scale[1] *= 1.0f / 254;
+	quantize_block(v, scale, to->q + 32 * (at + to->plane), &to->block[at + to->plane]);
+	return true;
+}
+
+/* A block by all tokens of a tile. The tokens that need no second plane get zeros in it, which changes no bit. */
+VEC void quantize_tokens(
+	const float *x, const float *limit, uint32_t tokens, const struct cpu_activations *to, size_t at)
+{
+	bool fine[CPU_TILE_TOKENS], any = false;
+	for (uint32_t t = 0; t < tokens; t++)
+		any |= fine[t] = quantize_planes(x + (size_t)t * to->cols, limit[t], to, at + t);
+	for (uint32_t t = 0; t < tokens; t++) {
+		to->block[at + t].fine = any;
+		if (!any || fine[t])
+			continue;
+		to->block[at + t + to->plane] = (struct cpu_block){0};
+		memset(to->q + 32 * (at + t + to->plane), 0, 32);
+	}
+}
+
+VEC float square_mean(const float *x, uint32_t cols)
+{
+	vf sum = vec_set(0);
+	for (uint32_t c = 0; c < cols; c += 16) {
+		vf v = vec_load(x + c);
+		sum = vec_fma(v, v, sum);
+	}
+	float l[16], total = 0;
+	vec_store(l, sum);
+	for (int i = 0; i < 16; i++)
+		total += l[i];
+	return total / (float)cols;
 }
 
 static void quantize(const struct cpu_activations *to, uint32_t tile)
 {
 	uint32_t blocks = to->cols / 32, t0 = to->tile[tile], tokens = to->tile[tile + 1] - t0;
-	for (uint32_t t = 0; t < tokens; t++) {
-		const float *x = to->x + (size_t)(t0 + t) * to->cols;
-		for (uint32_t first = 0; first < blocks; first += CPU_CHUNK_BLOCKS) {
-			uint32_t count = blocks - first < CPU_CHUNK_BLOCKS ? blocks - first : CPU_CHUNK_BLOCKS;
-			size_t at = cpu_activations_at(to, first, count, t0) + t;
-			for (uint32_t b = 0; b < count; b++, x += 32, at += tokens)
-				quantize_block(x, to, at);
-		}
+	const float *x = to->x + (size_t)t0 * to->cols;
+	float limit[CPU_TILE_TOKENS];
+	for (uint32_t t = 0; t < tokens; t++)
+		limit[t] = CPU_FINE_SIGMAS * sqrtf(square_mean(x + (size_t)t * to->cols, to->cols));
+	for (uint32_t first = 0; first < blocks; first += CPU_CHUNK_BLOCKS) {
+		uint32_t count = blocks - first < CPU_CHUNK_BLOCKS ? blocks - first : CPU_CHUNK_BLOCKS;
+		size_t at = cpu_activations_at(to, first, count, t0);
+		for (uint32_t b = 0; b < count; b++, x += 32, at += tokens)
+			quantize_tokens(x, limit, tokens, to, at);
 	}
 }

@@ -9,7 +9,6 @@
 
 #define VEC_NAME avx2
 #define VEC_TILE_TOKENS 4 // tokens whose sums fit the registers
-#define VEC_TABLE 0 // whether the multiplier is the scarce unit: matmul.inc.h
 #define VEC_QUERIES 4
 #define VEC_TEXT "avx2"
 
@@ -146,16 +145,6 @@ VEC vi vec_dot_wide(vi acc, vu w, int32_t x)
 		_mm256_add_epi32(a.si[h],
 			_mm256_add_epi32(_mm256_madd_epi16(_mm256_and_si256(b.si[h], _mm256_set1_epi16(255)), even),
 				_mm256_madd_epi16(_mm256_srli_epi16(b.si[h], 8), odd))));
-}
-
-VEC vec_mask vec_nonzero(vf a)
-{
-	return a != (vf){0};
-}
-
-VEC vf vec_add_bits(vec_mask keep, vf a, int32_t bits)
-{
-	return (vf)(((vi)a + vec_seti(bits)) & keep);
 }
 
 VEC vf vec_select(vec_mask keep, vf a, vf b)

@@ -8,8 +8,7 @@
 #include <string.h>
 
 #define VEC_NAME avx512
-#define VEC_TILE_TOKENS 12 // tokens whose sums fit the registers
-#define VEC_TABLE 1 // whether the multiplier is the scarce unit: matmul.inc.h
+#define VEC_TILE_TOKENS 10 // tokens whose sums fit the registers
 #define VEC_QUERIES 8
 #define VEC_TEXT "avx512-vnni"
 
@@ -106,16 +105,6 @@ VEC vi vec_dot(vi acc, vu w, int32_t x)
 }
 
 #define vec_dot_wide vec_dot
-
-VEC vec_mask vec_nonzero(vf a)
-{
-	return _mm512_cmp_ps_mask((__m512)a, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-}
-
-VEC vf vec_add_bits(vec_mask keep, vf a, int32_t bits)
-{
-	return (vf)_mm512_maskz_add_epi32(keep, (__m512i)a, _mm512_set1_epi32(bits));
-}
 
 VEC vf vec_select(vec_mask keep, vf a, vf b)
 {

@@ -12,7 +12,6 @@
 
 #define VEC_NAME generic
 #define VEC_TILE_TOKENS 2 // tokens whose sums fit the registers
-#define VEC_TABLE 0 // whether the multiplier is the scarce unit: matmul.inc.h
 #define VEC_QUERIES 2
 #define VEC_TEXT "generic"
 
@@ -139,17 +138,6 @@ VEC vi vec_dot_wide(vi acc, vu w, int32_t x)
 }
 
 #define vec_dot vec_dot_wide
-
-VEC vec_mask vec_nonzero(vf a)
-{
-	return a != (vf){0};
-}
-
-/* Adds to the bits of the lanes in keep, and makes the others zero. */
-VEC vf vec_add_bits(vec_mask keep, vf a, int32_t bits)
-{
-	return (vf)(((vi)a + vec_seti(bits)) & keep);
-}
 
 VEC vf vec_select(vec_mask keep, vf a, vf b)
 {
