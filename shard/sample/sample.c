@@ -338,6 +338,8 @@ static const float *adjust(struct sample_scratch *s, const struct sample_params 
 
 // Beyond this many natural logarithms from the best one, a candidate is not told from nothing.
 #define DEPTH 40.0f
+// Below it the best one is drawn anyway; a smaller one has no reciprocal, and 0 times infinity no place in the histogram.
+#define COLDEST 1e-6f
 
 static uint32_t bucket_of(float distance)
 {
@@ -346,9 +348,10 @@ static uint32_t bucket_of(float distance)
 
 /* The candidates that top-k or top-p may keep, with few more: all in the buckets (by distance from the maximum) up to the
  * one in which the limit is met. Exact cutting is done on the sorted few. */
-static uint32_t gather(struct sample_scratch *s, const struct sample_params *p, const float *x, float max, double total)
+static uint32_t gather(
+	struct sample_scratch *s, const struct sample_params *p, const float *x, float max, float inverse, double total)
 {
-	float inverse = 1 / p->temperature, depth = DEPTH;
+	float depth = DEPTH;
 	if (p->min_p > 0) // rounding may not lose one that is right at the limit
 		depth = -logf(p->min_p) * 1.0001f + 1e-4f < DEPTH ? -logf(p->min_p) * 1.0001f + 1e-4f : DEPTH;
 	memset(s->mass, 0, sizeof s->mass);
@@ -397,11 +400,12 @@ static uint32_t draw(struct sample_scratch *s, const struct sample_params *p, co
 	float max = s->loops->max(x, s->vocab);
 	if (!isfinite(max))
 		return 0; // nothing to choose between
-	double inverse = 1 / (double)p->temperature;
-	double sum = exp_sum(s, x, max, 1 / p->temperature, s->weights);
+	float temperature = p->temperature > COLDEST ? p->temperature : COLDEST;
+	double inverse = 1 / (double)temperature;
+	double sum = exp_sum(s, x, max, 1 / temperature, s->weights);
 	if (!p->top_k && p->top_p == 1 && p->min_p == 0)
 		return draw_from_all(s, u * sum);
-	uint32_t count = gather(s, p, x, max, sum);
+	uint32_t count = gather(s, p, x, max, 1 / temperature, sum);
 	struct candidate *c = s->candidates;
 	qsort(c, count, sizeof *c, compare);
 	if (p->top_k && count > p->top_k)

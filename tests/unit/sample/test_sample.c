@@ -238,6 +238,35 @@ static void bias_bans_and_penalties(void **state)
 	sample_scratch_destroy(s);
 }
 
+// Temperatures down to the smallest number that a client can write give the best token, whatever else is asked for.
+static void tiny_temperatures_are_greedy(void **state)
+{
+	static const float temperatures[] = {1e-4f, 1e-6f, 1e-20f, 1e-38f, 1e-40f, 1e-45f};
+	static const struct sample_params cuts[] = {
+		{.top_p = 1, .repetition_penalty = 1},
+		{.top_p = 1, .repetition_penalty = 1, .top_k = 5},
+		{.top_p = 0.5f, .repetition_penalty = 1},
+		{.top_p = 1, .repetition_penalty = 1, .min_p = 0.1f},
+		{.top_p = 1e-40f, .repetition_penalty = 1, .min_p = 1, .top_k = 1},
+	};
+	struct sample_scratch *s;
+	float logits[50];
+	for (int i = 0; i < 50; i++)
+		logits[i] = (float)((i * 7) % 50) / 10 - 3;
+	logits[31] = 4;
+	assert_int_equal(sample_scratch_create(50, &s), 0);
+	for (size_t t = 0; t < sizeof temperatures / sizeof temperatures[0]; t++) {
+		for (size_t c = 0; c < sizeof cuts / sizeof cuts[0]; c++) {
+			struct sample_params p = cuts[c];
+			p.temperature = temperatures[t];
+			assert_int_equal(sample_params_check(&p, 50, NULL), 0);
+			for (uint32_t i = 0; i < 20; i++)
+				assert_int_equal(draw(s, &p, logits, i), 31);
+		}
+	}
+	sample_scratch_destroy(s);
+}
+
 static void bad_fields_are_named(void **state)
 {
 	struct base_error e;
@@ -272,6 +301,7 @@ int main(void)
 		cmocka_unit_test(distributions),
 		cmocka_unit_test(the_number_depends_on_seed_and_index_alone),
 		cmocka_unit_test(bias_bans_and_penalties),
+		cmocka_unit_test(tiny_temperatures_are_greedy),
 		cmocka_unit_test(bad_fields_are_named),
 	};
 	return cmocka_run_group_tests_name("sample", tests, NULL, NULL);
