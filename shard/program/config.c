@@ -9,7 +9,8 @@
 #include "shard/program/internal.h"
 #include "shard/quant/quant.h"
 
-// Bounds of what is computed with: products of any two stay far from 64 bits.
+// Bounds of what is computed with: products of any two stay far from 64 bits. A matrix has at least two rows: one of a
+// single row would be taken for a vector, which is kept in another way.
 #define MAX_WIDTH (1u << 20)
 #define MAX_HEADS 4096u
 #define MAX_HEAD_DIM 4096u
@@ -67,8 +68,8 @@ static int read_shape(struct program_builder *b)
 	const struct format_gguf_tensor *embedding = format_gguf_find_tensor(b->source, "token_embd.weight");
 	int status;
 	if ((status = read_u32(b, "block_count", 1, PROGRAM_MAX_LAYERS, &c->layers)) ||
-		(status = read_u32(b, "embedding_length", 1, MAX_WIDTH, &c->width)) ||
-		(status = read_u32(b, "feed_forward_length", 1, MAX_WIDTH, &c->ffn_width)) ||
+		(status = read_u32(b, "embedding_length", 2, MAX_WIDTH, &c->width)) ||
+		(status = read_u32(b, "feed_forward_length", 2, MAX_WIDTH, &c->ffn_width)) ||
 		(status = read_u32(b, "attention.head_count", 1, MAX_HEADS, &c->heads)) ||
 		(status = read_u32(b, "context_length", 1, MAX_CONTEXT, &c->context_tokens)))
 		return status;
@@ -96,8 +97,8 @@ static int read_shape(struct program_builder *b)
 		return base_error_set(b->error, -EINVAL,
 			"%s: tensor token_embd.weight, which every model needs, is missing",
 			format_gguf_path(b->source));
-	if (embedding->dims[1] > MAX_VOCAB)
-		return base_error_set(b->error, -EINVAL, "%s: a vocabulary of %llu tokens; at most %u are allowed",
+	if (embedding->dims[1] < 2 || embedding->dims[1] > MAX_VOCAB)
+		return base_error_set(b->error, -EINVAL, "%s: a vocabulary of %llu tokens; 2 to %u are allowed",
 			format_gguf_path(b->source), (unsigned long long)embedding->dims[1], MAX_VOCAB);
 	c->vocab = (uint32_t)embedding->dims[1];
 	c->tied_head = !format_gguf_find_tensor(b->source, "output.weight");

@@ -192,6 +192,32 @@ static void keys_out_of_range(void **state)
 	}
 }
 
+// A matrix of one row looks like a vector to everybody who reads the program, and would be laid out as one.
+static void matrices_of_one_row_are_refused(void **state)
+{
+	struct tiny_model m = {.ffn_width = 1};
+	struct tiny_gguf t;
+	struct program *p = NULL;
+	struct base_error e = {0};
+	tiny_model_build(&m, &t);
+	assert_int_equal(build(&t, &p, &e), -EINVAL);
+	assert_non_null(strstr(e.message, "llama.feed_forward_length is 1; 2 to"));
+	tiny_gguf_release(&t);
+	static const float zeros[32];
+	tiny_gguf_init(&t);
+	tiny_gguf_key_string(&t, "general.architecture", "llama");
+	tiny_gguf_key_u32(&t, "llama.block_count", 1);
+	tiny_gguf_key_u32(&t, "llama.embedding_length", 32);
+	tiny_gguf_key_u32(&t, "llama.feed_forward_length", 32);
+	tiny_gguf_key_u32(&t, "llama.attention.head_count", 2);
+	tiny_gguf_key_u32(&t, "llama.context_length", 32);
+	tiny_gguf_tensor(&t, "token_embd.weight", 2, (uint64_t[]){32, 1}, 0, zeros, sizeof zeros);
+	tiny_gguf_finish(&t);
+	assert_int_equal(build(&t, &p, &e), -EINVAL);
+	assert_non_null(strstr(e.message, "a vocabulary of 1 tokens"));
+	tiny_gguf_release(&t);
+}
+
 static void minimal(struct tiny_gguf *t, const char *architecture, const char *scaling, uint32_t type)
 {
 	static const float zeros[64 * 64];
@@ -245,6 +271,7 @@ int main(void)
 		cmocka_unit_test(families),
 		cmocka_unit_test(refusals_name_what_is_wrong),
 		cmocka_unit_test(keys_out_of_range),
+		cmocka_unit_test(matrices_of_one_row_are_refused),
 		cmocka_unit_test(unsupported_things_are_refused_by_name),
 	};
 	return cmocka_run_group_tests_name("program", tests, NULL, NULL);
