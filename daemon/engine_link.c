@@ -220,6 +220,7 @@ void engine_link_start(struct engine *e)
 		return;
 	}
 	e->heard_ns = base_clock_now_ns();
+	e->io_failures = 0;
 	for (uint32_t i = 0; i < e->config.stages; i++) {
 		e->ready[i] = false;
 		e->stage_done[i] = e->stage_total[i] = 0;

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "daemon/engine_internal.h"
 
+#define MAX_IO_FAILURES 3u // passes in a row of which every entry could not be read
 #define SEED_STEP 0x9e3779b97f4a7c15ull // between the outputs of one request
 
 /* ---- out ---- */
@@ -112,6 +113,15 @@ static void account(struct engine *e, const struct scheduler_pass *p, uint64_t r
 	engine_stats_pass(e, positions, generated, prompt, bound, total);
 }
 
+/* A matrix may have more rows than the tokenizer has tokens. Another rank would draw the same again: only this one pays. */
+static void no_such_token(struct engine *e, struct scheduler_sequence *q, uint32_t token)
+{
+	char reason[160];
+	snprintf(reason, sizeof reason, "the model chose token %u, and its tokenizer has %u", token, e->vocab);
+	mark_over(e, q->job->user, -EPROTO, reason);
+	scheduler_finish(e->scheduler, q);
+}
+
 static bool take_output(struct engine *e, const struct scheduler_pass *p, const struct rank_output *o)
 {
 	if (o->entry >= p->pass.entries_count || e->fresh_count == e->config.logits_rows)
@@ -119,11 +129,15 @@ static bool take_output(struct engine *e, const struct scheduler_pass *p, const 
 	const struct scheduler_pass_entry *n = &p->entries[o->entry];
 	struct scheduler_sequence *q = n->sequence;
 	if (n->want == RANK_WANT_NOTHING || o->token_index >= (n->want == RANK_WANT_SCORES ? n->tokens : 1) ||
-		o->result.token >= e->vocab || o->result.top_count > SAMPLE_MAX_LOGPROBS)
+		o->result.top_count > SAMPLE_MAX_LOGPROBS)
 		return false;
 	if (!q || q->state == SCHEDULER_DONE)
 		return true;
 	struct engine_stream *s = q->job->user;
+	if (o->result.token >= e->vocab) {
+		no_such_token(e, q, o->result.token);
+		return true;
+	}
 	struct engine_fresh *f = &e->fresh[e->fresh_count++];
 	*f = (struct engine_fresh){.stream = s, .sequence = q, .result = &o->result};
 	if (n->want == RANK_WANT_SCORES) {
@@ -172,6 +186,22 @@ static void pass_refused(struct engine *e, const struct scheduler_pass *p)
 	}
 }
 
+/* An I/O engine that is gone, or a drive, fails every pass from now on. A new rank opens both anew; if that does not help,
+ * the restarts run out, and the model says that it is not ready. True: the rank was given up. */
+static bool check_reads(struct engine *e, const struct scheduler_pass *p)
+{
+	bool all = !e->in.result.status;
+	for (uint32_t i = 0; i < p->pass.entries_count && all; i++)
+		all = e->in.result.entry_status[i] == -EIO;
+	e->io_failures = all ? e->io_failures + 1 : 0;
+	if (!all)
+		e->restarts_in_a_row = 0;
+	if (e->io_failures < MAX_IO_FAILURES)
+		return false;
+	engine_link_lost(e, "it cannot read cold weights any more");
+	return true;
+}
+
 void engine_pass_result(struct engine *e)
 {
 	struct scheduler_pass *p = scheduler_oldest_pass(e->scheduler);
@@ -182,7 +212,6 @@ void engine_pass_result(struct engine *e)
 	}
 	account(e, p, base_clock_now_ns() - p->sent_ns);
 	scheduler_complete(e->scheduler, p);
-	e->restarts_in_a_row = 0;
 	e->fresh_count = 0;
 	e->data_loss[0] = '\0';
 	bool good = true;
@@ -198,10 +227,10 @@ void engine_pass_result(struct engine *e)
 		for (uint32_t i = 0; i < e->in.result.outputs_count && good; i++)
 			good = take_output(e, p, &e->in.result.outputs[i]);
 	}
-	if (good)
-		engine_pass_pump(e);
-	else
+	if (!good)
 		engine_link_lost(e, "its result does not fit the pass");
+	else if (!check_reads(e, p))
+		engine_pass_pump(e);
 	engine_pass_flush(e);
 }
 

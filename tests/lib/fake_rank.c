@@ -25,7 +25,7 @@ struct life { // of one rank
 	uint32_t *memory; // (kv_blocks * KV_BLOCK_TOKENS)
 	uint32_t prompt[RANK_MAX_SEQUENCES];
 	bool open[RANK_MAX_SEQUENCES];
-	bool hung;
+	bool hung, io_dead;
 	struct rank_message command, reply;
 };
 
@@ -151,6 +151,11 @@ static bool pass(struct life *l)
 			draw(l, &p->entries[i], &outputs[count++]);
 		}
 	}
+	l->io_dead = l->io_dead || number == atomic_load(&f->io_dies_at);
+	for (uint32_t i = 0; i < p->entries_count && l->io_dead; i++)
+		status[i] = -EIO;
+	if (l->io_dead)
+		count = 0;
 	l->reply = (struct rank_message){.type = RANK_MESSAGE_RESULT,
 		.result = {.pass = p->pass + (number == atomic_load(&f->garbage_at) ? 7 : 0),
 			.entries_count = p->entries_count,

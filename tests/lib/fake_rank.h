@@ -25,6 +25,7 @@ struct fake_ranks {
 	bool fail_assign;
 	/* May be set while it runs; count passes of the last stage over all lives. */
 	_Atomic uint32_t die_at, hang_at, corrupt_at, garbage_at; // 0: never
+	_Atomic uint32_t io_dies_at; // from that pass to the end of that life nothing can be read
 	_Atomic bool die_always; // at the first pass of every life
 	/* What happened. */
 	_Atomic uint32_t passes, starts, opens, closes, largest_batch;

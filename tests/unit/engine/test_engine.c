@@ -470,6 +470,47 @@ static void test_data_loss_is_told(void **state)
 	bench_destroy(b);
 }
 
+/* An I/O engine that died fails what needs it; the next requests find a new rank. */
+static void test_reads_that_fail_for_good(void **state)
+{
+	struct bench *b = bench_create();
+	b->ranks.io_dies_at = 2;
+	start(b);
+	for (uint32_t i = 0; i < 3; i++) {
+		assert_int_equal(submit(b, make_request(b, i, 10, 30)), 0);
+		wait_reader(&b->reader[i], 0);
+		assert_int_equal(b->reader[i].error.code, -EBADMSG);
+	}
+	assert_int_equal(submit(b, make_request(b, 3, 10, 30)), 0);
+	wait_reader(&b->reader[3], 0);
+	check_hash_output(b, 3, 10, 30);
+	assert_int_equal(b->ranks.starts, 2);
+	bench_destroy(b);
+}
+
+/* The head has more rows than the tokenizer has tokens: whoever draws one of those ends, and nobody else is disturbed. */
+static void test_token_without_text(void **state)
+{
+	struct bench *b = bench_create();
+	uint32_t *script = calloc(5, sizeof *script);
+	for (uint32_t i = 0; i < 4; i++)
+		script[i] = 10;
+	script[4] = b->ranks.vocab + 5;
+	b->ranks.script = script;
+	b->ranks.script_count = 5;
+	start(b);
+	assert_int_equal(submit(b, make_request(b, 0, 10, 30)), 0);
+	assert_int_equal(submit(b, make_request(b, 1, 10, 3)), 0);
+	wait_reader(&b->reader[0], 0);
+	wait_reader(&b->reader[1], 0);
+	assert_int_equal(b->reader[0].error.code, -EPROTO);
+	assert_non_null(strstr(b->reader[0].error.message, "and its tokenizer has"));
+	assert_int_equal(b->reader[1].error.code, 0);
+	assert_int_equal(b->reader[1].tokens_count[0], 3);
+	assert_int_equal(b->ranks.starts, 1);
+	bench_destroy(b);
+}
+
 static void test_gives_up(void **state)
 {
 	struct bench *b = bench_create();
@@ -537,6 +578,8 @@ int main(void)
 		cmocka_unit_test(test_slow_reader),
 		cmocka_unit_test(test_data_loss_hits_one),
 		cmocka_unit_test(test_data_loss_is_told),
+		cmocka_unit_test(test_reads_that_fail_for_good),
+		cmocka_unit_test(test_token_without_text),
 		cmocka_unit_test(test_gives_up),
 		cmocka_unit_test(test_bad_answers_are_a_lost_rank),
 		cmocka_unit_test(test_overhead),
