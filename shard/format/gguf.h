@@ -58,6 +58,8 @@ void format_gguf_close(struct format_gguf *g);
 
 const char *format_gguf_path(const struct format_gguf *g);
 uint64_t format_gguf_file_bytes(const struct format_gguf *g);
+/* The open file's own descriptor, for fstat: its path may name another file by now. -1 of a file in memory. */
+int format_gguf_fd(const struct format_gguf *g);
 uint32_t format_gguf_tensor_count(const struct format_gguf *g);
 const struct format_gguf_tensor *format_gguf_tensor(const struct format_gguf *g, uint32_t index);
 const struct format_gguf_tensor *format_gguf_find_tensor(const struct format_gguf *g, const char *name); // or NULL

@@ -27,6 +27,11 @@ uint64_t format_gguf_file_bytes(const struct format_gguf *g)
 	return g->file_bytes;
 }
 
+int format_gguf_fd(const struct format_gguf *g)
+{
+	return g->fd;
+}
+
 uint32_t format_gguf_tensor_count(const struct format_gguf *g)
 {
 	return g->tensors_count;

@@ -87,21 +87,32 @@ static int digest_progress(void *context, uint64_t done, uint64_t total)
 	return k->config->progress ? k->config->progress(k->config->context, PACK_PHASE_DIGEST, done, total) : 0;
 }
 
+static bool same_file(const struct stat *a, const struct stat *b)
+{
+	return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_size == b->st_size &&
+	       a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
+}
+
+/* What is remembered under a path is what that path names now, and what is digested and packed is what was opened: when
+ * they are not the same file, the old digest would stand for the new file for ever. */
 static int find_digest(struct packer *k)
 {
-	struct stat st = {0};
+	struct stat mine = {0}, named = {0}, now;
+	int fd = format_gguf_fd(k->g);
+	if (fd < 0)
+		return format_gguf_digest(k->g, k->result->digest, digest_progress, k, k->e);
 	_cleanup_free_ char *path = realpath(format_gguf_path(k->g), NULL);
-	bool file = path && stat(path, &st) == 0 && (uint64_t)st.st_size == format_gguf_file_bytes(k->g);
-	if (file && pack_sources_find(k->store_fd, path, &st, k->result->digest))
+	if (!path || stat(path, &named) || fstat(fd, &mine) || !same_file(&mine, &named))
+		return base_error_set(k->e, -ESTALE, "model %s was replaced while it was loaded: load it again",
+			format_gguf_path(k->g));
+	if (pack_sources_find(k->store_fd, path, &mine, k->result->digest))
 		return 0;
 	int status = format_gguf_digest(k->g, k->result->digest, digest_progress, k, k->e);
-	if (status || !file)
+	if (status)
 		return status;
-	struct stat now;
-	if (stat(path, &now) || now.st_mtim.tv_sec != st.st_mtim.tv_sec || now.st_mtim.tv_nsec != st.st_mtim.tv_nsec ||
-		now.st_size != st.st_size || now.st_ino != st.st_ino)
-		return base_error_set(k->e, -EAGAIN, "model %s changed while it was read", path);
-	return pack_sources_put(k->store_fd, path, &st, k->result->digest, k->e);
+	if (fstat(fd, &now) || !same_file(&mine, &now))
+		return base_error_set(k->e, -ESTALE, "model %s changed while it was read: load it again", path);
+	return pack_sources_put(k->store_fd, path, &mine, k->result->digest, k->e);
 }
 
 /* ---- pieces ---- */

@@ -290,6 +290,32 @@ static void a_second_run_writes_nothing(void **state)
 	source_finish(&s);
 }
 
+// Between opening a model and digesting it another file of the same size takes its name: neither may get the other's digest.
+static void a_replaced_source_is_noticed(void **state)
+{
+	struct tiny_model m = {.layers = 1, .type = 2, .seed = 3}, other = m;
+	struct source s;
+	struct pack_result result;
+	struct base_error e = {0};
+	char path[200];
+	source_init(&s, &m);
+	snprintf(path, sizeof path, "%s/other.gguf", s.directory);
+	other.seed = 4;
+	assert_int_equal(tiny_model_save(&other, path), 0);
+	assert_int_equal(rename(path, s.path), 0);
+	assert_int_equal(pack(&s, 0, 1, &result, &e), -ESTALE);
+	assert_non_null(strstr(e.message, "was replaced"));
+	program_destroy(s.p);
+	format_gguf_close(s.g);
+	assert_int_equal(format_gguf_open(s.path, &s.g, &e), 0);
+	assert_int_equal(program_build(s.g, &s.p, &e), 0);
+	uint8_t digest[16];
+	assert_int_equal(format_gguf_digest(s.g, digest, NULL, NULL, &e), 0);
+	result = pack_well(&s, 0, 1);
+	assert_memory_equal(result.digest, digest, 16);
+	source_finish(&s);
+}
+
 static void a_damaged_file_is_packed_again(void **state)
 {
 	struct tiny_model m = {.type = 8, .layers = 3};
@@ -437,6 +463,7 @@ int main(void)
 		cmocka_unit_test(ranks_beyond_the_kv_heads_share_them),
 		cmocka_unit_test(vectors_lie_in_extents_of_their_own),
 		cmocka_unit_test(a_second_run_writes_nothing),
+		cmocka_unit_test(a_replaced_source_is_noticed),
 		cmocka_unit_test(a_damaged_file_is_packed_again),
 		cmocka_unit_test(a_killed_run_is_resumed),
 		cmocka_unit_test(cancelling_leaves_no_half_file),
