@@ -91,7 +91,7 @@ const struct config_key config_keys[] = {
 		.min = 1, .max = 16777216, .help = "Most tokens that one request can generate."},
 	{.path = "scheduler.stuck", .json = "stuck_ns", .type = CONFIG_TYPE_DURATION, AT(scheduler.stuck_ns),
 		.value = "120s", .min = 1 * SECOND, .max = 24 * HOUR,
-		.help = "A rank without a result for that long is taken for dead and started again."},
+		.help = "A rank without a result for that long is started again. More where the plan predicts slow passes."},
 
 	{.path = "daemon.drain", .json = "drain_ns", .type = CONFIG_TYPE_DURATION, AT(daemon.drain_ns), .value = "30s",
 		.max = 24 * HOUR, .reloadable = true,

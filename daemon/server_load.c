@@ -493,7 +493,7 @@ static int start_engine(struct server_entry *x, const char *directory, struct ba
 		.context_tokens = x->info->context_tokens,
 		.max_new_tokens = c->scheduler.max_new_tokens,
 		.batch_wait_ns = c->scheduler.window_ns,
-		.stuck_ns = c->scheduler.stuck_ns,
+		.stuck_ns = topology_plan_patience_ns(p, x->rank.batch_tokens, c->scheduler.stuck_ns),
 		.max_restarts = MAX_RESTARTS,
 		.bound_pass_ns_disk = p->pass_ns_disk,
 		.bound_pass_ns_memory = p->pass_ns_memory,

@@ -186,6 +186,12 @@ double topology_plan_bound_ns(const struct topology_plan *p, uint32_t positions,
 	return bound;
 }
 
+uint64_t topology_plan_patience_ns(const struct topology_plan *p, uint32_t positions, uint64_t least_ns)
+{
+	double ns = 8 * topology_plan_bound_ns(p, positions, NULL) + (double)p->hot_bytes;
+	return ns > (double)least_ns && ns < 0x1p62 ? (uint64_t)ns : least_ns;
+}
+
 static void predict(const struct topology_plan_input *in, struct topology_plan *p)
 {
 	const struct topology_bandwidths *b = &in->bandwidths;

@@ -99,6 +99,17 @@ static void the_bound_is_the_largest_of_three(void **state)
 	assert_int_equal(r, TOPOLOGY_RESOURCE_MEMORY);
 }
 
+// 400 GB cold on a drive of 2 GB/s: a healthy pass takes longer than the default of scheduler.stuck.
+static void slow_plans_get_patience(void **state)
+{
+	struct topology_plan p = {.hot_bytes = 1000000000, .pass_ns_disk = 200e9, .token_ns_compute = 1e9};
+	assert_true(topology_plan_patience_ns(&p, 1, 120000000000) >= 8 * 200000000000);
+	assert_true(topology_plan_patience_ns(&p, 4096, 120000000000) >= 8 * 4096000000000);
+	p = (struct topology_plan){.hot_bytes = 1000000000, .pass_ns_memory = 1e8};
+	assert_int_equal(topology_plan_patience_ns(&p, 256, 120000000000), 120000000000);
+	assert_int_equal(topology_plan_patience_ns(&(struct topology_plan){0}, 256, 7), 7);
+}
+
 static void hostile_sizes_are_refused(void **state)
 {
 	struct topology_plan_input in = input();
@@ -128,6 +139,7 @@ int main(void)
 		cmocka_unit_test(budgets_hold_and_more_is_never_colder),
 		cmocka_unit_test(the_help_in_a_refusal_helps),
 		cmocka_unit_test(the_bound_is_the_largest_of_three),
+		cmocka_unit_test(slow_plans_get_patience),
 		cmocka_unit_test(hostile_sizes_are_refused),
 		cmocka_unit_test(names_are_for_people),
 	};
