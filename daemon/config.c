@@ -102,10 +102,11 @@ static int check_unix(const char *key, const char *text, struct base_error *e)
 	static const char scheme[] = "unix:";
 	if (strncmp(text, scheme, strlen(scheme)) != 0 || text[strlen(scheme)] != '/')
 		return base_error_set(e, -EINVAL, "%s: \"%.200s\" is not unix:/absolute/path", key, text);
-	size_t length = strlen(text + strlen(scheme)), most = sizeof(((struct sockaddr_un *)NULL)->sun_path) - 1;
+	// The server keeps room for a suffix: what is good here must be good there.
+	size_t length = strlen(text + strlen(scheme)), most = sizeof(((struct sockaddr_un *)NULL)->sun_path) - 9;
 	if (length > most)
-		return base_error_set(e, -EINVAL, "%s: the socket's path has %zu bytes, the system takes at most %zu",
-			key, length, most);
+		return base_error_set(
+			e, -EINVAL, "%s: the socket's path has %zu bytes, at most %zu fit", key, length, most);
 	return 0;
 }
 

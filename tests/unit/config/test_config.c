@@ -96,7 +96,7 @@ static const struct {
 		"listen:\n  grpc: "
 		"unix:/123456789/123456789/123456789/123456789/123456789/123456789/123456789/123456789/"
 		"123456789/123456789/12345678\n",
-		"t.yaml: listen.grpc: the socket's path has 109 bytes, the system takes at most 107"},
+		"t.yaml: listen.grpc: the socket's path has 109 bytes, at most 99 fit"},
 	{"batch smaller than sequences", "scheduler:\n  batch_tokens: 8\n  max_sequences: 16\n",
 		"t.yaml: scheduler.batch_tokens (8) is less than scheduler.max_sequences (16): a pass could not hold "
 		"one token "
