@@ -21,16 +21,6 @@
 
 /* ---- entries ---- */
 
-static void name_from_path(const char *path, char *out, size_t room)
-{
-	const char *slash = strrchr(path, '/');
-	const char *base = slash ? slash + 1 : path;
-	size_t n = strlen(base);
-	if (n > 5 && strcmp(base + n - 5, ".gguf") == 0)
-		n -= 5;
-	snprintf(out, room, "%.*s", (int)n, base);
-}
-
 struct server_entry *server_entry_create(struct server *s, const struct config_model *model)
 {
 	struct server_entry *x = calloc(1, sizeof *x);
@@ -44,10 +34,7 @@ struct server_entry *server_entry_create(struct server *s, const struct config_m
 	x->info = info;
 	x->config = *model;
 	x->phase_ns = base_clock_now_ns();
-	if (model->name[0])
-		snprintf(info->name, sizeof info->name, "%s", model->name);
-	else
-		name_from_path(model->path, info->name, sizeof info->name);
+	snprintf(info->name, sizeof info->name, "%s", model->name);
 	snprintf(info->path, sizeof info->path, "%s", model->path);
 	snprintf(x->model.name, sizeof x->model.name, "%s", info->name);
 	return x;
@@ -174,6 +161,7 @@ static void fill_rank_config(struct server_entry *x, uint32_t context_tokens)
 	const struct config *c = &x->server->config;
 	struct rank_config *r = &x->rank;
 	*r = (struct rank_config){
+		.header_hash = format_gguf_header_hash(x->gguf),
 		.slice = {.layers = x->program->config.layers, .tp_size = 1},
 		.weights_budget_bytes = c->memory.weights_bytes,
 		.kv_type = strcmp(c->compute.kv_type, "q8") == 0 ? KV_Q8 : KV_F16,

@@ -451,6 +451,7 @@ static int parse(struct format_gguf *g, const void *data, size_t bytes, struct b
 			bytes < g->file_bytes ? "256 MiB" : "the end of the file");
 	}
 	g->tensors_count = (uint32_t)tensors;
+	g->header_bytes = r.at;
 	return place_tensors(g, r.at, e);
 }
 

@@ -30,6 +30,7 @@ struct format_gguf {
 	uint64_t hash_seed;
 	uint8_t *buffer; // the part of the file that holds the header
 	const uint8_t *header; // buffer or memory
+	uint64_t header_bytes; // without the padding before the data
 	struct format_gguf_entry *entries;
 	uint32_t entries_count;
 	struct format_gguf_tensor *tensors;

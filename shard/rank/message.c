@@ -136,6 +136,7 @@ static void walk_config(struct walk *w, struct rank_config *c)
 {
 	text(w, c->store_directory, sizeof c->store_directory, "store_directory");
 	text(w, c->model_path, sizeof c->model_path, "model_path");
+	u64(w, &c->header_hash);
 	padded(w, c->digest, sizeof c->digest, "digest");
 	walk_slice(w, &c->slice);
 	text(w, c->backend, sizeof c->backend, "backend");

@@ -23,6 +23,7 @@
 struct rank_config {
 	char store_directory[512]; // STORE/<digest>
 	char model_path[512]; // the GGUF: metadata for the program
+	uint64_t header_hash; // of the GGUF that was packed (format_gguf_header_hash): -ESTALE for another; 0: any
 	uint8_t digest[16];
 	struct pack_slice slice;
 	char backend[16]; // "cpu", "reference"

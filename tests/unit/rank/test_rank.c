@@ -91,6 +91,23 @@ static float *generate_with(const struct rank_config *config, uint32_t steps, st
 	return out;
 }
 
+/* The same shapes with other numbers in the header: its weights would fit, and its rotation or its eps be wrong. */
+static void another_model_file_is_refused(void **state)
+{
+	struct suite *s = *state;
+	struct rank_config config = s->f.config;
+	struct format_gguf *g = NULL;
+	struct base_error e = {0};
+	struct rank *r = NULL;
+	assert_int_equal(format_gguf_open(s->gguf, &g, &e), 0);
+	config.header_hash = format_gguf_header_hash(g);
+	format_gguf_close(g);
+	rank_destroy(open_rank(&config));
+	config.header_hash ^= 1;
+	assert_int_equal(rank_create(&config, &r, &e, NULL, NULL), -ESTALE);
+	assert_non_null(strstr(e.message, "is another file"));
+}
+
 /* ---- identical bits ---- */
 
 static bool uring_works(void)
@@ -571,6 +588,7 @@ static void sequences_have_their_limits(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(another_model_file_is_refused),
 		cmocka_unit_test(identical_bits_cpu),
 		cmocka_unit_test(identical_bits_reference),
 		cmocka_unit_test(identical_bits_real_model),
