@@ -298,11 +298,11 @@ static int start(struct daemon *d, struct base_error *e)
 
 static void stop(struct daemon *d)
 {
-	if (d->rpc)
-		rpc_server_stop(d->rpc, STOP_EXTRA_NS);
+	bool quiet = !d->rpc || rpc_server_stop(d->rpc, STOP_EXTRA_NS);
 	if (d->metrics)
 		metrics_server_stop(d->metrics);
-	server_destroy(d->server);
+	if (quiet) // else the exit that follows ends the threads that still use it, and the ranks with this process
+		server_destroy(d->server);
 	free(d->infos);
 }
 

@@ -169,10 +169,10 @@ static bool all_gone(const struct rpc_server *r)
 	return all_down(r) && atomic_load(&r->calls_all) == 0;
 }
 
-void rpc_server_stop(struct rpc_server *r, uint64_t grace_ns)
+bool rpc_server_stop(struct rpc_server *r, uint64_t grace_ns)
 {
 	if (!r)
-		return;
+		return true;
 	atomic_store(&r->stopping, true);
 	rpc_server_update_health(r);
 	rpc_listen_stop(r);
@@ -187,9 +187,10 @@ void rpc_server_stop(struct rpc_server *r, uint64_t grace_ns)
 		/* Somebody still holds a call: freeing it under them would be worse than leaving it to the exit that
 		 * follows. */
 		base_log_error(r->log, "rpc: %u calls were not handed back", atomic_load(&r->calls_all));
-		return;
+		return false;
 	}
 	server_free(r);
+	return true;
 }
 
 void rpc_server_update_health(struct rpc_server *r)
