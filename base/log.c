@@ -30,6 +30,11 @@ int base_log_parse_level(const char *text, enum base_log_level *ret_level)
 	return -EINVAL;
 }
 
+const char *base_log_level_name(int level)
+{
+	return level >= BASE_LOG_ERROR && level <= BASE_LOG_DEBUG ? level_names[level] : "unknown";
+}
+
 static size_t prefix(const struct base_log *log, enum base_log_level level, char *out, size_t room)
 {
 	if (log->journal)

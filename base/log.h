@@ -29,6 +29,8 @@ struct base_log {
 void base_log_init(struct base_log *log, const char *name, enum base_log_level level);
 /* "error" ... "debug" to a level; -EINVAL for other words. */
 int base_log_parse_level(const char *text, enum base_log_level *ret_level);
+/* The word of a level; "unknown" beyond them. */
+const char *base_log_level_name(int level);
 void base_log_write(struct base_log *log, enum base_log_level level, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 

@@ -109,14 +109,13 @@ void supervisor_destroy(struct supervisor *s)
 
 static const char *level_name(const struct base_log *log)
 {
-	static const char *const names[] = {"error", "warning", "notice", "info", "debug"};
-	int level = log ? atomic_load(&log->level) : BASE_LOG_WARNING;
-	return names[level < BASE_LOG_ERROR ? 0 : level > BASE_LOG_DEBUG ? 4 : level - BASE_LOG_ERROR];
+	return base_log_level_name(log ? atomic_load(&log->level) : BASE_LOG_WARNING);
 }
 
 enum { TO_THAWD, TO_PREVIOUS, TO_NEXT, SOCKETS };
 
-/* The child's sockets get the numbers from 3 on, in two steps, so that no dup2 hits one that is still needed. */
+/* The child's sockets get the numbers from 3 on, in two steps, so that no dup2 hits one that is still needed. Nothing else
+ * is inherited, whatever a library opened without O_CLOEXEC, or thawd itself was given. */
 static int add_sockets(posix_spawn_file_actions_t *actions, const int *fds)
 {
 	int spare = FIRST_CHILD_FD + SOCKETS, status = 0;
@@ -127,12 +126,11 @@ static int add_sockets(posix_spawn_file_actions_t *actions, const int *fds)
 			status = posix_spawn_file_actions_adddup2(actions, fds[i], spare + i);
 	}
 	for (int i = 0; i < SOCKETS && !status; i++) {
-		if (fds[i] < 0)
-			continue;
-		status = posix_spawn_file_actions_adddup2(actions, spare + i, FIRST_CHILD_FD + i);
-		if (!status)
-			status = posix_spawn_file_actions_addclose(actions, spare + i);
+		if (fds[i] >= 0)
+			status = posix_spawn_file_actions_adddup2(actions, spare + i, FIRST_CHILD_FD + i);
 	}
+	if (!status)
+		status = posix_spawn_file_actions_addclosefrom_np(actions, FIRST_CHILD_FD + SOCKETS);
 	return -status;
 }
 
