@@ -80,6 +80,8 @@ void config_origins_free(struct config_origins *o);
 /* From text in memory (tests, fuzzing); name is for messages. Checked like config_load; in_out_config is unchanged on failure. */
 int config_parse(const char *text, size_t bytes, const char *name, struct config *in_out_config, struct base_error *e);
 void config_defaults(struct config *ret_config);
+/* A model's name, where it has none, from its path. -EINVAL: no path, or no name can be made. */
+int config_model_finish(struct config_model *m, struct base_error *e);
 /* Combinations that no single key shows: addresses, TLS beyond loopback, names of models. */
 int config_validate(const struct config *c, struct base_error *e);
 /* As YAML that config_load reads back to the same values; origins as comments if given. */

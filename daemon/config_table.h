@@ -61,8 +61,6 @@ bool config_key_equal(const struct config_key *k, const void *a, const void *b);
 /* "size with a unit, ..." for messages and the manual. */
 const char *config_type_name(enum config_type t);
 
-/* name, if still empty, from the path; then checks. */
-int config_model_finish(struct config_model *m, struct base_error *e);
 /* Adds m, or replaces the model with its name. -ENOSPC. */
 int config_model_put(struct config *c, struct config_origins *o, const struct config_model *m, const char *where,
 	struct base_error *e);

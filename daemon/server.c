@@ -288,14 +288,15 @@ static int put(struct server *s, struct server_entry *x, struct base_error *e)
 }
 
 /* keep: a model that cannot be loaded stays in the table, FAILED, for people to see. */
-static int load_model(struct server *s, const struct config_model *model, bool keep, struct base_error *e)
+static int load_model(struct server *s, const struct config_model *wanted, bool keep, struct base_error *e)
 {
-	struct server_entry *x = server_entry_create(s, model);
+	struct config_model model = *wanted;
+	int status = config_model_finish(&model, e);
+	struct server_entry *x = status ? NULL : server_entry_create(s, &model);
 	if (!x)
-		return base_error_set(e, -ENOMEM, "no memory for model %s", model->path);
+		return status ? status : base_error_set(e, -ENOMEM, "no memory for model %s", model.path);
 	pthread_mutex_lock(&s->lock);
-	int status =
-		s->stop ? base_error_set(e, -EHOSTDOWN, "thawd is stopping") : check_name(find(s, x->info->name), e);
+	status = s->stop ? base_error_set(e, -EHOSTDOWN, "thawd is stopping") : check_name(find(s, x->info->name), e);
 	pthread_mutex_unlock(&s->lock);
 	keep = keep && !status;
 	if (!status)
@@ -354,10 +355,11 @@ int server_plan_model(struct server *s, const char *path, uint64_t weights_bytes
 	if (strlen(path) >= sizeof model.path)
 		return base_error_set(e, -ENAMETOOLONG, "path: longer than %zu bytes", sizeof model.path - 1);
 	snprintf(model.path, sizeof model.path, "%s", path);
-	struct server_entry *x = server_entry_create(s, &model);
+	int status = config_model_finish(&model, e);
+	struct server_entry *x = status ? NULL : server_entry_create(s, &model);
 	if (!x)
-		return base_error_set(e, -ENOMEM, "no memory for model %s", path);
-	int status = server_entry_prepare(x, weights_bytes, kv_bytes, e);
+		return status ? status : base_error_set(e, -ENOMEM, "no memory for model %s", path);
+	status = server_entry_prepare(x, weights_bytes, kv_bytes, e);
 	if (!status)
 		*ret_info = *x->info;
 	server_entry_destroy(x);

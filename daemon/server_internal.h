@@ -75,6 +75,7 @@ void server_events_finish(struct server *s);
 
 /* server_load.c */
 void *server_loader_thread(void *server);
+/* The model has its name. */
 struct server_entry *server_entry_create(struct server *s, const struct config_model *model);
 void server_entry_destroy(struct server_entry *x);
 /* Opens and checks the file, and plans it with the memory that the other models leave. No lock held. */

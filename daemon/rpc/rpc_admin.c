@@ -38,12 +38,6 @@ static void log_change(const struct rpc_call *c, const char *what, const char *n
 	base_log_notice(c->queue->server->log, "admin: %s %s by=%s", what, name, who[0] ? who : "unix");
 }
 
-static const char *level_name(int level)
-{
-	static const char *const names[] = {"error", "warning", "notice", "info", "debug"};
-	return level >= BASE_LOG_ERROR && level <= BASE_LOG_DEBUG ? names[level - BASE_LOG_ERROR] : "unknown";
-}
-
 static int log_level(const struct rpc_call *c)
 {
 	struct base_log *log = c->queue->server->log;
@@ -69,7 +63,7 @@ static void get_server_info(struct rpc_call *c, const ProtobufCMessage *request)
 	m.memory_bytes = server_memory_bytes(daemon);
 	m.ready = server_ready(daemon);
 	m.draining = server_draining(daemon);
-	m.log_level = (char *)level_name(log_level(c));
+	m.log_level = (char *)base_log_level_name(log_level(c));
 	m.grpc_version = (char *)grpc_version_string();
 	m.store_path = (char *)server_config(daemon)->store.path;
 	rpc_call_reply(c, &m.base);
@@ -250,16 +244,6 @@ struct loading {
 	bool told;
 };
 
-static void load_name(const char *path, char *out, size_t room)
-{
-	const char *slash = strrchr(path, '/');
-	const char *base = slash ? slash + 1 : path;
-	size_t n = strlen(base);
-	if (n > 5 && strcmp(base + n - 5, ".gguf") == 0)
-		n -= 5;
-	snprintf(out, room, "%.*s", (int)n, base);
-}
-
 static void load_model(struct rpc_call *c, const ProtobufCMessage *request)
 {
 	const Thaw__Admin__V1__LoadModelRequest *m = (const Thaw__Admin__V1__LoadModelRequest *)request;
@@ -275,12 +259,13 @@ static void load_model(struct rpc_call *c, const ProtobufCMessage *request)
 		fail_from(c, -EINVAL, &e, name ? "name" : "chat_template");
 		return;
 	}
-	if (m->name[0])
-		snprintf(model->name, sizeof(model->name), "%s", m->name);
-	else
-		load_name(m->path, model->name, sizeof(model->name));
+	snprintf(model->name, sizeof(model->name), "%s", m->name);
 	snprintf(model->path, sizeof(model->path), "%s", m->path);
 	snprintf(model->chat_template, sizeof(model->chat_template), "%s", m->chat_template);
+	if (config_model_finish(model, &e) < 0) {
+		fail_from(c, -EINVAL, &e, "path");
+		return;
+	}
 	struct loading *l = admin_alloc(c, 1, sizeof(*l));
 	if (!l)
 		return;
@@ -458,7 +443,7 @@ static void set_log_level(struct rpc_call *c, const ProtobufCMessage *request)
 		fail_from(c, -EINVAL, &e, "level");
 		return;
 	}
-	reply.previous = (char *)level_name(log_level(c));
+	reply.previous = (char *)base_log_level_name(log_level(c));
 	log_change(c, "log level", m->level);
 	if (log)
 		atomic_store(&log->level, (int)level);
