@@ -9,7 +9,6 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "daemon/ctl/ctl.h"
-#include "proto/thaw/admin/v1/admin.pb-c.h"
 #include "proto/thaw/v1/inference.pb-c.h"
 
 #define MAX_STREAMS 256u
@@ -24,6 +23,7 @@ struct stream { // one thread
 	uint64_t started_ns;
 	uint64_t *at_ns; // (max_tokens): when each token came
 	uint32_t count;
+	uint64_t read_bytes; // its share of what its passes read
 	double achieved_ratio;
 	char binding[24];
 	int r;
@@ -44,6 +44,7 @@ static void take_chunk(struct stream *s, const Thaw__V1__GenerateChunk *chunk)
 		for (size_t t = 0; t < chunk->outputs[i]->n_token_ids && s->count < s->max_tokens; t++)
 			s->at_ns[s->count++] = now;
 	if (chunk->timing) {
+		s->read_bytes = chunk->timing->nvme_read_bytes;
 		s->achieved_ratio = chunk->timing->achieved_ratio;
 		snprintf(s->binding, sizeof s->binding, "%s", chunk->timing->binding);
 	}
@@ -114,24 +115,6 @@ static void *run_stream(void *context)
 	return NULL;
 }
 
-static int read_bytes_so_far(struct ctl *c, uint64_t *ret_bytes)
-{
-	Thaw__Admin__V1__GetLoadRequest request = THAW__ADMIN__V1__GET_LOAD_REQUEST__INIT;
-	Thaw__Admin__V1__GetLoadReply *reply = NULL;
-	if (c->options.model)
-		request.model = (char *)c->options.model;
-	int r = ctl_call(c, "Admin/GetLoad", &request, &thaw__admin__v1__get_load_reply__descriptor, &reply);
-	if (r != CTL_OK)
-		return r;
-	*ret_bytes = 0;
-	for (size_t i = 0; i < reply->n_models; i++)
-		for (size_t k = 0; k < reply->models[i]->n_ranks; k++)
-			*ret_bytes +=
-				reply->models[i]->ranks[k]->read_bytes + reply->models[i]->ranks[k]->embed_read_bytes;
-	ctl_free(reply);
-	return CTL_OK;
-}
-
 static int by_value(const void *a, const void *b)
 {
 	double x = *(const double *)a, y = *(const double *)b;
@@ -147,8 +130,10 @@ static int summarise(const struct stream *streams, uint32_t count, struct figure
 {
 	uint64_t first = UINT64_MAX, last = 0;
 	size_t gaps = 0;
-	for (uint32_t i = 0; i < count; i++)
+	for (uint32_t i = 0; i < count; i++) {
 		f->tokens += streams[i].count;
+		f->read_bytes += streams[i].read_bytes;
+	}
 	_cleanup_free_ double *itl = calloc(f->tokens + 1, sizeof *itl), *ttft = calloc(count, sizeof *ttft);
 	if (!itl || !ttft)
 		return -ENOMEM;
@@ -239,15 +224,9 @@ static int run_streams(struct ctl *c, struct stream *streams, uint32_t count)
 static int measure(struct ctl *c, struct stream *streams, uint32_t count)
 {
 	struct figures f = {0};
-	uint64_t before = 0, after = 0;
-	int r = read_bytes_so_far(c, &before);
-	if (r == CTL_OK)
-		r = run_streams(c, streams, count);
-	if (r == CTL_OK)
-		r = read_bytes_so_far(c, &after);
+	int r = run_streams(c, streams, count);
 	if (r != CTL_OK)
 		return r;
-	f.read_bytes = after > before ? after - before : 0;
 	if (summarise(streams, count, &f) < 0)
 		return ctl_fail(c, CTL_ERROR, "out of memory");
 	return print_figures(c, &f, count, streams[0].prompt_tokens);
