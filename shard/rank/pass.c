@@ -319,6 +319,14 @@ static void walk_ops(struct walk *k)
 
 /* ---- after the ops ---- */
 
+// Weights that are no numbers, or too large ones, make logits that are none: there is no token that would be right.
+static void refuse_not_a_number(struct walk *k, uint32_t entry)
+{
+	base_error_set(
+		k->e, -EBADMSG, "model %s: its weights give logits that are not numbers", k->r->config.model_path);
+	k->result->entry_status[entry] = -EBADMSG;
+}
+
 static void write_outputs(struct walk *k)
 {
 	struct rank *r = k->r;
@@ -342,6 +350,8 @@ static void write_outputs(struct walk *k)
 			else
 				sample_score(r->scratch, logits, pass->targets[x->first_target + j], x->score_top,
 					&out->result);
+			if (!isfinite(out->result.logprob))
+				refuse_not_a_number(k, i);
 		}
 	}
 }
@@ -359,10 +369,10 @@ int rank_run(struct rank *r, const struct rank_pass *pass, struct rank_pass_resu
 	result->outputs_count = 0;
 	prepare(&k);
 	walk_ops(&k);
-	if (!k.failed)
-		write_outputs(&k);
 	for (uint32_t i = 0; i < pass->entries_count; i++)
 		result->entry_status[i] = k.failed;
+	if (!k.failed)
+		write_outputs(&k);
 	if (r->stream)
 		offload_stream_get_stats(r->stream, &after);
 	result->total_ns = base_clock_now_ns() - start;

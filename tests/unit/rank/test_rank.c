@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -106,6 +107,43 @@ static void another_model_file_is_refused(void **state)
 	config.header_hash ^= 1;
 	assert_int_equal(rank_create(&config, &r, &e, NULL, NULL), -ESTALE);
 	assert_non_null(strstr(e.message, "is another file"));
+}
+
+/* Logits that are no numbers fail the request: token 0 for ever would look like an answer. */
+static void weights_that_are_no_numbers_fail_their_request(void **state)
+{
+	struct model_fixture f;
+	struct tiny_model m = {0};
+	struct format_gguf *g = NULL;
+	char path[64];
+	float nan = NAN;
+	save_model(path, &m);
+	assert_int_equal(format_gguf_open(path, &g, NULL), 0);
+	int fd = open(path, O_RDWR);
+	off_t at = (off_t)format_gguf_find_tensor(g, "output_norm.weight")->offset_bytes;
+	assert_int_equal(pwrite(fd, &nan, sizeof nan, at), sizeof nan);
+	close(fd);
+	format_gguf_close(g);
+	model_fixture_init(&f, path);
+	struct rank *r = open_rank(&f.config);
+	uint32_t token = 5, block = 0;
+	struct rank_entry entry = {.tokens = 1, .blocks = 1, .want = RANK_WANT_SAMPLE};
+	struct rank_pass pass = {.entries = &entry,
+		.entries_count = 1,
+		.tokens = &token,
+		.tokens_count = 1,
+		.blocks = &block,
+		.blocks_count = 1};
+	struct rank_output output;
+	int status = 0;
+	struct rank_pass_result result = {.outputs = &output, .entry_status = &status};
+	struct base_error e = {0};
+	assert_int_equal(rank_run(r, &pass, &result, &e), 0);
+	assert_int_equal(status, -EBADMSG);
+	assert_non_null(strstr(e.message, "not numbers"));
+	rank_destroy(r);
+	model_fixture_release(&f);
+	unlink(path);
 }
 
 /* ---- identical bits ---- */
@@ -589,6 +627,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(another_model_file_is_refused),
+		cmocka_unit_test(weights_that_are_no_numbers_fail_their_request),
 		cmocka_unit_test(identical_bits_cpu),
 		cmocka_unit_test(identical_bits_reference),
 		cmocka_unit_test(identical_bits_real_model),
