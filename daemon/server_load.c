@@ -8,6 +8,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/size.h"
 #include "base/units.h"
 #include "daemon/server_internal.h"
 #include "topology/probe.h"
@@ -235,10 +236,43 @@ static void sum_others(const struct server_entry *x, struct topology_plan *ret_o
 	pthread_mutex_unlock(&s->lock);
 }
 
-/* What is left of a budget; a budget that is used up must not look like "choose one" (0). */
-static uint64_t left_of(uint64_t budget, uint64_t used)
+/* What is left of a budget for this model; one that is used up must not look like "choose one" (0). */
+static uint64_t left_of(uint64_t asked, uint64_t budget, uint64_t used)
 {
-	return !budget ? 0 : budget > used ? budget - used : 1;
+	return asked ? asked : !budget ? 0 : budget > used ? budget - used : 1;
+}
+
+/* A budget of the config that the loaded models left too little of. */
+static int check_left(const char *name, uint64_t budget, uint64_t used, uint64_t least, struct base_error *e)
+{
+	char a[BASE_UNITS_TEXT_BYTES], b[BASE_UNITS_TEXT_BYTES], c[BASE_UNITS_TEXT_BYTES], d[BASE_UNITS_TEXT_BYTES];
+	uint64_t left = budget > used ? budget - used : 0;
+	if (!budget || !used || least <= left)
+		return 0;
+	return base_error_set(e, -ENOMEM,
+		"does not fit: of memory.%s (%s) the loaded models hold %s, and at least %s are needed: %llu bytes "
+		"short; "
+		"unload one, or raise memory.%s by %s",
+		name, base_units_format_bytes(budget, a), base_units_format_bytes(used, b),
+		base_units_format_bytes(least, c), (unsigned long long)(least - left), name,
+		base_units_format_bytes(least - left, d));
+}
+
+static int check_budgets_left(const struct server *s, const struct topology_plan_input *in,
+	const struct topology_plan *others, bool own_weights, bool own_kv, struct base_error *e)
+{
+	uint64_t weights =
+		in->weights_min_bytes < in->weights_all_bytes ? in->weights_min_bytes : in->weights_all_bytes;
+	uint64_t kv = base_size_div_up(in->context_tokens, in->kv_block_tokens) * in->kv_block_bytes;
+	int status = 0;
+	if (!own_weights)
+		status = check_left("weights", s->config.memory.weights_bytes, others->weights_bytes, weights, e);
+	if (!status && !own_kv)
+		status = check_left("kv", s->config.memory.kv_bytes, others->kv_bytes, kv, e);
+	if (!status)
+		status = check_left(
+			"workspace", s->config.memory.workspace_bytes, others->workspace_bytes, in->workspace_bytes, e);
+	return status;
 }
 
 /* Huge pages that are set aside are not part of what the system calls available. */
@@ -280,10 +314,9 @@ static int plan_with_context(
 		.kv_block_tokens = KV_BLOCK_TOKENS,
 		.context_tokens = context,
 		.sequences = x->rank.sequences,
-		.weights_budget_bytes =
-			left_of(weights_bytes ? weights_bytes : s->config.memory.weights_bytes, others.weights_bytes),
-		.kv_budget_bytes = left_of(kv_bytes ? kv_bytes : s->config.memory.kv_bytes, others.kv_bytes),
-		.workspace_budget_bytes = left_of(s->config.memory.workspace_bytes, others.workspace_bytes),
+		.weights_budget_bytes = left_of(weights_bytes, s->config.memory.weights_bytes, others.weights_bytes),
+		.kv_budget_bytes = left_of(kv_bytes, s->config.memory.kv_bytes, others.kv_bytes),
+		.workspace_budget_bytes = left_of(0, s->config.memory.workspace_bytes, others.workspace_bytes),
 		.bandwidths = server_bandwidths(s),
 	};
 	in.memory_bytes = usable_memory(&in, &others);
@@ -306,10 +339,12 @@ static int plan_with_context(
 	in.kv_block_bytes = sum.kv_block_bytes;
 	in.token_macs = sum.token_macs;
 	struct topology_plan plan;
-	int status = topology_plan_build(&in, &plan, e);
-	if (status) {
+	int status = check_budgets_left(s, &in, &others, weights_bytes != 0, kv_bytes != 0, e);
+	if (status)
+		return status;
+	status = topology_plan_build(&in, &plan, e);
+	if (status)
 		return others.weights_bytes ? base_error_prefix(e, "beside the models that are loaded") : status;
-	}
 	pthread_mutex_lock(&s->lock);
 	x->info->plan_input = in;
 	x->info->plan = plan;

@@ -128,6 +128,17 @@ static int check_budgets(const struct topology_plan_input *in, const struct need
 	return 0;
 }
 
+// What a model cannot use does not count, and is left to others.
+static void cap_budgets(struct topology_plan_input *in, const struct need *kv)
+{
+	if (in->weights_budget_bytes > in->weights_all_bytes)
+		in->weights_budget_bytes = in->weights_all_bytes;
+	if (in->kv_budget_bytes > kv->all_bytes)
+		in->kv_budget_bytes = kv->all_bytes;
+	if (in->workspace_budget_bytes > in->workspace_bytes)
+		in->workspace_budget_bytes = in->workspace_bytes;
+}
+
 static int divide(
 	const struct topology_plan_input *in, const struct need *kv, struct topology_plan *p, struct base_error *e)
 {
@@ -264,6 +275,8 @@ int topology_plan_build(const struct topology_plan_input *input, struct topology
 	int r = kv_need(&in, &kv, e);
 	if (r == 0)
 		r = check_budgets(&in, &kv, e);
+	if (r == 0)
+		cap_budgets(&in, &kv);
 	if (r == 0)
 		r = divide(&in, &kv, &p, e);
 	if (r < 0)

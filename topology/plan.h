@@ -25,7 +25,8 @@ struct topology_plan_input {
 	uint32_t kv_block_tokens;
 	uint32_t context_tokens, sequences;
 	uint64_t token_macs;
-	uint64_t weights_budget_bytes, kv_budget_bytes, workspace_budget_bytes; // 0: what is left of memory_bytes
+	uint64_t weights_budget_bytes, kv_budget_bytes,
+		workspace_budget_bytes; // 0: what is left of memory_bytes; what is beyond the model's use does not count
 	uint64_t memory_bytes; // that may be used in all
 	struct topology_bandwidths bandwidths;
 };

@@ -122,7 +122,7 @@ class DaemonTest(unittest.TestCase):
         self.assertEqual((p.returncode, p.stdout), (1, ""))
         p = d.ctl("status", check=False)
         self.assertEqual(p.returncode, 6)
-        self.assertRegex(p.stdout, r"degraded(?s:.)*layer-\d+")
+        self.assertRegex(p.stdout, r'layer-\d+(?s:.)*"DATA_LOSS"(?s:.)*"degraded":true')
         self.flip(d)
         # What was read ahead for the next pass is still bad once.
         d.ctl("generate", "the same words", "-n", "1", "--ignore-eos", check=False)

@@ -29,7 +29,7 @@ static void pause_ms(long ms)
 	nanosleep(&(struct timespec){.tv_nsec = ms * 1000000}, NULL);
 }
 
-static void house_open(struct house *h)
+static void house_open_with(struct house *h, uint64_t weights_bytes, uint64_t kv_bytes)
 {
 	struct tiny_model m = {.layers = 4, .vocab = 320};
 	*h = (struct house){.folder = "/tmp/thaw-server-XXXXXX"};
@@ -41,10 +41,17 @@ static void house_open(struct house *h)
 	snprintf(h->config.compute.backend, sizeof h->config.compute.backend, "reference");
 	h->config.compute.threads = 1;
 	h->config.daemon.drain_ns = 2 * SECOND;
+	h->config.memory.weights_bytes = weights_bytes;
+	h->config.memory.kv_bytes = kv_bytes;
 	struct base_error e = {0};
 	int status = server_create(&h->config, NULL, &h->server, &e);
 	if (status)
 		fail_msg("%s", e.message);
+}
+
+static void house_open(struct house *h)
+{
+	house_open_with(h, 0, 0);
 }
 
 static void house_close(struct house *h)
@@ -232,6 +239,27 @@ static void test_refusals(void **state)
 	house_close(&h);
 }
 
+/* The first model holds the budgets: a dry run says so, and takes budgets that it is given at their word. */
+static void test_plan_beside_a_model(void **state)
+{
+	struct house h;
+	struct base_error e = {0};
+	static struct server_model_info info;
+	house_open(&h);
+	assert_int_equal(server_plan_model(h.server, h.model, 0, 0, &info, &e), 0);
+	uint64_t all = info.plan_input.weights_all_bytes;
+	house_close(&h);
+	house_open_with(&h, all, 0);
+	assert_int_equal(load(&h, h.model, "tiny", &e), 0);
+	assert_int_equal(wait_phase(&h, "tiny", SERVER_PHASE_READY), SERVER_PHASE_READY);
+	assert_int_equal(server_plan_model(h.server, h.model, 0, 0, &info, &e), -ENOMEM);
+	assert_non_null(strstr(e.message, "of memory.weights ("));
+	assert_non_null(strstr(e.message, "the loaded models hold "));
+	assert_int_equal(server_plan_model(h.server, h.model, all, 0, &info, &e), 0);
+	assert_int_equal(info.plan.weights_bytes, all);
+	house_close(&h);
+}
+
 /* A damaged layer file is packed again; a damaged header never reaches a rank. */
 static void test_corrupt_store(void **state)
 {
@@ -289,6 +317,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_load_ask_unload),
 		cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_plan_beside_a_model),
 		cmocka_unit_test(test_corrupt_store),
 		cmocka_unit_test(test_rank_is_killed),
 	};

@@ -110,6 +110,18 @@ static void slow_plans_get_patience(void **state)
 	assert_int_equal(topology_plan_patience_ns(&(struct topology_plan){0}, 256, 7), 7);
 }
 
+static void what_cannot_be_used_does_not_count(void **state)
+{
+	struct topology_plan_input in = input();
+	struct topology_plan p;
+	in.weights_budget_bytes = in.kv_budget_bytes = in.workspace_budget_bytes = 1ull << 50;
+	in.memory_bytes = in.weights_all_bytes + in.workspace_bytes + (1ull << 40);
+	assert_int_equal(topology_plan_build(&in, &p, NULL), 0);
+	assert_int_equal(p.weights_bytes, in.weights_all_bytes);
+	assert_int_equal(p.workspace_bytes, in.workspace_bytes);
+	assert_int_equal(p.cold_bytes, 0);
+}
+
 static void hostile_sizes_are_refused(void **state)
 {
 	struct topology_plan_input in = input();
@@ -117,7 +129,7 @@ static void hostile_sizes_are_refused(void **state)
 	in.kv_block_bytes = UINT64_MAX / 2;
 	assert_int_equal(topology_plan_build(&in, &p, NULL), -EOVERFLOW);
 	in = input();
-	in.weights_budget_bytes = UINT64_MAX;
+	in.weights_all_bytes = in.weights_budget_bytes = UINT64_MAX;
 	assert_int_equal(topology_plan_build(&in, &p, NULL), -EOVERFLOW);
 	in = input();
 	in.kv_block_tokens = 0;
@@ -140,6 +152,7 @@ int main(void)
 		cmocka_unit_test(the_help_in_a_refusal_helps),
 		cmocka_unit_test(the_bound_is_the_largest_of_three),
 		cmocka_unit_test(slow_plans_get_patience),
+		cmocka_unit_test(what_cannot_be_used_does_not_count),
 		cmocka_unit_test(hostile_sizes_are_refused),
 		cmocka_unit_test(names_are_for_people),
 	};
