@@ -259,6 +259,30 @@ void engine_link_stop(struct engine *e)
 
 /* ---- messages in ---- */
 
+/* What makes everything slower and can be mended. Once: a restart finds the same. */
+static void tell_placement(struct engine *e, uint32_t stage)
+{
+	const struct rank_placement *p = &e->load.placement[stage];
+	if (e->epoch > 1)
+		return;
+	if (p->fallback[0])
+		engine_emit_event(e, "warning", "io_uring_refused",
+			"stage %u reads with threads, which costs CPU and bandwidth: %s; allow io_uring_setup, "
+			"io_uring_enter "
+			"and io_uring_register (seccomp, kernel.io_uring_disabled)",
+			stage, p->fallback);
+	if (strcmp(p->pages, "small") == 0)
+		engine_emit_event(e, "warning", "huge_pages_refused",
+			"stage %u has its weights in small pages, which makes passes slower: set "
+			"/sys/kernel/mm/transparent_hugepage/enabled to madvise, or vm.nr_hugepages",
+			stage);
+	if (p->extents && !p->direct_io)
+		engine_emit_event(e, "warning", "direct_io_refused",
+			"stage %u reads through the page cache, which takes memory and bandwidth: the store's file "
+			"system has no O_DIRECT; put store.path on a local ext4 or XFS",
+			stage);
+}
+
 /* All stages are ready: passes may go. */
 static void all_ready(struct engine *e)
 {
@@ -268,6 +292,7 @@ static void all_ready(struct engine *e)
 		const struct rank_placement *p = &e->load.placement[i];
 		blocks = p->kv_blocks < blocks ? p->kv_blocks : blocks;
 		cold += p->cold_bytes;
+		tell_placement(e, i);
 	}
 	struct base_error error = {0};
 	if (blocks < e->kv_blocks || !blocks)

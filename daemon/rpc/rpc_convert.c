@@ -247,6 +247,7 @@ static void convert_shard(const struct server_model_info *i, uint32_t stage, con
 	m->pages = (char *)p->pages;
 	m->isa = (char *)p->isa;
 	m->direct_io = p->direct_io;
+	m->fallback = (char *)p->fallback;
 	out->shard_list[stage] = m;
 }
 

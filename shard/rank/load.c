@@ -154,6 +154,7 @@ struct loading { // what the loaders share
 	int status; // of the first that failed, with its text in e; under lock
 	struct base_error *e;
 	char engine[16];
+	struct base_error fallback;
 	_Atomic bool stop;
 	_Atomic uint64_t done_bytes;
 	uint64_t total_bytes;
@@ -305,8 +306,10 @@ static void *loader_main(void *arg)
 		k->spare[k->spare_count++] = i;
 	while (!status && more)
 		status = turn(k, &more);
-	if (k->engine && k->first)
+	if (k->engine && k->first) {
 		snprintf(a->engine, sizeof a->engine, "%s", k->engine->ops->name);
+		a->fallback = fallback;
+	}
 	if (k->engine)
 		k->engine->ops->destroy(k->engine);
 	if (status) {
@@ -393,6 +396,12 @@ static int fill(struct rank *r, const bool *hot, uint64_t bytes, bool hugetlb, s
 	return status;
 }
 
+static void set_fallback(struct rank *r, const struct base_error *why)
+{
+	snprintf(r->placement.fallback, sizeof r->placement.fallback, "%.*s", (int)sizeof r->placement.fallback - 1,
+		why->message);
+}
+
 int rank_load(struct rank *r, struct base_error *e,
 	int (*progress)(void *context, uint64_t done_bytes, uint64_t total_bytes), void *context)
 {
@@ -419,6 +428,7 @@ int rank_load(struct rank *r, struct base_error *e,
 		return status;
 	offload_memory_look(&r->memory);
 	snprintf(r->placement.engine, sizeof r->placement.engine, "%s", a.engine);
+	set_fallback(r, &a.fallback);
 	return 0;
 }
 
@@ -443,6 +453,7 @@ int rank_start_stream(struct rank *r, struct base_error *e)
 	if (status)
 		return status;
 	snprintf(r->placement.engine, sizeof r->placement.engine, "%s", offload_stream_engine(r->stream));
+	set_fallback(r, &fallback);
 	r->placement.slot_bytes = r->budget.slots_bytes;
 	return 0;
 }

@@ -296,6 +296,7 @@ static void walk_placement(struct walk *w, struct rank_placement *p)
 	text(w, p->pages, sizeof p->pages, "pages");
 	text(w, p->isa, sizeof p->isa, "isa");
 	flag(w, &p->direct_io, "direct_io");
+	text(w, p->fallback, sizeof p->fallback, "fallback");
 }
 
 static void walk_stats(struct walk *w, struct rank_stats *s)

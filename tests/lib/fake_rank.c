@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -76,8 +77,12 @@ static bool assign(struct life *l)
 		.ready = {.kv_blocks = f->kv_blocks,
 			.cold_bytes = f->cold_bytes,
 			.engine = "none",
-			.pages = "small",
+			.direct_io = !f->poor,
+			.extents = 1,
 			.isa = "none"}};
+	snprintf(l->reply.ready.pages, sizeof l->reply.ready.pages, f->poor ? "small" : "transparent");
+	if (f->poor)
+		snprintf(l->reply.ready.fallback, sizeof l->reply.ready.fallback, "io_uring: not permitted");
 	return send_reply(l);
 }
 

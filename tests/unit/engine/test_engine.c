@@ -28,7 +28,10 @@ struct reader { // a sink that keeps everything
 	struct request_timing timing;
 };
 
+static const char *const poor_kinds[] = {"io_uring_refused", "huge_pages_refused", "direct_io_refused"};
+
 struct bench {
+	char poor[3][BASE_ERROR_BYTES]; // texts of the events of these kinds
 	struct tiny_gguf file;
 	struct format_gguf *gguf;
 	struct text_tokenizer *tokenizer;
@@ -88,6 +91,11 @@ static void wait_reader(struct reader *r, uint32_t events)
 
 static void on_event(void *context, const char *severity, const char *kind, const char *text)
 {
+	struct bench *b = context;
+	for (uint32_t i = 0; i < 3 && strcmp(severity, "warning") == 0; i++) {
+		if (strcmp(kind, poor_kinds[i]) == 0)
+			snprintf(b->poor[i], sizeof b->poor[i], "%s", text);
+	}
 	atomic_fetch_add(&((struct bench *)context)->events, 1);
 }
 
@@ -511,6 +519,20 @@ static void test_token_without_text(void **state)
 	bench_destroy(b);
 }
 
+/* What makes everything slower is said, not only shown to who looks; and once, not at each restart. */
+static void test_poor_machine_is_told(void **state)
+{
+	for (int poor = 0; poor < 2; poor++) {
+		struct bench *b = bench_create();
+		b->ranks.poor = poor;
+		start(b);
+		for (int i = 0; i < 3; i++)
+			assert_int_equal(b->poor[i][0] != 0, poor);
+		assert_true(!poor || strstr(b->poor[0], "io_uring: not permitted"));
+		bench_destroy(b);
+	}
+}
+
 static void test_gives_up(void **state)
 {
 	struct bench *b = bench_create();
@@ -580,6 +602,7 @@ int main(void)
 		cmocka_unit_test(test_data_loss_is_told),
 		cmocka_unit_test(test_reads_that_fail_for_good),
 		cmocka_unit_test(test_token_without_text),
+		cmocka_unit_test(test_poor_machine_is_told),
 		cmocka_unit_test(test_gives_up),
 		cmocka_unit_test(test_bad_answers_are_a_lost_rank),
 		cmocka_unit_test(test_overhead),

@@ -96,7 +96,8 @@ static struct rank_message sample(size_t i)
 			.engine = "uring",
 			.pages = "hugetlb",
 			.isa = "avx512_vnni",
-			.direct_io = true};
+			.direct_io = true,
+			.fallback = "io_uring: not permitted"};
 		break;
 	case RANK_MESSAGE_FAILED:
 		base_error_set(&m.failed, -ENOMEM, "weights: 12 MiB short");
@@ -179,6 +180,7 @@ static void test_fields(void **state)
 	m = decoded(7, scratch);
 	assert_string_equal(m.ready.isa, "avx512_vnni");
 	assert_true(m.ready.direct_io);
+	assert_string_equal(m.ready.fallback, "io_uring: not permitted");
 	m = decoded(8, scratch);
 	assert_int_equal(m.failed.code, -ENOMEM);
 	assert_string_equal(m.failed.message, "weights: 12 MiB short");
