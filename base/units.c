@@ -106,7 +106,7 @@ char *base_units_format_duration(uint64_t ns, char out[static BASE_UNITS_TEXT_BY
 		snprintf(out, BASE_UNITS_TEXT_BYTES, "%u ns", (unsigned)ns);
 	else if (ns < 10000000)
 		snprintf(out, BASE_UNITS_TEXT_BYTES, "%.1f us", (double)ns / 1e3);
-	else if (ns < 10000000000)
+	else if (ns < 1000000000)
 		snprintf(out, BASE_UNITS_TEXT_BYTES, "%.1f ms", (double)ns / 1e6);
 	else
 		snprintf(out, BASE_UNITS_TEXT_BYTES, "%.1f s", (double)ns / 1e9);

@@ -268,9 +268,10 @@ static int set_model(const char *path, const char *value, const char *where, str
 	struct config_model *m = &c->models[index];
 	if (index == c->models_count)
 		memset(m, 0, sizeof *m);
-	int r = config_key_assign(k, value, m, e);
+	struct base_error inner = {0};
+	int r = config_key_assign(k, value, m, &inner);
 	if (r < 0)
-		return r;
+		return base_error_set(e, r, "models.%lu.%.400s", index, inner.message); // which begins with the key
 	if (index == c->models_count)
 		c->models_count++;
 	snprintf(o->model[index], CONFIG_ORIGIN_BYTES, "%s", where);

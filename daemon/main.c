@@ -110,7 +110,8 @@ static int parse_arguments(int argc, char **argv, struct arguments *a)
 			printf("thawd %s\n", THAW_VERSION);
 			return 1;
 		default:
-			status = -EINVAL; // getopt has said why
+			fprintf(stderr, "thawd: try --help\n"); // getopt has said why
+			status = -EINVAL;
 		}
 	}
 	if (!status && optind < argc) {

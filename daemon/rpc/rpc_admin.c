@@ -35,7 +35,8 @@ static void log_change(const struct rpc_call *c, const char *what, const char *n
 {
 	char who[128];
 	rpc_call_identity(c, who, sizeof(who));
-	base_log_notice(c->queue->server->log, "admin: %s %s by=%s", what, name, who[0] ? who : "unix");
+	base_log_notice(
+		c->queue->server->log, "admin: %s%s%s by=%s", what, name[0] ? " " : "", name, who[0] ? who : "unix");
 }
 
 static int log_level(const struct rpc_call *c)

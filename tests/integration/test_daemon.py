@@ -183,6 +183,7 @@ class DaemonTest(unittest.TestCase):
             self.assertIn(bad.split("=", maxsplit=1)[0], p.stderr)
         p = subprocess.run([THAWD, "--no-such-option"], capture_output=True, text=True, timeout=30, check=False)
         self.assertEqual(p.returncode, 64)
+        self.assertIn("--help", p.stderr)
         p = subprocess.run(d.command() + ["--check"], capture_output=True, text=True, timeout=30, check=False)
         self.assertEqual(p.returncode, 0, p.stderr)
 

@@ -75,6 +75,9 @@ static void units_need_their_unit(void **state)
 	assert_int_equal(base_units_parse_bytes("-1B", &v), -EINVAL);
 	assert_int_equal(base_units_parse_bytes("1gib", &v), -EINVAL);
 	assert_int_equal(base_units_parse_bytes("99999999999TiB", &v), -ERANGE);
+	char shown[BASE_UNITS_TEXT_BYTES];
+	assert_string_equal(base_units_format_duration(1967000000, shown), "2.0 s");
+	assert_string_equal(base_units_format_duration(999400000, shown), "999.4 ms");
 	assert_int_equal(base_units_parse_duration("250ms", &v), 0);
 	assert_true(v == 250000000);
 	assert_int_equal(base_units_parse_duration("2s", &v), 0);

@@ -318,6 +318,8 @@ static void other_sources_are_as_strict(void **state)
 	check_load(&source, "--set memory.weights: expected KEY=VALUE");
 	sets[0] = "models.1.path=/x";
 	check_load(&source, "--set: models.1: there are 0 models before it, at most 16 fit");
+	sets[0] = "models.0.path=rel.gguf";
+	check_load(&source, "--set: models.0.path: \"rel.gguf\" is not an absolute path");
 	sets[0] = "models.0.name=x";
 	check_load(&source, "--set: models.0: a model has no path");
 	sets[0] = NULL;
