@@ -128,14 +128,15 @@ uint64_t topology_cgroup_limit(const char *root)
 	return limit;
 }
 
-static uint64_t memory_available(const char *root)
+static uint64_t meminfo(const char *root, const char *key)
 {
 	_cleanup_fclose_ FILE *f = open_file(root, "/proc/meminfo");
 	_cleanup_free_ char *line = NULL;
 	size_t room = 0;
 	unsigned long long kib;
 	while (f && getline(&line, &room, f) > 0) {
-		if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1 && kib < UINT64_MAX / 1024)
+		if (strncmp(line, key, strlen(key)) == 0 && sscanf(line + strlen(key), ": %llu kB", &kib) == 1 &&
+			kib < UINT64_MAX / 1024)
 			return kib * 1024;
 	}
 	return NO_LIMIT;
@@ -143,7 +144,13 @@ static uint64_t memory_available(const char *root)
 
 void topology_cgroup_apply(const char *root, struct topology_machine *m)
 {
-	uint64_t limit = topology_cgroup_limit(root), available = memory_available(root);
+	uint64_t limit = topology_cgroup_limit(root), available = meminfo(root, "MemAvailable"),
+		 total = meminfo(root, "MemTotal");
+	// The nodes' own books may lag behind, or leave memory out that was added to a virtual machine.
+	if (total != NO_LIMIT && m->memory_limit_bytes >= m->memory_bytes)
+		m->memory_limit_bytes = m->memory_available_bytes = total;
+	if (total != NO_LIMIT)
+		m->memory_bytes = total;
 	if (limit < m->memory_limit_bytes)
 		m->memory_limit_bytes = limit;
 	if (available < m->memory_available_bytes)

@@ -33,8 +33,8 @@ struct topology_machine {
 	char cpu_model[96];
 	uint32_t packages, cores, cpus; // cpus: those that we may use (cgroup cpuset, affinity)
 	uint32_t cpu[TOPOLOGY_MAX_CPUS]; // their OS numbers: the first one of each core, then the second ones...
-	uint64_t memory_bytes; // installed
-	uint64_t memory_limit_bytes; // smallest of installed and the cgroup limits (v1 and v2)
+	uint64_t memory_bytes; // all that the system has; of a recorded machine, the sum of its nodes
+	uint64_t memory_limit_bytes; // smallest of that and the cgroup limits (v1 and v2)
 	uint64_t memory_available_bytes; // now
 	struct topology_numa_node nodes[TOPOLOGY_MAX_NODES];
 	uint32_t nodes_count;

@@ -20,6 +20,7 @@
 #define CACHE_VERSION 1
 #define CACHE_MAX_BYTES 65536u
 #define DIGEST_TEXT 33
+#define STALE_NS (24 * 3600 * BASE_NS_PER_SECOND) // what was measured on a busy machine must not stay for good
 
 // Of what the figures depend on; memory that is free at the moment does not belong to it.
 static void digest_machine(const struct topology_machine *m, char out[static DIGEST_TEXT])
@@ -80,6 +81,8 @@ static bool cache_read(const char *path, const char *digest, struct topology_ban
 	struct json_object *o = json_tokener_parse(text);
 	struct topology_bandwidths b = {0};
 	bool good = o && json_object_is_type(o, json_type_object) && cache_parse(o, digest, &b);
+	uint64_t now = base_clock_wall_ns();
+	good = good && b.measured_wall_ns <= now && now - b.measured_wall_ns < STALE_NS;
 	json_object_put(o);
 	if (good)
 		*ret = b;

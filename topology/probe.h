@@ -21,7 +21,7 @@ struct topology_probe_source {
  * at most). -ENOMEM. */
 int topology_probe_memory(
 	const struct topology_machine *m, uint32_t threads, double *ret_bytes_per_s, struct base_error *e);
-/* All of it. cache_path (may be NULL: no cache) holds the last result as JSON: used if it is of this machine, else
+/* All of it. cache_path (may be NULL: no cache) holds the last result as JSON: used if it is of this machine and of the last 24 hours, else
  * measured again and written atomically; a cache that cannot be read or written is not an error. A drive that had
  * nothing to read last time is asked again. */
 int topology_probe(const struct topology_machine *m, const char *cache_path, const struct topology_probe_source *source,

@@ -131,7 +131,7 @@ static void print_topology(struct ctl *c, const Thaw__Admin__V1__GetTopologyRepl
 	char a[CTL_SIZE_BYTES], b[CTL_SIZE_BYTES], d[CTL_SIZE_BYTES];
 	fprintf(c->out, "%s: %s, %" PRIu32 " package%s, %" PRIu32 " cores, %" PRIu32 " CPUs to use\n", t->host,
 		t->cpu_model, t->packages, t->packages == 1 ? "" : "s", t->cores, t->cpus);
-	fprintf(c->out, "memory: %s installed, %s may be used, %s available\n", ctl_size(t->memory_bytes, a),
+	fprintf(c->out, "memory: %s in all, %s may be used, %s available now\n", ctl_size(t->memory_bytes, a),
 		ctl_size(t->memory_limit_bytes, b), ctl_size(t->memory_available_bytes, d));
 	if (t->bandwidths && t->bandwidths->measured_wall_ns)
 		fprintf(c->out, "measured: drive %s, memory %s, compute %.1f G multiply-adds/s\n",

@@ -86,6 +86,10 @@ static void apply_lowers_and_never_raises(void **state)
 	topology_cgroup_apply(*state, &m);
 	assert_int_equal(m.memory_limit_bytes, 8192 * MIB);
 	assert_int_equal(m.memory_available_bytes, 4096 * MIB);
+	m.memory_bytes = m.memory_limit_bytes = 4096 * MIB; // nodes that do not tell of all
+	topology_cgroup_apply(*state, &m);
+	assert_int_equal(m.memory_bytes, 8192 * MIB);
+	assert_int_equal(m.memory_limit_bytes, 8192 * MIB);
 	put(*state, "proc/self/cgroup", "0::/\n");
 	put(*state, "proc/self/mountinfo", mount_v2);
 	put(*state, "sys/fs/cgroup/memory.max", "1073741824\n");

@@ -153,6 +153,29 @@ static void a_cached_figure_out_of_range_is_not_believed(void **state)
 	assert_int_equal(s.computes, 2);
 }
 
+/* What a busy machine measured must not stay for good. */
+static void an_old_cache_is_measured_again(void **state)
+{
+	struct fixture *f = *state;
+	struct source s = {.drive = 2e9};
+	char text[2048];
+	probe(f, &s);
+	FILE *in = fopen(f->cache, "r");
+	size_t n = fread(text, 1, sizeof text - 1, in);
+	fclose(in);
+	text[n] = '\0';
+	char *wall = strstr(strstr(text, "measured_wall_ns"), ":") + 1;
+	unsigned long long measured = strtoull(wall, NULL, 10);
+	for (int old = 0; old < 2; old++) {
+		FILE *out = fopen(f->cache, "w");
+		fprintf(out, "%.*s %llu%s", (int)(wall - text), text,
+			measured - (old ? 25ull : 23ull) * 3600000000000ull, wall + strcspn(wall, ",\n"));
+		fclose(out);
+		probe(f, &s);
+		assert_int_equal(s.computes, 1 + old);
+	}
+}
+
 static void a_failing_drive_is_named(void **state)
 {
 	struct fixture *f = *state;
@@ -182,6 +205,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(another_machine_is_measured_anew, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_bad_cache_is_ignored_and_replaced, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_cached_figure_out_of_range_is_not_believed, setup, teardown),
+		cmocka_unit_test_setup_teardown(an_old_cache_is_measured_again, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_failing_drive_is_named, setup, teardown),
 		cmocka_unit_test_setup_teardown(an_unwritable_cache_is_no_error, setup, teardown),
 	};
