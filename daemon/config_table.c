@@ -46,7 +46,7 @@ const struct config_key config_keys[] = {
 		.help = "HOST:PORT of /metrics, /healthz and /readyz; \"\" for none."},
 
 	{.path = "store.path", .type = CONFIG_TYPE_PATH, AT(store.path), .value = "/var/lib/thaw",
-		.help = "Directory of the packed shards, on the NVMe drive to stream from."},
+		.help = "Directory of the packed shards, on the NVMe drive to stream from; made if only it is missing."},
 
 	{.path = "memory.weights", .json = "weights_bytes", .type = CONFIG_TYPE_BYTES, AT(memory.weights_bytes),
 		.value = "auto", .automatic = "auto", .min = 1 * MIB, .max = 1024 * TIB,

@@ -59,7 +59,7 @@ static void usage(FILE *out)
 		     "  --conf-dir DIR     directory of more, *.yaml in name order (/etc/thaw/conf.d)\n"
 		     "  --set KEY=VALUE    one setting, before all files; may be given several times\n"
 		     "  --log-level WORD   error, warning, notice, info or debug: as --set daemon.log_level=WORD\n"
-		     "  --check            check the configuration and stop\n"
+		     "  --check            check the configuration and the store's place, and stop\n"
 		     "  --help, --version\n\n"
 		     "SIGTERM and SIGINT drain, then stop; a second one stops at once. SIGHUP reads the configuration "
 		     "again.\n"
@@ -316,6 +316,8 @@ int main(int argc, char **argv)
 	if (status)
 		return status > 0 ? EXIT_SUCCESS : EXIT_USAGE;
 	status = read_config(&d.arguments, &d.config, &e);
+	if (!status && d.arguments.check)
+		status = server_check_store(d.config.store.path, &e);
 	if (status || d.arguments.check) {
 		fprintf(status ? stderr : stdout, "thawd: %s\n",
 			status ? base_error_text(&e) : "the configuration is good");

@@ -27,23 +27,40 @@ const char *server_phase_name(enum server_phase p)
 
 /* ---- the store's lock ---- */
 
-/* All directories of the path that are missing. */
-static int make_directories(const char *path, struct base_error *e)
+int server_check_store(const char *path, struct base_error *e)
 {
-	char part[CONFIG_TEXT_BYTES];
-	snprintf(part, sizeof part, "%s", path);
-	for (char *p = part + 1;; p++) {
-		if (*p != '/' && *p != '\0')
-			continue;
-		char c = *p;
-		*p = '\0';
-		if (mkdir(part, 0755) < 0 && errno != EEXIST)
-			return base_error_set(
-				e, -errno, "store.path %s: cannot make %s: %s", path, part, strerrordesc_np(errno));
-		*p = c;
-		if (!c)
-			return 0;
-	}
+	char parent[CONFIG_TEXT_BYTES];
+	struct stat st;
+	if (stat(path, &st) == 0)
+		return S_ISDIR(st.st_mode) ? 0 : base_error_set(e, -ENOTDIR, "store.path %s: not a directory", path);
+	snprintf(parent, sizeof parent, "%s", path);
+	size_t n = strlen(parent);
+	while (n > 1 && parent[n - 1] == '/')
+		parent[--n] = '\0';
+	char *slash = strrchr(parent, '/');
+	if (errno != ENOENT || !slash)
+		return base_error_set(e, -errno, "store.path %s: %s", path, strerrordesc_np(errno));
+	slash[slash == parent] = '\0';
+	if (stat(parent, &st) < 0)
+		return base_error_set(e, -errno,
+			"store.path %s: %s: %s; only the last directory is made, so make that one, or correct the path",
+			path, parent, strerrordesc_np(errno));
+	return S_ISDIR(st.st_mode) ? 0
+				   : base_error_set(e, -ENOTDIR, "store.path %s: %s is not a directory", path, parent);
+}
+
+/* Its parent is there: a mistyped path, or a drive that is not mounted, must not fill another file system. */
+static int make_store(struct server *s, struct base_error *e)
+{
+	const char *path = s->config.store.path;
+	int status = server_check_store(path, e);
+	if (status)
+		return status;
+	if (mkdir(path, 0755) == 0)
+		base_log_notice(s->log, "store.path %s: was not there and was made", path);
+	else if (errno != EEXIST)
+		return base_error_set(e, -errno, "store.path %s: cannot be made: %s", path, strerrordesc_np(errno));
+	return 0;
 }
 
 /* Held as long as the process lives. The number in it is for people. */
@@ -51,7 +68,7 @@ static int lock_store(struct server *s, struct base_error *e)
 {
 	const char *path = s->config.store.path;
 	char name[CONFIG_TEXT_BYTES + 32], text[24] = {0};
-	int status = make_directories(path, e);
+	int status = make_store(s, e);
 	if (status)
 		return status;
 	snprintf(name, sizeof name, "%s/" LOCK_NAME, path);

@@ -58,6 +58,9 @@ struct server_model {
 int server_create(const struct config *config, struct base_log *log, struct server **ret_server, struct base_error *e);
 void server_destroy(struct server *s);
 
+/* That it is a directory, or can be made in one: of store.path, without making it. */
+int server_check_store(const char *path, struct base_error *e);
+
 uint32_t server_list_models(struct server *s, struct server_model_info *ret_infos, uint32_t room);
 int server_get_model(
 	struct server *s, const char *name, struct server_model_info *ret_info); // -ENOENT; name "": the only one

@@ -37,7 +37,7 @@ static void house_open_with(struct house *h, uint64_t weights_bytes, uint64_t kv
 	snprintf(h->model, sizeof h->model, "%s/tiny.gguf", h->folder);
 	assert_int_equal(tiny_model_save(&m, h->model), 0);
 	config_defaults(&h->config);
-	snprintf(h->config.store.path, sizeof h->config.store.path, "%s/store/deep", h->folder);
+	snprintf(h->config.store.path, sizeof h->config.store.path, "%s/store", h->folder);
 	snprintf(h->config.compute.backend, sizeof h->config.compute.backend, "reference");
 	h->config.compute.threads = 1;
 	h->config.daemon.drain_ns = 2 * SECOND;
@@ -239,6 +239,23 @@ static void test_refusals(void **state)
 	house_close(&h);
 }
 
+/* A mistyped store.path, or one on a drive that is not mounted, is refused; only the last directory is made. */
+static void test_store_needs_its_parent(void **state)
+{
+	struct house h;
+	struct base_error e = {0};
+	struct server *second;
+	house_open(&h); // its store was made
+	struct config c = h.config;
+	snprintf(c.store.path, sizeof c.store.path, "%s/missing/store", h.folder);
+	assert_int_equal(server_check_store(c.store.path, &e), -ENOENT);
+	assert_int_equal(server_create(&c, NULL, &second, &e), -ENOENT);
+	assert_non_null(strstr(e.message, "/missing: "));
+	snprintf(c.store.path, sizeof c.store.path, "%s/tiny.gguf", h.folder);
+	assert_int_equal(server_check_store(c.store.path, &e), -ENOTDIR);
+	house_close(&h);
+}
+
 /* The first model holds the budgets: a dry run says so, and takes budgets that it is given at their word. */
 static void test_plan_beside_a_model(void **state)
 {
@@ -317,6 +334,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_load_ask_unload),
 		cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_store_needs_its_parent),
 		cmocka_unit_test(test_plan_beside_a_model),
 		cmocka_unit_test(test_corrupt_store),
 		cmocka_unit_test(test_rank_is_killed),
