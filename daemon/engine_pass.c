@@ -241,7 +241,12 @@ bool engine_pass_emit(struct engine *e, struct engine_stream *s)
 	const struct request_sink *sink = &s->request->sink;
 	if (!s->told_prompt) {
 		s->told_prompt = true;
-		struct request_event info = {.prompt_info = true, .prompt_tokens = s->job->sequences[0].prompt_tokens};
+		const struct scheduler_sequence *q = &s->job->sequences[0];
+		struct request_event info = {
+			.prompt_info = true,
+			.prompt_tokens = q->prompt_tokens,
+			.max_new_tokens = q->limit_tokens - q->prompt_tokens,
+		};
 		if (!sink->emit(sink->context, &info) && !e->event.final)
 			return false;
 	}

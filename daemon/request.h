@@ -45,6 +45,7 @@ struct request_event {
 	/* Once, first: */
 	bool prompt_info;
 	uint32_t prompt_tokens, cached_tokens;
+	uint32_t max_new_tokens; // as asked for, cut to the server's limit and to the context
 	/* Score: log probability of prompt token `token` at position score_position. */
 	bool score;
 	uint32_t score_position;

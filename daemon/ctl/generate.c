@@ -13,12 +13,6 @@
 #define CHAT_TOKENS 1024u
 #define CHAT_MAX_MESSAGES 1024u
 
-static const char *finish_name(Thaw__V1__FinishReason f)
-{
-	static const char *const names[] = {"unspecified", "length", "stop", "aborted"};
-	return f < base_array_size(names) ? names[f] : "?";
-}
-
 // What can be shown at once: the answer is one, and is text or ids.
 static bool show_live(struct ctl *c, const Thaw__V1__GenerateChunk *chunk)
 {
@@ -34,6 +28,19 @@ static bool show_live(struct ctl *c, const Thaw__V1__GenerateChunk *chunk)
 	}
 	fflush(c->out);
 	return shown;
+}
+
+// An answer that ends because there is no room for more is no answer that is complete.
+static void say_cut(struct ctl *c, const struct ctl_run *run)
+{
+	bool cut = false;
+	for (uint32_t i = 0; i < run->answers_count; i++)
+		cut |= run->answers[i].finish == THAW__V1__FINISH_REASON__LENGTH;
+	if (cut && run->max_new_tokens && run->max_new_tokens < c->options.max_tokens)
+		ctl_say(c,
+			"thawctl: cut after %" PRIu32 " of %" PRIu32
+			" tokens: the context or scheduler.max_new_tokens has no room for more",
+			run->max_new_tokens, c->options.max_tokens);
 }
 
 // Runs the request; `live`: answers go to out as they come.
@@ -62,6 +69,8 @@ static int run_request(struct ctl *c, const Thaw__V1__GenerateRequest *request, 
 	if (failed == CTL_OK && r < 0)
 		failed = ctl_fail_status(c, s.code, &s.status);
 	ctl_stream_close(&s);
+	if (failed == CTL_OK)
+		say_cut(c, run);
 	return failed;
 }
 
@@ -75,7 +84,7 @@ static struct json_object *answer_json(const struct ctl_answer *a, uint32_t inde
 	json_object_object_add(o, "token_ids", ids);
 	if (a->logprobs)
 		json_object_object_add(o, "logprobs", json_object_get(a->logprobs));
-	json_object_object_add(o, "finish", json_object_new_string(finish_name(a->finish)));
+	json_object_object_add(o, "finish", json_object_new_string(ctl_finish_name(a->finish)));
 	return o;
 }
 
@@ -122,7 +131,7 @@ static void print_run(struct ctl *c, const struct ctl_run *run, bool shown)
 	for (uint32_t i = 0; i < run->answers_count; i++) {
 		const struct ctl_answer *a = &run->answers[i];
 		if (!shown && run->answers_count > 1)
-			fprintf(c->out, "--- %" PRIu32 " (%s)\n", i, finish_name(a->finish));
+			fprintf(c->out, "--- %" PRIu32 " (%s)\n", i, ctl_finish_name(a->finish));
 		for (size_t t = 0; !shown && c->options.token_ids && t < a->ids_count; t++)
 			fprintf(c->out, "%" PRIu32 " ", a->ids[t]);
 		if (!shown)

@@ -230,12 +230,19 @@ static int take_output(struct ctl_run *run, const Thaw__V1__Output *o)
 	return r;
 }
 
+const char *ctl_finish_name(Thaw__V1__FinishReason f)
+{
+	static const char *const names[] = {"unspecified", "length", "stop", "aborted"};
+	return f < base_array_size(names) ? names[f] : "?";
+}
+
 int ctl_run_take(struct ctl *c, struct ctl_run *run, const Thaw__V1__GenerateChunk *chunk)
 {
 	int r = 0;
 	if (chunk->prompt_info) {
 		run->prompt_tokens = chunk->prompt_info->num_prompt_tokens;
 		run->cached_tokens = chunk->prompt_info->cached_tokens;
+		run->max_new_tokens = chunk->prompt_info->max_new_tokens;
 	}
 	if (chunk->request_id[0])
 		snprintf(run->request_id, sizeof run->request_id, "%s", chunk->request_id);
@@ -319,9 +326,10 @@ void ctl_run_say_figures(struct ctl *c, const struct ctl_run *run)
 {
 	char first[CTL_SIZE_BYTES], size[CTL_SIZE_BYTES];
 	double bytes = bytes_per_token(run);
-	ctl_say(c, "prompt %" PRIu32 " tokens, first token after %s; %zu tokens, %.1f tokens/s", run->prompt_tokens,
+	ctl_say(c, "prompt %" PRIu32 " tokens, first token after %s; %zu tokens, %.1f tokens/s, ended by %s",
+		run->prompt_tokens,
 		ctl_seconds(run->first_ns ? (double)(run->first_ns - run->started_ns) / 1e9 : 0, first), generated(run),
-		decode_rate(run));
+		decode_rate(run), ctl_finish_name(run->answers[0].finish));
 	if (run->have_timing)
 		ctl_say(c, "NVMe %s per token, achieved/bound %.2f, binding resource: %s",
 			ctl_size((uint64_t)bytes, size), run->achieved_ratio,

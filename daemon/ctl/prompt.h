@@ -40,7 +40,7 @@ struct ctl_answer { // of one output
 struct ctl_run { // of one request
 	struct ctl_answer answers[CTL_MAX_SEQUENCES];
 	uint32_t answers_count;
-	uint32_t prompt_tokens, cached_tokens;
+	uint32_t prompt_tokens, cached_tokens, max_new_tokens;
 	bool have_timing;
 	uint64_t queue_ns, prefill_ns, decode_ns, stall_ns, read_bytes;
 	double achieved_ratio;
@@ -55,6 +55,8 @@ struct ctl_request { // with the memory that its options need
 	Thaw__V1__ResponseOptions response;
 };
 int ctl_request_make(struct ctl *c, Thaw__V1__Prompt *prompt, struct ctl_request *ret_request);
+
+const char *ctl_finish_name(Thaw__V1__FinishReason f);
 
 /* Takes a chunk into run; CTL_OK or CTL_ERROR (memory, a server that breaks its bounds). */
 int ctl_run_take(struct ctl *c, struct ctl_run *run, const Thaw__V1__GenerateChunk *chunk);

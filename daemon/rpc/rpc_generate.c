@@ -298,6 +298,7 @@ static void chunk_record(const struct generation *g, const struct rpc_record *r,
 		thaw__v1__prompt_info__init(&k->info);
 		k->info.num_prompt_tokens = r->prompt_tokens;
 		k->info.cached_tokens = r->cached_tokens;
+		k->info.max_new_tokens = r->max_new_tokens;
 		k->chunk.prompt_info = &k->info;
 	}
 	if (!(r->flags & RPC_RECORD_TOKEN) && !r->text_bytes && !r->finish)
@@ -466,6 +467,7 @@ static void reply_record(const struct generation *g, const struct rpc_record *r,
 	if (r->flags & RPC_RECORD_PROMPT_INFO) {
 		info->num_prompt_tokens = r->prompt_tokens;
 		info->cached_tokens = r->cached_tokens;
+		info->max_new_tokens = r->max_new_tokens;
 		reply->prompt_info = info;
 	}
 	if (r->output >= REQUEST_MAX_SEQUENCES)

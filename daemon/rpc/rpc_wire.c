@@ -411,6 +411,7 @@ void rpc_record_write(const struct request_event *e, struct rpc_record *out)
 		.logprob = e->logprob,
 		.prompt_tokens = e->prompt_tokens,
 		.cached_tokens = e->cached_tokens,
+		.max_new_tokens = e->max_new_tokens,
 		.flags = (uint8_t)((e->token_count ? RPC_RECORD_TOKEN : 0) |
 				   (e->prompt_info ? RPC_RECORD_PROMPT_INFO : 0) | (e->score ? RPC_RECORD_SCORE : 0)),
 		.finish = (uint8_t)e->finish,

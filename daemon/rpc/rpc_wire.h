@@ -44,7 +44,7 @@ enum rpc_record_flags { RPC_RECORD_TOKEN = 1, RPC_RECORD_PROMPT_INFO = 2, RPC_RE
 struct rpc_record {
 	uint32_t output, token, position;
 	float logprob;
-	uint32_t prompt_tokens, cached_tokens;
+	uint32_t prompt_tokens, cached_tokens, max_new_tokens;
 	uint8_t flags, finish, top_count;
 	uint16_t text_bytes;
 	struct sample_logprob top[]; // top_count, then the text

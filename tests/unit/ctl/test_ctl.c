@@ -282,6 +282,7 @@ static void generate_reads_standard_input_and_tells_figures(void **state)
 	struct shown s = run_with("from a pipe\n", (const char *const[]){"generate", "-", "--stats", NULL});
 	assert_int_equal(s.exit, CTL_OK);
 	assert_non_null(strstr(s.err, "prompt 5 tokens, first token after "));
+	assert_non_null(strstr(s.err, "tokens/s, ended by stop\n"));
 	assert_non_null(strstr(s.err, "\nNVMe 1.0K per token, achieved/bound 0.50, binding resource: disk\n"));
 	drop(&s);
 	Thaw__V1__GenerateRequest *q = sent_request();
@@ -302,6 +303,21 @@ static void generate_json_has_everything(void **state)
 	assert_int_equal(json_object_get_int64(json_object_object_get(figures, "nvme_bytes_per_token")), 1000);
 	assert_string_equal(json_object_get_string(json_object_object_get(figures, "binding")), "disk");
 	json_object_put(o);
+}
+
+static void an_answer_that_is_cut_by_the_context_says_so(void **state)
+{
+	struct chunks k;
+	answer_generation(&k);
+	k.outputs[2].finish = THAW__V1__FINISH_REASON__LENGTH;
+	k.info.max_new_tokens = 3;
+	expect(RUN("generate", "x", "-n", "5000"), CTL_OK, " Paris.\n",
+		"thawctl: cut after 3 of 5000 tokens: the context or scheduler.max_new_tokens has no room for more\n");
+	forget(NULL);
+	answer_generation(&k);
+	k.outputs[2].finish = THAW__V1__FINISH_REASON__LENGTH;
+	k.info.max_new_tokens = 3;
+	expect(RUN("generate", "x", "-n", "3"), CTL_OK, " Paris.\n", "");
 }
 
 static void a_stream_that_breaks_shows_what_came_and_fails(void **state)
@@ -545,6 +561,7 @@ int main(void)
 		cmocka_unit_test_setup(generate_takes_and_prints_token_ids, forget),
 		cmocka_unit_test_setup(generate_reads_standard_input_and_tells_figures, forget),
 		cmocka_unit_test_setup(generate_json_has_everything, forget),
+		cmocka_unit_test_setup(an_answer_that_is_cut_by_the_context_says_so, forget),
 		cmocka_unit_test_setup(a_stream_that_breaks_shows_what_came_and_fails, forget),
 		cmocka_unit_test_setup(chat_keeps_the_conversation, forget),
 		cmocka_unit_test_setup(eval_counts_the_second_half_of_each_chunk, forget),

@@ -22,7 +22,7 @@ struct reader { // a sink that keeps everything
 	char text[REQUEST_MAX_SEQUENCES][8192];
 	uint32_t text_bytes[REQUEST_MAX_SEQUENCES];
 	enum request_finish finish[REQUEST_MAX_SEQUENCES];
-	uint32_t events, infos, prompt_tokens, scores, finals, next_score;
+	uint32_t events, infos, prompt_tokens, max_new_tokens, scores, finals, next_score;
 	uint32_t refuse_after; // events, 0: never
 	struct base_error error;
 	struct request_timing timing;
@@ -53,6 +53,7 @@ static bool emit(void *context, const struct request_event *v)
 		assert_int_equal(r->events, 1);
 		r->infos++;
 		r->prompt_tokens = v->prompt_tokens;
+		r->max_new_tokens = v->max_new_tokens;
 	}
 	if (v->score) {
 		assert_int_equal(v->score_position, r->next_score);
@@ -207,6 +208,7 @@ static void check_hash_output(struct bench *b, uint32_t reader, uint32_t prompt,
 		fail_msg("%s", r->error.message);
 	assert_int_equal(r->finish[0], REQUEST_FINISH_LENGTH);
 	assert_int_equal(r->tokens_count[0], max_new);
+	assert_int_equal(r->max_new_tokens, max_new);
 	uint32_t history[1024];
 	for (uint32_t i = 0; i < prompt; i++)
 		history[i] = 3 + (i * 5 + reader * 11 + prompt) % (b->ranks.vocab - 3);
