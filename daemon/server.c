@@ -179,7 +179,9 @@ static void copy_info(struct server_entry *x, struct server_model_info *ret_info
 		engine_get_load(x->model.engine, &ret_info->load);
 	if (ret_info->phase == SERVER_PHASE_LOAD) {
 		ret_info->done_bytes = ret_info->load.load_done_bytes;
-		ret_info->total_bytes = ret_info->load.load_total_bytes;
+		/* Ranks need a while to open and check files before they know: until then it is what the plan says. */
+		ret_info->total_bytes =
+			ret_info->load.load_total_bytes ? ret_info->load.load_total_bytes : ret_info->plan.hot_bytes;
 	}
 	if (ret_info->phase == SERVER_PHASE_READY && ret_info->load.state == ENGINE_FAILED) {
 		ret_info->phase = SERVER_PHASE_FAILED;

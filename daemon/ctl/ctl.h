@@ -184,6 +184,7 @@ void ctl_local_free(struct ctl *c);
 struct ctl_progress {
 	struct ctl *ctl;
 	uint64_t shown_ns;
+	char phase[16]; // that was shown last
 	bool line_open;
 };
 void ctl_progress_show(

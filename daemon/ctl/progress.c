@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <string.h>
+
 #include "base/clock.h"
 #include "daemon/ctl/ctl.h"
 
@@ -14,6 +16,10 @@ void ctl_progress_show(
 		p->shown_ns = now; // what is over in two seconds is not worth a line in a log
 	if (p->shown_ns && now - p->shown_ns < (c->err_terminal ? TERMINAL_NS : PIPE_NS))
 		return;
+	bool same = strcmp(p->phase, phase) == 0;
+	if (!c->err_terminal && same && !total_bytes)
+		return; // the word alone, again
+	snprintf(p->phase, sizeof p->phase, "%s", phase);
 	p->shown_ns = now;
 	char done[CTL_SIZE_BYTES], total[CTL_SIZE_BYTES], eta[CTL_SIZE_BYTES];
 	if (c->err_terminal)

@@ -320,6 +320,22 @@ static void an_answer_that_is_cut_by_the_context_says_so(void **state)
 	expect(RUN("generate", "x", "-n", "3"), CTL_OK, " Paris.\n", "");
 }
 
+static void progress_in_a_log_repeats_no_words(void **state)
+{
+	char *text = NULL;
+	size_t bytes = 0;
+	struct ctl c = {.err = open_memstream(&text, &bytes)};
+	struct ctl_progress p = {.ctl = &c};
+	static const uint64_t done[][2] = {{0, 0}, {0, 0}, {512, 1024}, {0, 0}};
+	for (size_t i = 0; i < base_array_size(done); i++) {
+		p.shown_ns = 1; // long ago
+		ctl_progress_show(&p, i < 3 ? "load" : "ready", done[i][0], done[i][1], 0);
+	}
+	fclose(c.err);
+	assert_string_equal(text, "load\nload  50 % 512B of 1.0K\nready\n");
+	free(text);
+}
+
 static void a_stream_that_breaks_shows_what_came_and_fails(void **state)
 {
 	struct chunks k;
@@ -561,6 +577,7 @@ int main(void)
 		cmocka_unit_test_setup(generate_takes_and_prints_token_ids, forget),
 		cmocka_unit_test_setup(generate_reads_standard_input_and_tells_figures, forget),
 		cmocka_unit_test_setup(generate_json_has_everything, forget),
+		cmocka_unit_test(progress_in_a_log_repeats_no_words),
 		cmocka_unit_test_setup(an_answer_that_is_cut_by_the_context_says_so, forget),
 		cmocka_unit_test_setup(a_stream_that_breaks_shows_what_came_and_fails, forget),
 		cmocka_unit_test_setup(chat_keeps_the_conversation, forget),
