@@ -56,7 +56,7 @@ const struct config_key config_keys[] = {
 		.help = "For the KV cache. auto: enough for scheduler.max_sequences of the context, if memory allows."},
 	{.path = "memory.workspace", .json = "workspace_bytes", .type = CONFIG_TYPE_BYTES, AT(memory.workspace_bytes),
 		.value = "auto", .automatic = "auto", .min = 64 * KIB, .max = 1024 * TIB,
-		.help = "For activations, logits and sampling. auto: what scheduler.batch_tokens needs."},
+		.help = "For activations, logits, sampling and the processes. auto: what scheduler.batch_tokens needs."},
 
 	{.path = "compute.backend", .type = CONFIG_TYPE_CHOICE, AT(compute.backend), .value = "cpu", .choices = backends,
 		.help = "cpu: kernels for this machine's instruction sets. reference: plain C, float32, slow."},
