@@ -8,8 +8,13 @@
 #include <string.h>
 
 #define VEC_NAME avx512
+#ifdef VEC_SMALL // quick to compile
+#define VEC_TILE_TOKENS 2
+#define VEC_QUERIES 2
+#else
 #define VEC_TILE_TOKENS 10 // tokens whose sums fit the registers
 #define VEC_QUERIES 8
+#endif
 #define VEC_TEXT "avx512-vnni"
 
 typedef float vf __attribute__((vector_size(64)));
