@@ -269,7 +269,7 @@ static void tell_placement(struct engine *e, uint32_t stage)
 		engine_emit_event(e, "warning", "io_uring_refused",
 			"stage %u reads with threads, which costs CPU and bandwidth: %s; allow io_uring_setup, "
 			"io_uring_enter "
-			"and io_uring_register (seccomp, kernel.io_uring_disabled)",
+			"and io_uring_register",
 			stage, p->fallback);
 	if (strcmp(p->pages, "small") == 0)
 		engine_emit_event(e, "warning", "huge_pages_refused",

@@ -503,6 +503,13 @@ static void models_are_listed(void **state)
 	assert_int_equal(m->phase, THAW__V1__MODEL_PHASE__MODEL_PHASE_READY);
 	assert_int_equal(m->bos_opt_case, THAW__V1__MODEL__BOS_OPT_BOS_TOKEN_ID);
 	assert_int_equal(m->eos_opt_case, THAW__V1__MODEL__EOS_OPT__NOT_SET);
+	assert_string_equal(m->error_reason, "");
+	release(m);
+	atomic_store(&f->fake->phase, SERVER_PHASE_FAILED);
+	m = (Thaw__V1__Model *)fixture_call(
+		f->client, "/thaw.v1.Inference/GetModel", &one.base, &thaw__v1__model__descriptor, &s);
+	assert_string_equal(m->error, "/models/fake.gguf: truncated");
+	assert_string_equal(m->error_reason, "DATA_LOSS");
 	release(m);
 	one.name = (char *)"none";
 	assert_null(
