@@ -131,6 +131,7 @@ void engine_end(struct engine *e, struct engine_stream *s, int status, const cha
 static void end_all(struct engine *e, int status, const char *why)
 {
 	struct scheduler_job *j;
+	engine_pass_flush(e); // those that are over have their own reason
 	while ((j = scheduler_first_job(e->scheduler)))
 		engine_end(e, j->user, status, "%s", why);
 }
@@ -157,6 +158,29 @@ void engine_set_state(struct engine *e, enum engine_state state, const char *fai
 	if (failure != e->load.failure)
 		snprintf(e->load.failure, sizeof e->load.failure, "%s", failure ? failure : "");
 	pthread_mutex_unlock(&e->lock);
+}
+
+/* A request that costs a rank each time it is tried ends alone, and the restarts were its; but if it is every
+ * request, it is the rank. Not -EHOSTDOWN, which clients try again. */
+static void end_killers(struct engine *e)
+{
+	bool any = false;
+	engine_pass_flush(e);
+	for (struct scheduler_job *j = scheduler_first_job(e->scheduler), *next; j; j = next) {
+		uint32_t most = 0;
+		next = j->next;
+		for (uint32_t i = 0; i < j->sequences_count; i++)
+			most = j->sequences[i].losses > most ? j->sequences[i].losses : most;
+		if (most < SCHEDULER_MAX_LOSSES)
+			continue;
+		struct engine_stream *s = j->user;
+		engine_emit_event(e, "error", "request_kills_rank", "request %s: the rank died %u times on it: %s",
+			s->request->id, most, e->load.failure);
+		engine_end(e, s, -EOWNERDEAD, "the rank died %u times while it computed this request", most);
+		any = true;
+	}
+	if (any && ++e->killers_in_a_row <= e->config.max_restarts)
+		e->restarts_in_a_row = 0;
 }
 
 /* Between two lives of the ranks: starts new ones, or gives up. */
@@ -256,6 +280,7 @@ static uint64_t turn(struct engine *e)
 	if ((next = check_stuck(e, now)) < until)
 		until = next;
 	if (e->state == ENGINE_RECOVERING && !e->group) {
+		end_killers(e);
 		if (now >= e->retry_ns)
 			recover(e);
 		else if (e->retry_ns < until)

@@ -97,6 +97,7 @@ struct engine {
 	struct link_group *group; // NULL between ranks
 	uint64_t epoch;
 	uint32_t restarts_in_a_row;
+	uint32_t killers_in_a_row; // requests ended for the ranks that they cost, without a pass in between
 	uint32_t io_failures; // passes in a row of which nothing could be read
 	uint64_t retry_ns; // when lost ranks are started again
 	uint64_t heard_ns; // last message of any rank; what `stuck` is measured from

@@ -132,17 +132,23 @@ static void close_group(struct engine *e)
 		e->messages[i].stages = 0;
 }
 
-void engine_link_lost(struct engine *e, const char *why)
+static void lost(struct engine *e, const char *why)
 {
-	if (!e->group && e->state == ENGINE_RECOVERING)
-		return;
 	close_group(e);
+	if (e->state == ENGINE_READY)
+		scheduler_lost(e->scheduler);
 	uint32_t doublings = e->restarts_in_a_row < BACKOFF_MOST ? e->restarts_in_a_row : BACKOFF_MOST;
 	e->retry_ns = base_clock_now_ns() + (e->restarts_in_a_row ? BACKOFF_NS << doublings : 0);
 	e->restarts_in_a_row++;
 	engine_emit_event(e, "warning", "rank_lost", "epoch %llu: %s; its requests wait for a new one",
 		(unsigned long long)e->epoch, why);
 	engine_set_state(e, ENGINE_RECOVERING, why);
+}
+
+void engine_link_lost(struct engine *e, const char *why)
+{
+	if (e->group || e->state != ENGINE_RECOVERING) // else it is known
+		lost(e, why);
 }
 
 /* The first load ends here when it fails: what failed once with the same file and the same budgets fails again. */
@@ -156,7 +162,7 @@ static void start_failed(struct engine *e, const struct base_error *error)
 		engine_emit_event(e, "error", "engine_failed", "%s", base_error_text(error));
 		engine_set_state(e, ENGINE_FAILED, base_error_text(error));
 	} else {
-		engine_link_lost(e, base_error_text(error));
+		lost(e, base_error_text(error));
 	}
 }
 

@@ -141,6 +141,7 @@ static bool take_output(struct engine *e, const struct scheduler_pass *p, const 
 	struct engine_fresh *f = &e->fresh[e->fresh_count++];
 	*f = (struct engine_fresh){.stream = s, .sequence = q, .result = &o->result};
 	if (n->want == RANK_WANT_SCORES) {
+		q->losses = 0;
 		f->score = true;
 		f->position = p->rank_entries[o->entry].first_position + o->token_index + 1;
 		return true;
@@ -195,7 +196,7 @@ static bool check_reads(struct engine *e, const struct scheduler_pass *p)
 		all = e->in.result.entry_status[i] == -EIO;
 	e->io_failures = all ? e->io_failures + 1 : 0;
 	if (!all)
-		e->restarts_in_a_row = 0;
+		e->restarts_in_a_row = e->killers_in_a_row = 0;
 	if (e->io_failures < MAX_IO_FAILURES)
 		return false;
 	engine_link_lost(e, "it cannot read cold weights any more");

@@ -50,7 +50,8 @@ struct request_event {
 	bool score;
 	uint32_t score_position;
 	/* Last one: status 0 or -errno with text (-ECANCELED, -ETIME deadline, -EBADMSG data loss, -EHOSTDOWN
-	 * unavailable, -ENOBUFS emit() said false, -EIO a bug). Outputs that had not finished get an event with ABORTED before. */
+	 * unavailable, -ENOBUFS emit() said false, -EOWNERDEAD each rank that computed it died,
+	 * -EIO a bug). Outputs that had not finished get an event with ABORTED before. */
 	bool final;
 	struct base_error error;
 	uint64_t retry_after_ns;

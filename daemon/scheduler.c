@@ -202,6 +202,12 @@ static void preempt(struct scheduler *s, struct scheduler_sequence *q)
 	list_insert(&s->waiting, q);
 }
 
+void scheduler_lost(struct scheduler *s)
+{
+	for (struct scheduler_sequence *q = s->running.first; q; q = q->next)
+		q->losses += q->in_flight > 0;
+}
+
 int scheduler_reset(struct scheduler *s, uint32_t kv_blocks, bool cold)
 {
 	struct kv_allocator *fresh;
@@ -387,11 +393,15 @@ static void put(struct scheduler_pass *p, struct scheduler_sequence *q, struct r
 	q->in_flight++;
 }
 
-/* The first of the waiting, if there is a slot and blocks for all that it has, and one spare for each that runs: else a
- * newcomer would push somebody out at the next block border. */
-static struct scheduler_sequence *admit(struct scheduler *s, uint64_t now_ns)
+static bool suspect(const struct scheduler_sequence *q)
 {
-	struct scheduler_sequence *q = s->waiting.first;
+	return q->losses >= SCHEDULER_ALONE_LOSSES;
+}
+
+/* One that waits, if there is a slot and blocks for all that it has, and one spare for each that runs: else a newcomer would
+ * push somebody out at the next block border. */
+static struct scheduler_sequence *admit(struct scheduler *s, struct scheduler_sequence *q, uint64_t now_ns)
+{
 	if (!q || !s->free_slots_count)
 		return NULL;
 	uint32_t need = (uint32_t)base_size_div_up(wanted(q), KV_BLOCK_TOKENS);
@@ -446,11 +456,24 @@ static void fill(struct scheduler *s, struct scheduler_pass *p, uint64_t now_ns)
 			put(p, q, &room);
 	}
 	while (room.tokens && room.rows) {
-		struct scheduler_sequence *q = admit(s, now_ns);
-		if (!q)
+		struct scheduler_sequence *q = s->waiting.first;
+		if (!q || suspect(q) || !admit(s, q, now_ns))
 			break;
 		put(p, q, &room);
 	}
+}
+
+/* The first sequence that has to run alone, admitted; NULL: there is none, or no room for it. */
+static struct scheduler_sequence *take_suspect(struct scheduler *s, uint64_t now_ns)
+{
+	for (struct scheduler_sequence *q = s->running.first; q; q = q->next) {
+		if (suspect(q))
+			return q;
+	}
+	struct scheduler_sequence *q = s->waiting.first;
+	while (q && !suspect(q))
+		q = q->next;
+	return s->passes_count ? q : admit(s, q, now_ns);
 }
 
 struct scheduler_pass *scheduler_build(struct scheduler *s, uint64_t now_ns, uint64_t *ret_wake_ns)
@@ -458,7 +481,12 @@ struct scheduler_pass *scheduler_build(struct scheduler *s, uint64_t now_ns, uin
 	*ret_wake_ns = SCHEDULER_NEVER;
 	if (!s->allocator || s->passes_count == s->config.stages || window_open(s, now_ns, ret_wake_ns))
 		return NULL;
+	struct scheduler_sequence *alone = take_suspect(s, now_ns);
+	if (alone && s->passes_count)
+		return NULL;
 	grow(s);
+	if (alone && alone->state != SCHEDULER_RUNNING)
+		alone = NULL; // it gave its blocks to an older one
 	struct scheduler_pass *p = &s->passes[(s->passes_first + s->passes_count) % s->config.stages];
 	p->pass = (struct rank_pass){
 		.entries = p->rank_entries,
@@ -466,7 +494,10 @@ struct scheduler_pass *scheduler_build(struct scheduler *s, uint64_t now_ns, uin
 		.blocks = p->blocks,
 		.targets = p->targets,
 	};
-	fill(s, p, now_ns);
+	if (alone)
+		put(p, alone, &(struct room){.tokens = s->config.batch_tokens, .rows = s->config.logits_rows});
+	else
+		fill(s, p, now_ns);
 	if (!p->pass.entries_count)
 		return NULL;
 	p->number = p->pass.pass = ++s->last_pass;
@@ -508,6 +539,7 @@ bool scheduler_append(struct scheduler_sequence *q, uint32_t token)
 	if (q->tokens_count == q->limit_tokens)
 		return false;
 	q->tokens[q->tokens_count++] = token;
+	q->losses = 0;
 	return q->tokens_count < q->limit_tokens;
 }
 

@@ -12,6 +12,9 @@
  * first or nobody is; when blocks run out the running sequence with the greatest key gives its own back. The
  * running sequence with the least key is never preempted, so the work always goes on.
  *
+ * Lost ranks: whoever was in flight when SCHEDULER_ALONE_LOSSES ranks in a row were lost may be what kills them. Such a sequence
+ * gets passes of its own, with nothing else in flight, until it has a token: so the others go on, and it is known who it is.
+ *
  * Memory: a job's at scheduler_job_create (any thread), the rest at scheduler_create.
  */
 #pragma once
@@ -25,6 +28,8 @@
 #define SCHEDULER_NO_SLOT UINT32_MAX
 #define SCHEDULER_NEVER UINT64_MAX
 #define SCHEDULER_MAX_STAGES 16u
+#define SCHEDULER_ALONE_LOSSES 2u
+#define SCHEDULER_MAX_LOSSES 3u // then the engine ends the request
 
 struct scheduler_config {
 	uint32_t max_running; // sequences: slots of the ranks
@@ -56,6 +61,7 @@ struct scheduler_sequence {
 	bool opened; // the ranks know the slot: the engine sets it when it sends OPEN
 	uint32_t in_flight; // passes
 	uint32_t preemptions;
+	uint32_t losses; // of ranks while it was in flight, since its last token
 	uint64_t key;
 	struct scheduler_sequence *next, *previous; // in the waiting or the running list, by key
 	void *user; // the engine's
@@ -100,6 +106,9 @@ void scheduler_destroy(struct scheduler *s); // jobs left in it are the caller's
  * wait again. Cold: passes read weights from the drive, so company is worth waiting for. -ENOMEM. */
 int scheduler_reset(struct scheduler *s, uint32_t kv_blocks, bool cold);
 
+/* The ranks are gone: counts that for every sequence in flight. scheduler_reset follows when there are new ones. */
+void scheduler_lost(struct scheduler *s);
+
 /* Takes the job in: all its sequences wait. It stays the caller's memory, untouched by others, until scheduler_remove. */
 void scheduler_add(struct scheduler *s, struct scheduler_job *j, uint64_t now_ns);
 /* Ends one sequence: blocks and slot are free at once (passes run in order, so one in flight does no harm). */
@@ -120,7 +129,8 @@ uint32_t scheduler_take_closes(struct scheduler *s, uint32_t *ret_slots /* (max_
 struct scheduler_pass *scheduler_oldest_pass(struct scheduler *s);
 /* The pass is done: its positions count as cached. The entries may still be read until the next scheduler_build. */
 void scheduler_complete(struct scheduler *s, struct scheduler_pass *pass);
-/* The token drawn for a sequence; the next pass carries it. False when there is no room left (limit_tokens). */
+/* The token drawn for a sequence; the next pass carries it, and its losses are forgotten. False when there is no room left
+ * (limit_tokens). */
 bool scheduler_append(struct scheduler_sequence *q, uint32_t token);
 
 struct scheduler_counts {

@@ -123,6 +123,20 @@ static void compute(struct life *l, struct rank_output *outputs, uint32_t *ret_c
 	}
 }
 
+static bool poisoned(const struct life *l)
+{
+	const struct fake_ranks *f = l->me->all;
+	const struct rank_pass *p = &l->command.pass;
+	uint32_t at = atomic_load(&f->die_position);
+	for (uint32_t i = 0; i < p->entries_count; i++) {
+		const struct rank_entry *e = &p->entries[i];
+		if (l->prompt[e->sequence] == atomic_load(&f->die_prompt) && e->first_position <= at &&
+			at < e->first_position + e->tokens)
+			return true;
+	}
+	return false;
+}
+
 static bool pass(struct life *l)
 {
 	struct fake_ranks *f = l->me->all;
@@ -135,7 +149,7 @@ static bool pass(struct life *l)
 	atomic_fetch_add(&f->positions, p->tokens_count);
 	if (p->entries_count > atomic_load(&f->largest_batch))
 		atomic_store(&f->largest_batch, p->entries_count);
-	if (number == atomic_load(&f->die_at) || atomic_load(&f->die_always))
+	if (number == atomic_load(&f->die_at) || atomic_load(&f->die_always) || poisoned(l))
 		return false;
 	l->hung = l->hung || number == atomic_load(&f->hang_at);
 	if (l->hung)

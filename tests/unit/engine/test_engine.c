@@ -535,17 +535,53 @@ static void test_poor_machine_is_told(void **state)
 	}
 }
 
+/* One request kills its rank, and ends for it; nobody else sees more than a pause. */
+static void one_kills(uint32_t stages, uint32_t position, uint32_t batch_tokens)
+{
+	struct bench *b = bench_create();
+	b->config.stages = stages;
+	b->config.batch_tokens = batch_tokens;
+	b->ranks.die_prompt = 13;
+	b->ranks.die_position = position;
+	start(b);
+	for (uint32_t i = 0; i < 8; i++)
+		assert_int_equal(submit(b, make_request(b, i, 10 + i, 40)), 0);
+	for (uint32_t i = 0; i < 8; i++) {
+		wait_reader(&b->reader[i], 0);
+		if (i != 3)
+			check_hash_output(b, i, 10 + i, 40);
+	}
+	assert_int_equal(b->reader[3].error.code, -EOWNERDEAD);
+	assert_non_null(strstr(b->reader[3].error.message, "the rank died 3 times"));
+	assert_int_equal(b->reader[3].tokens_count[0], position < 13 ? 0 : position - 12);
+	wait_state(b, ENGINE_READY);
+	assert_int_equal(b->ranks.starts, 4 * stages);
+	bench_destroy(b);
+}
+
+static void test_one_request_kills(void **state)
+{
+	one_kills(1, 0, 128); // in the pass that carries all prompts
+	one_kills(1, 12, 8); // in the last chunk of its prompt
+	one_kills(1, 20, 64); // among tokens
+	one_kills(2, 0, 64);
+	one_kills(2, 20, 64);
+}
+
 static void test_gives_up(void **state)
 {
 	struct bench *b = bench_create();
 	b->ranks.die_always = true;
+	b->config.max_restarts = 2;
 	start(b);
-	assert_int_equal(submit(b, make_request(b, 0, 10, 30)), 0);
-	wait_reader(&b->reader[0], 0);
-	assert_int_equal(b->reader[0].error.code, -ENOTRECOVERABLE);
-	wait_state(b, ENGINE_FAILED);
-	assert_int_equal(submit(b, make_request(b, 1, 10, 30)), -ENOTRECOVERABLE);
-	assert_int_equal(b->ranks.starts, 4);
+	for (uint32_t i = 0; i < 3; i++) {
+		assert_int_equal(submit(b, make_request(b, i, 10, 30)), 0);
+		wait_reader(&b->reader[i], 0);
+		assert_int_equal(b->reader[i].error.code, -EOWNERDEAD);
+	}
+	wait_state(b, ENGINE_FAILED); // it is not the requests
+	assert_int_equal(submit(b, make_request(b, 3, 10, 30)), -ENOTRECOVERABLE);
+	assert_int_equal(b->ranks.starts, 9);
 	bench_destroy(b);
 	for (int i = 0; i < 2; i++) {
 		b = bench_create();
@@ -556,6 +592,29 @@ static void test_gives_up(void **state)
 		engine_get_load(b->engine, &load);
 		assert_non_null(strstr(load.failure, i == 0 ? "12 bytes short" : "thaw-rank"));
 		assert_int_equal(submit(b, make_request(b, 1, 10, 30)), -ENOTRECOVERABLE);
+		bench_destroy(b);
+	}
+}
+
+/* New ranks that do not start: tried again after a while, and not for ever. */
+static void test_restarts_that_fail(void **state)
+{
+	for (uint32_t refused = 2; refused <= 9; refused += 7) {
+		struct bench *b = bench_create();
+		b->ranks.die_at = 5;
+		start(b);
+		b->ranks.refuse_starts = refused;
+		uint64_t begin = base_clock_now_ns();
+		assert_int_equal(submit(b, make_request(b, 0, 10, 30)), 0);
+		wait_reader(&b->reader[0], 0);
+		if (refused == 2) {
+			check_hash_output(b, 0, 10, 30);
+			assert_true(base_clock_now_ns() - begin > SECOND / 2);
+		} else {
+			assert_int_equal(b->reader[0].error.code, -ENOTRECOVERABLE);
+			assert_non_null(strstr(b->reader[0].error.message, "not there"));
+			assert_int_equal(b->ranks.starts, 4);
+		}
 		bench_destroy(b);
 	}
 }
@@ -605,7 +664,9 @@ int main(void)
 		cmocka_unit_test(test_reads_that_fail_for_good),
 		cmocka_unit_test(test_token_without_text),
 		cmocka_unit_test(test_poor_machine_is_told),
+		cmocka_unit_test(test_one_request_kills),
 		cmocka_unit_test(test_gives_up),
+		cmocka_unit_test(test_restarts_that_fail),
 		cmocka_unit_test(test_bad_answers_are_a_lost_rank),
 		cmocka_unit_test(test_overhead),
 	};
