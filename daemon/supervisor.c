@@ -13,6 +13,7 @@
 #include <sys/pidfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -20,6 +21,8 @@
 
 #define MAX_STAGES 16u
 #define GRACE_MS 300 // for a rank that was told to stop, before SIGKILL
+#define KILL_MS 5000 // for the kernel to end it, which it does not while a read hangs in a driver
+#define KILL_ROUND_NS 10000000
 #define FIRST_CHILD_FD 3
 
 extern char **environ;
@@ -27,6 +30,7 @@ extern char **environ;
 struct child {
 	pid_t pid; // 0: none; lock
 	int pidfd;
+	bool killed; // and waited for: it outlived SIGKILL
 	int next_fd; // the end of the socket to the stage before that the next stage gets; -1
 };
 
@@ -67,6 +71,40 @@ static void log_exit(struct supervisor *s, uint32_t stage, pid_t pid, const sigi
 			sigdescr_np(info->si_status), (int)pid);
 }
 
+/* Ready for being reaped, mostly. */
+static bool wait_end(const struct child *c, uint64_t until_ns)
+{
+	struct pollfd p = {.fd = c->pidfd, .events = POLLIN};
+	int n;
+	do {
+		uint64_t now = base_clock_now_ns();
+		n = poll(&p, 1, now < until_ns ? (int)((until_ns - now) / 1000000) + 1 : 0);
+	} while (n < 0 && errno == EINTR);
+	return n != 0;
+}
+
+/* False: it lives, or a debugger holds it. */
+static bool reap(struct supervisor *s, uint32_t stage)
+{
+	struct child *c = &s->child[stage];
+	siginfo_t info = {0};
+	int r;
+	while ((r = waitid(P_PIDFD, (id_t)c->pidfd, &info, WEXITED | WNOHANG)) < 0 && errno == EINTR)
+		;
+	if (r == 0 && !info.si_pid)
+		return false;
+	if (r == 0)
+		log_exit(s, stage, c->pid, &info);
+	close(c->pidfd);
+	c->pidfd = -1;
+	c->killed = false;
+	pthread_mutex_lock(&s->lock);
+	c->pid = 0;
+	pthread_mutex_unlock(&s->lock);
+	return true;
+}
+
+/* One that outlives SIGKILL keeps its place: the next stop or start reaps it, or says that it is there. */
 static void stop(void *context, uint32_t stage)
 {
 	struct supervisor *s = context;
@@ -74,27 +112,21 @@ static void stop(void *context, uint32_t stage)
 	if (c->next_fd >= 0)
 		close(c->next_fd);
 	c->next_fd = -1;
+	if (!c->pid || reap(s, stage) || c->killed)
+		return;
+	if (!wait_end(c, base_clock_now_ns() + GRACE_MS * 1000000ull))
+		pidfd_send_signal(c->pidfd, SIGKILL, NULL, 0);
+	uint64_t until = base_clock_now_ns() + KILL_MS * 1000000ull;
+	while (wait_end(c, until) && !reap(s, stage)) {
+		if (base_clock_now_ns() >= until)
+			break;
+		nanosleep(&(struct timespec){.tv_nsec = KILL_ROUND_NS}, NULL);
+	}
 	if (!c->pid)
 		return;
-	struct pollfd p = {.fd = c->pidfd, .events = POLLIN};
-	uint64_t until = base_clock_now_ns() + GRACE_MS * 1000000ull;
-	int n;
-	do {
-		uint64_t now = base_clock_now_ns();
-		n = poll(&p, 1, now < until ? (int)((until - now) / 1000000) + 1 : 0);
-	} while (n < 0 && errno == EINTR);
-	if (n == 0)
-		pidfd_send_signal(c->pidfd, SIGKILL, NULL, 0);
-	siginfo_t info = {0};
-	while (waitid(P_PIDFD, (id_t)c->pidfd, &info, WEXITED) < 0 && errno == EINTR)
-		;
-	if (info.si_pid)
-		log_exit(s, stage, c->pid, &info);
-	close(c->pidfd);
-	c->pidfd = -1;
-	pthread_mutex_lock(&s->lock);
-	c->pid = 0;
-	pthread_mutex_unlock(&s->lock);
+	c->killed = true;
+	base_log_error(s->log, "rank of stage %u does not end %u s after SIGKILL: it hangs in the kernel pid=%d", stage,
+		KILL_MS / 1000, (int)c->pid);
 }
 
 void supervisor_destroy(struct supervisor *s)
@@ -103,6 +135,10 @@ void supervisor_destroy(struct supervisor *s)
 		return;
 	for (uint32_t i = 0; i < s->stages; i++)
 		stop(s, i);
+	for (uint32_t i = 0; i < s->stages; i++) {
+		if (s->child[i].pidfd >= 0)
+			close(s->child[i].pidfd); // a zombie until thawd ends
+	}
 	pthread_mutex_destroy(&s->lock);
 	free(s);
 }
@@ -200,6 +236,12 @@ static int start(void *context, uint32_t stage, int *ret_fd, struct base_error *
 	struct supervisor *s = context;
 	struct child *c = &s->child[stage];
 	int mine[2] = {-1, -1}, mesh[2] = {-1, -1};
+	if (c->pid && !reap(s, stage))
+		return base_error_set(e, -EBUSY,
+			"the last rank of stage %u, process %d, does not end: it hangs in the kernel, and has its "
+			"memory; "
+			"dmesg may say which drive",
+			stage, (int)c->pid);
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, mine) < 0 ||
 		(stage + 1 < s->stages && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, mesh) < 0)) {
 		int status = -errno;

@@ -3,7 +3,8 @@
  *
  * The engine's thread starts and stops through the starter; pids may be read by any thread. Ranks run in a process group of
  * their own, so that ^C at a terminal reaches thawd alone, which drains first. The death of a rank shows as the end of
- * its socket; its exit status is logged when it is reaped, in stop.
+ * its socket; its exit status is logged when it is reaped, in stop. That takes 5.3 s at most: a rank that hangs in the kernel
+ * outlives SIGKILL, and until it is gone its stage cannot be started again (-EBUSY).
  *
  * A rank has sockets to thawd and to the stages beside it, with the descriptors 3 (thawd), 4 (the stage before) and 5 (the
  * stage after).
