@@ -20,7 +20,6 @@
 
 #define SERVER_EVENTS 1024u
 #define SERVER_MAX_ENTRIES (2 * CONFIG_MAX_MODELS) // those that are being unloaded among them
-#define SERVER_MAX_SPECIALS 4096u
 
 /* phase: QUEUED -> DIGEST -> PACK -> LOAD -> READY; any -> FAILED; any -> UNLOADED, after which the loader thread takes it out of the table.
  * The fields below `model` are the loader thread's; the others are the lock's. */

@@ -87,20 +87,31 @@ static int check_path(const char *path, struct base_error *e)
 	return 0;
 }
 
-/* Texts that a message of a chat must not contain. */
+/* The text of a token that is found in text as a whole, NULL for others. */
+static const char *special_text(const struct server_entry *x, uint32_t token, size_t *ret_bytes)
+{
+	size_t plain = 0;
+	*ret_bytes = 0;
+	text_tokenizer_piece(x->tokenizer, token, false, &plain);
+	const char *text = text_tokenizer_piece(x->tokenizer, token, true, ret_bytes);
+	return plain || !*ret_bytes ? NULL : text;
+}
+
+/* Texts that a message of a chat must not contain: all of them, since one that is left out can be forged. */
 static int collect_specials(struct server_entry *x)
 {
-	uint32_t vocab = text_tokenizer_vocab(x->tokenizer), n = 0;
-	x->specials = calloc(SERVER_MAX_SPECIALS + 1, sizeof *x->specials);
+	uint32_t vocab = text_tokenizer_vocab(x->tokenizer), count = 0, n = 0;
+	size_t bytes;
+	for (uint32_t i = 0; i < vocab; i++)
+		count += special_text(x, i, &bytes) != NULL;
+	x->specials = calloc((size_t)count + 1, sizeof *x->specials);
 	if (!x->specials)
 		return -ENOMEM;
-	for (uint32_t i = 0; i < vocab && n < SERVER_MAX_SPECIALS; i++) {
-		size_t plain = 0, special = 0;
-		text_tokenizer_piece(x->tokenizer, i, false, &plain);
-		const char *text = text_tokenizer_piece(x->tokenizer, i, true, &special);
-		if (plain || !special || !text)
+	for (uint32_t i = 0; i < vocab; i++) {
+		const char *text = special_text(x, i, &bytes);
+		if (!text)
 			continue;
-		x->specials[n] = strndup(text, special);
+		x->specials[n] = strndup(text, bytes);
 		if (!x->specials[n++])
 			return -ENOMEM;
 	}

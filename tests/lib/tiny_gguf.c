@@ -283,7 +283,7 @@ static void byte_letter(uint32_t byte, char out[static TOKEN_BYTES])
 	}
 }
 
-static void add_vocabulary(struct tiny_gguf *t, uint32_t vocab)
+static void add_vocabulary(struct tiny_gguf *t, uint32_t vocab, bool control_rest)
 {
 	char(*text)[TOKEN_BYTES] = calloc(vocab, TOKEN_BYTES), (*merge)[TOKEN_BYTES] = calloc(vocab, TOKEN_BYTES);
 	const char **tokens = calloc(vocab, sizeof *tokens), **merges = calloc(vocab, sizeof *merges);
@@ -305,7 +305,7 @@ static void add_vocabulary(struct tiny_gguf *t, uint32_t vocab)
 			merges[merges_count] = merge[merges_count];
 			merges_count++;
 		} else {
-			types[i] = 5; // unused
+			types[i] = control_rest ? 3 : 5; // unused
 			snprintf(text[i], TOKEN_BYTES, "<unused%u>", i);
 		}
 		tokens[i] = text[i];
@@ -378,7 +378,7 @@ static void add_keys(struct tiny_gguf *t, const struct tiny_model *m)
 	if (m->window)
 		arch_u32(t, m, "attention.sliding_window", m->window);
 	tiny_gguf_key_string(t, "tokenizer.chat_template", m->chat_template);
-	add_vocabulary(t, m->vocab);
+	add_vocabulary(t, m->vocab, m->control_rest);
 }
 
 static void layer_matrix(struct tiny_gguf *t, const struct tiny_model *m, uint64_t *state, uint32_t layer,

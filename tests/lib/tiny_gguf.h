@@ -43,6 +43,7 @@ struct tiny_model {
 	bool rope_freqs;
 	uint32_t window; // 0: none
 	uint64_t seed;
+	bool control_rest; // what the vocabulary has beyond bytes and pairs is control tokens, "<unusedN>"
 	const char *chat_template; // NULL: ChatML
 };
 /* Fills the zero fields of m with the defaults and builds the file (release it). The vocabulary is byte-level BPE

@@ -157,6 +157,29 @@ static void wait_final(struct answer *a)
 		assert_true(base_clock_now_ns() < end);
 }
 
+/* A control token that a user may write would end a turn for him, whichever of thousands it is. */
+static void test_every_special_is_held(void **state)
+{
+	struct house h;
+	struct base_error e = {0};
+	const struct server_model *m;
+	uint64_t retry = 0;
+	uint32_t count = 0;
+	house_open(&h);
+	struct tiny_model many = {.layers = 1, .vocab = 6000, .control_rest = true};
+	assert_int_equal(tiny_model_save(&many, h.model), 0);
+	if (load(&h, h.model, "", &e))
+		fail_msg("%s", e.message);
+	assert_int_equal(wait_phase(&h, "tiny", SERVER_PHASE_READY), SERVER_PHASE_READY);
+	assert_int_equal(server_acquire_model(h.server, "", &m, &retry, &e), 0);
+	while (m->specials[count])
+		count++;
+	assert_int_equal(count, 3 + 6000 - 259 - 676);
+	assert_string_equal(m->specials[count - 1], "<unused5999>");
+	server_release_model(h.server, m);
+	house_close(&h);
+}
+
 static void test_load_ask_unload(void **state)
 {
 	struct house h;
@@ -333,6 +356,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_load_ask_unload),
+		cmocka_unit_test(test_every_special_is_held),
 		cmocka_unit_test(test_refusals),
 		cmocka_unit_test(test_store_needs_its_parent),
 		cmocka_unit_test(test_plan_beside_a_model),
