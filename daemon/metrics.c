@@ -64,20 +64,33 @@ static enum MHD_Result answer_metrics(struct metrics_server *m, struct MHD_Conne
 	return answer(connection, MHD_HTTP_OK, "text/plain; version=0.0.4; charset=utf-8", text, bytes);
 }
 
-// Why nothing can be answered: the first model that says something.
+static int explain_model(const struct server_model_info *m, char *out, size_t room)
+{
+	if (m->phase == SERVER_PHASE_FAILED || (m->phase == SERVER_PHASE_READY && m->load.state == ENGINE_FAILED))
+		return snprintf(out, room, "model %s failed: %s\n", m->name,
+			m->load.failure[0] ? m->load.failure : base_error_text(&m->error));
+	if (m->phase == SERVER_PHASE_READY && m->load.state != ENGINE_READY)
+		return snprintf(out, room, "model %s has no rank for now: %s\n", m->name, m->load.failure);
+	return snprintf(out, room, "model %s: %s, %" PRIu64 " of %" PRIu64 " bytes\n", m->name,
+		server_phase_name(m->phase), m->done_bytes, m->total_bytes);
+}
+
+// Why nothing can be answered: a line for each model.
 static void explain_not_ready(struct server *s, char *out, size_t room)
 {
 	_cleanup_free_ struct server_model_info *models = calloc(CONFIG_MAX_MODELS, sizeof *models);
 	uint32_t count = models ? server_list_models(s, models, CONFIG_MAX_MODELS) : 0;
-	if (server_draining(s))
-		snprintf(out, room, "draining\n");
-	else if (count == 0)
-		snprintf(out, room, "no model is loaded\n");
-	else if (models[0].phase == SERVER_PHASE_FAILED)
-		snprintf(out, room, "model %s failed: %s\n", models[0].name, base_error_text(&models[0].error));
-	else
-		snprintf(out, room, "model %s: %s, %" PRIu64 " of %" PRIu64 " bytes\n", models[0].name,
-			server_phase_name(models[0].phase), models[0].done_bytes, models[0].total_bytes);
+	if (server_draining(s) || !count) {
+		snprintf(out, room, count ? "draining\n" : "no model is loaded\n");
+		return;
+	}
+	for (uint32_t i = 0; i < count; i++) {
+		int n = explain_model(&models[i], out, room);
+		if (n < 0 || (size_t)n >= room)
+			return;
+		out += n;
+		room -= (size_t)n;
+	}
 }
 
 static enum MHD_Result handle(void *context, struct MHD_Connection *connection, const char *url, const char *method,
@@ -93,7 +106,7 @@ static enum MHD_Result handle(void *context, struct MHD_Connection *connection, 
 	if (strcmp(url, "/readyz") == 0) {
 		if (server_ready(m->server) && !server_draining(m->server))
 			return answer_text(connection, MHD_HTTP_OK, "ready\n");
-		char text[1024];
+		char text[8192];
 		explain_not_ready(m->server, text, sizeof text);
 		return answer_text(connection, MHD_HTTP_SERVICE_UNAVAILABLE, text);
 	}

@@ -15,7 +15,7 @@
 /* The fake */
 
 struct server {
-	bool ready, draining, loading;
+	bool ready, draining, loading, failing;
 	uint32_t count;
 };
 
@@ -37,6 +37,16 @@ uint32_t server_list_models(struct server *s, struct server_model_info *ret_info
 		snprintf(m->name, sizeof m->name, i ? "odd \"name\"\\ with\nall" : "plain");
 		snprintf(m->architecture, sizeof m->architecture, "llama");
 		m->phase = s->loading ? SERVER_PHASE_LOAD : SERVER_PHASE_READY;
+		m->load.state = ENGINE_READY;
+		if (s->failing && i == 0) {
+			m->phase = SERVER_PHASE_FAILED;
+			base_error_set(&m->error, -EINVAL, "no such type");
+		}
+		if (s->failing && i == 1) {
+			m->phase = SERVER_PHASE_READY;
+			m->load.state = ENGINE_RECOVERING;
+			snprintf(m->load.failure, sizeof m->load.failure, "the process is gone");
+		}
 		m->done_bytes = 25;
 		m->total_bytes = 100;
 		m->load.running = 3;
@@ -311,6 +321,11 @@ static void http_answers_probes_and_scrapes(void **state)
 	expect_reply(port, "GET /readyz", "HTTP/1.1 503", "draining");
 	s = (struct server){.loading = true, .count = 1};
 	expect_reply(port, "GET /readyz", "HTTP/1.1 503", "model plain: load, 25 of 100 bytes");
+	s = (struct server){.loading = true, .failing = true, .count = 3};
+	expect_reply(port, "GET /readyz", "HTTP/1.1 503", "model plain failed: no such type\n");
+	expect_reply(port, "GET /readyz", "HTTP/1.1 503", "has no rank for now: the process is gone\n");
+	expect_reply(port, "GET /readyz", "HTTP/1.1 503", "all: load, 25 of 100 bytes\n");
+	s = (struct server){.loading = true, .count = 1};
 	expect_reply(port, "GET /metrics", "HTTP/1.1 200", "# TYPE thaw_ready gauge\nthaw_ready 0\n");
 	expect_reply(port, "GET /metrics", "HTTP/1.1 200", "Content-Type: text/plain; version=0.0.4");
 	expect_reply(port, "GET /nothing", "HTTP/1.1 404", "/metrics");
