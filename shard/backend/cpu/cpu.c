@@ -228,6 +228,7 @@ static void cpu_input_destroy(struct backend *b, struct backend_input *input)
 	free(input->a.tile);
 	free(input->a.q);
 	free(input->a.block);
+	free(input->a.fine);
 	free(input);
 }
 
@@ -245,7 +246,8 @@ static int cpu_input_create(struct backend *b, struct backend_input **ret_input)
 	a->plane = bytes / 32;
 	a->q = aligned_alloc(64, 2 * bytes + 64);
 	a->block = aligned_alloc(64, base_size_align(2 * a->plane * sizeof(*a->block) + 64, 64));
-	if (!a->tile || !a->q || !a->block) {
+	a->fine = calloc(a->plane + 1, 1);
+	if (!a->tile || !a->q || !a->block || !a->fine) {
 		cpu_input_destroy(b, input);
 		return -ENOMEM;
 	}

@@ -25,14 +25,13 @@
 
 #define CPU_TILE_TOKENS 12u // most tokens of a register tile
 #define CPU_FINE_SIGMAS 6.0f // |x| by its row's root mean square from which a block has a second plane
-#define CPU_CHUNK_BLOCKS 8u // 32-column blocks that are unpacked at a time
+#define CPU_CHUNK_BLOCKS 8u // 32-column blocks that are unpacked at a time; at most 8, bits of fine
 
 /* What belongs to 32 columns of one token. */
 struct cpu_block {
 	int32_t sum8[2]; // -8 * sum of q, of each 16 columns
 	float scale[2];
 	float scale_sum; // sum of scale * q of all 32
-	uint32_t fine; // 1: some token of the tile has a second plane of this block
 };
 
 /*
@@ -47,6 +46,8 @@ struct cpu_activations {
 	const float *x; // (tokens, cols)
 	int8_t *q;
 	struct cpu_block *block;
+	/* Of a chunk of a tile, at its first entry: bit i if a token has a second plane of block i. */
+	uint8_t *fine;
 	size_t plane; // entries from an entry of q or block to its second plane
 };
 

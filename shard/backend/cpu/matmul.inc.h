@@ -182,22 +182,32 @@ VEC vf add_block(uint32_t type, vf acc, vi low, vi high, vf scale, vf scale_high
 	return has_min(type) ? vec_fma(min, vec_set(x->scale_sum), acc) : acc;
 }
 
-VEC vf matvec_block(
-	uint32_t type, const uint8_t *group, uint32_t blocks, uint32_t b, const struct cpu_activations *x, vf acc)
+/* A block by the activations of entry `at`. */
+VEC vf matvec_plane(uint32_t type, const struct columns *c, const struct cpu_activations *x, size_t at, vf acc)
 {
-	struct columns c;
-	unpack(type, group, blocks, b, &c);
-	vf scale_high = type == QUANT_Q6_K ? c.scale_high : c.scale, min = has_min(type) ? c.min : c.scale;
-	for (size_t at = b, end = at + x->block[b].fine * x->plane; at <= end; at += x->plane) {
-		const int8_t *q = x->q + 32 * at;
-		const struct cpu_block *block = x->block + at;
-		vi low = dot_start(type, block->sum8[0]), high = dot_start(type, block->sum8[1]);
+	const int8_t *q = x->q + 32 * at;
+	const struct cpu_block *block = x->block + at;
+	vi low = dot_start(type, block->sum8[0]), high = dot_start(type, block->sum8[1]);
 #pragma GCC unroll 4
-		for (int k = 0; k < 4; k++) {
-			low = dot_step(type, low, c.q[k], q + 4 * k);
-			high = dot_step(type, high, c.q[k + 4], q + 4 * k + 16);
-		}
-		acc = add_block(type, acc, low, high, c.scale, scale_high, min, block);
+	for (int k = 0; k < 4; k++) {
+		low = dot_step(type, low, c->q[k], q + 4 * k);
+		high = dot_step(type, high, c->q[k + 4], q + 4 * k + 16);
+	}
+	vf scale_high = type == QUANT_Q6_K ? c->scale_high : c->scale, min = has_min(type) ? c->min : c->scale;
+	return add_block(type, acc, low, high, c->scale, scale_high, min, block);
+}
+
+/* A chunk with second planes, or one that is short. */
+VEC vf matvec_chunk(uint32_t type, const uint8_t *group, uint32_t blocks, uint32_t first, uint32_t count,
+	const struct cpu_activations *x, vf acc)
+{
+	uint32_t fine = x->fine[first];
+	for (uint32_t b = first; b < first + count; b++, fine >>= 1) {
+		struct columns c;
+		unpack(type, group, blocks, b, &c);
+		acc = matvec_plane(type, &c, x, b, acc);
+		if (fine & 1)
+			acc = matvec_plane(type, &c, x, x->plane + b, acc);
 	}
 	return acc;
 }
@@ -207,22 +217,24 @@ VEC vf matvec_block(
 VEC vf matvec_group(uint32_t type, const uint8_t *group, const struct cpu_activations *x)
 {
 	vf acc = vec_set(0);
-	uint32_t blocks = x->cols / 32, b = 0;
-	if (is_super(type)) {
-		for (; b < blocks; b += 8) {
-#pragma GCC unroll 8
-			for (uint32_t k = 0; k < 8; k++)
-				acc = matvec_block(type, group, blocks, b + k, x, acc);
+	uint32_t blocks = x->cols / 32, first = 0;
+	for (; first + CPU_CHUNK_BLOCKS <= blocks; first += CPU_CHUNK_BLOCKS) {
+		if (__builtin_expect(x->fine[first] != 0, 0)) {
+			acc = matvec_chunk(type, group, blocks, first, CPU_CHUNK_BLOCKS, x, acc);
+			continue;
 		}
+#pragma GCC unroll 8
+		for (uint32_t k = 0; k < CPU_CHUNK_BLOCKS; k++) {
+			struct columns c;
+			if (((first + k) | 1) >= blocks)
+				__builtin_unreachable(); // whole pairs: unpack needs no test
+			unpack(type, group, blocks, first + k, &c);
+			acc = matvec_plane(type, &c, x, first + k, acc);
+		}
+	}
+	if (is_super(type) || first == blocks)
 		return acc;
-	}
-	for (; b + 2 <= blocks; b += 2) {
-		acc = matvec_block(type, group, blocks, b, x, acc);
-		acc = matvec_block(type, group, blocks, b + 1, x, acc);
-	}
-	if (b < blocks)
-		acc = matvec_block(type, group, blocks, b, x, acc);
-	return acc;
+	return matvec_chunk(type, group, blocks, first, blocks - first, x, acc);
 }
 
 VEC vf load_column(uint32_t type, const uint8_t *group, uint32_t c)
@@ -367,15 +379,22 @@ VEC void tile_chunk(uint32_t tokens, uint32_t kind, const struct tile_work *work
 #pragma GCC unroll 12
 	for (uint32_t t = 0; t < tokens; t++)
 		acc[t] = work->first ? vec_set(0) : vec_load(work->sums + 16 * t);
-	for (uint32_t i = 0; i < count; i++) {
-		for (size_t at = 0, end = x->fine * plane; at <= end; at += plane)
-			tile_block(tokens, kind, w, i, q + 32 * at, x + at, acc);
+	// Up to each block with a second plane: the inner loop tests nothing.
+	uint32_t fine = work->x->fine[work->at], i = 0;
+	for (;; fine &= fine - 1) {
+		uint32_t end = fine ? (uint32_t)__builtin_ctz(fine) + 1 : count;
+		for (; i < end; i++) {
+			tile_block(tokens, kind, w, i, q, x, acc);
 			// The next tile's block, if that tile is as large: 3 % here. Beyond the end it does no harm.
 #pragma GCC unroll 6
-		for (uint32_t j = 0; j < tokens / 2; j++)
-			__builtin_prefetch(q + (size_t)32 * tokens * CPU_CHUNK_BLOCKS + 64 * j);
-		q += 32 * tokens;
-		x += tokens;
+			for (uint32_t j = 0; j < tokens / 2; j++)
+				__builtin_prefetch(q + (size_t)32 * tokens * CPU_CHUNK_BLOCKS + 64 * j);
+			q += 32 * tokens;
+			x += tokens;
+		}
+		if (!fine)
+			break;
+		tile_block(tokens, kind, w, i - 1, q + 32 * (plane - tokens), x + (plane - tokens), acc);
 	}
 	tile_finish(tokens, work, acc);
 }
@@ -610,20 +629,21 @@ VEC bool quantize_planes(const float *x, float limit, const struct cpu_activatio
 	return true;
 }
 
-/* A block by all tokens of a tile. The tokens that need no second plane get zeros in it, which changes no bit. */
-VEC void quantize_tokens(
+/* A block by all tokens of a tile. Returns whether one needs a second plane; the others get zeros, which change no
+ * bit. */
+VEC bool quantize_tokens(
 	const float *x, const float *limit, uint32_t tokens, const struct cpu_activations *to, size_t at)
 {
 	bool fine[CPU_TILE_TOKENS], any = false;
 	for (uint32_t t = 0; t < tokens; t++)
 		any |= fine[t] = quantize_planes(x + (size_t)t * to->cols, limit[t], to, at + t);
-	for (uint32_t t = 0; t < tokens; t++) {
-		to->block[at + t].fine = any;
-		if (!any || fine[t])
+	for (uint32_t t = 0; any && t < tokens; t++) {
+		if (fine[t])
 			continue;
 		to->block[at + t + to->plane] = (struct cpu_block){0};
 		memset(to->q + 32 * (at + t + to->plane), 0, 32);
 	}
+	return any;
 }
 
 VEC float square_mean(const float *x, uint32_t cols)
@@ -650,7 +670,9 @@ static void quantize(const struct cpu_activations *to, uint32_t tile)
 	for (uint32_t first = 0; first < blocks; first += CPU_CHUNK_BLOCKS) {
 		uint32_t count = blocks - first < CPU_CHUNK_BLOCKS ? blocks - first : CPU_CHUNK_BLOCKS;
 		size_t at = cpu_activations_at(to, first, count, t0);
-		for (uint32_t b = 0; b < count; b++, x += 32, at += tokens)
-			quantize_tokens(x, limit, tokens, to, at);
+		uint32_t fine = 0;
+		for (uint32_t b = 0; b < count; b++, x += 32)
+			fine |= (uint32_t)quantize_tokens(x, limit, tokens, to, at + (size_t)tokens * b) << b;
+		to->fine[at] = (uint8_t)fine;
 	}
 }
