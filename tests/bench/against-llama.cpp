@@ -92,10 +92,11 @@ class Thaw:
         self.address = f"unix:{self.dir}/thaw.sock"
         with open(self.dir + "/thaw.yaml", "w") as f:
             f.write(f"listen:\n  grpc: {self.address}\n  metrics: ''\nstore:\n  path: {a.data}/store\n")
-            f.write(f"compute:\n  threads: {a.threads}\nscheduler:\n  context_tokens: {context}\n  batch_tokens: 512\n")
+            batch = 512 if cap is None else 128
+            f.write(f"compute:\n  threads: {a.threads}\nscheduler:\n  context_tokens: {context}\n  batch_tokens: {batch}\n")
             if cap is not None:
-                workspace = 128
-                weights = cap // MIB - kv_mib - workspace - a.process_mib
+                workspace = 96  # the processes are in it
+                weights = cap // MIB - kv_mib - workspace
                 f.write(f"memory:\n  weights: {weights}MiB\n  kv: {kv_mib}MiB\n  workspace: {workspace}MiB\n")
             f.write(f"models:\n  - name: bench\n    path: {a.model}\n")
         self.group = Cgroup(cap)
@@ -107,6 +108,9 @@ class Thaw:
             r = subprocess.run([a.build + "/daemon/ctl/thawctl", "--server", self.address, "status"], capture_output=True)
             if r.returncode == 0:
                 break
+            if "event=model_failed" in open(self.dir + "/thawd.log").read():
+                self.daemon.kill()
+                sys.exit("the model failed:\n" + open(self.dir + "/thawd.log").read()[-2000:])
             time.sleep(0.25)
         else:
             sys.exit("thawd was not ready in 10 minutes")
@@ -172,7 +176,6 @@ def main():
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--threads", type=int, default=os.cpu_count())
     p.add_argument("--tokens", type=int, default=32, help="decoded in each round")
-    p.add_argument("--process-mib", type=int, default=64, help="left of a cap for code, heaps and stacks")
     p.add_argument("--only", choices=["hot", "capped"])
     a = p.parse_args()
     a.model, a.build, a.bin = (os.path.abspath(x) for x in (a.model, a.build, a.bin))
