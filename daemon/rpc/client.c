@@ -110,8 +110,7 @@ void rpc_client_destroy(struct rpc_client *c)
 		grpc_channel_destroy(c->channel);
 	if (c->queue) {
 		grpc_completion_queue_shutdown(c->queue);
-		while (grpc_completion_queue_next(c->queue, gpr_inf_future(GPR_CLOCK_REALTIME), NULL).type !=
-			GRPC_QUEUE_SHUTDOWN)
+		while (rpc_queue_next(c->queue, gpr_inf_future(GPR_CLOCK_REALTIME)).type != GRPC_QUEUE_SHUTDOWN)
 			;
 		grpc_completion_queue_destroy(c->queue);
 	}
@@ -141,7 +140,7 @@ int rpc_client_set_metadata(struct rpc_client *c, const char *key, const char *v
 static void wait_for(struct rpc_client *c, struct operation *o)
 {
 	while (!o->done) {
-		grpc_event event = grpc_completion_queue_next(c->queue, gpr_inf_future(GPR_CLOCK_REALTIME), NULL);
+		grpc_event event = rpc_queue_next(c->queue, gpr_inf_future(GPR_CLOCK_REALTIME));
 		if (event.type != GRPC_OP_COMPLETE)
 			return;
 		struct operation *ended = event.tag;
@@ -154,7 +153,7 @@ static void start_read(struct rpc_client_stream *s)
 {
 	grpc_op op = {.op = GRPC_OP_RECV_MESSAGE, .data.recv_message.recv_message = &s->buffer};
 	s->read = (struct operation){0};
-	if (grpc_call_start_batch(s->call, &op, 1, &s->read, NULL) != GRPC_CALL_OK)
+	if (grpc_call_start_batch(s->call, &op, 1, rpc_tag_started(&s->read), NULL) != GRPC_CALL_OK)
 		s->read = (struct operation){.done = true};
 }
 
@@ -197,9 +196,10 @@ int rpc_client_stream_open(struct rpc_client *c, const char *method, const void 
 		.data.recv_status_on_client = {
 			.trailing_metadata = &s->trailing, .status = &s->code, .status_details = &s->details}};
 	/* The status is asked for on its own: it comes whatever happens to the rest. */
-	grpc_call_start_batch(s->call, &end, 1, &s->end, NULL);
-	grpc_call_start_batch(s->call, &header, 1, &s->header, NULL);
-	if (grpc_call_start_batch(s->call, open, base_array_size(open), &s->open, NULL) != GRPC_CALL_OK) {
+	grpc_call_start_batch(s->call, &end, 1, rpc_tag_started(&s->end), NULL);
+	grpc_call_start_batch(s->call, &header, 1, rpc_tag_started(&s->header), NULL);
+	if (grpc_call_start_batch(s->call, open, base_array_size(open), rpc_tag_started(&s->open), NULL) !=
+		GRPC_CALL_OK) {
 		s->open.done = true; // metadata that HTTP/2 does not allow
 		grpc_call_cancel(s->call, NULL);
 	}

@@ -27,6 +27,20 @@
 
 #include "base/error.h"
 
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define RPC_TSAN 1
+#endif
+#elif defined(__SANITIZE_THREAD__)
+#define RPC_TSAN 1
+#endif
+#ifdef RPC_TSAN
+#include <sanitizer/tsan_interface.h>
+#else
+#define __tsan_acquire(address) ((void)0)
+#define __tsan_release(address) ((void)0)
+#endif
+
 #define RPC_MAX_MESSAGE_BYTES (16u << 20)
 #define RPC_MAX_PEM_BYTES (1u << 20)
 /* Accepted encodings: a bit set with identity alone. gRPC-core inflates before it looks at the size limit, so a small
@@ -47,4 +61,21 @@ int rpc_read_pem(const char *path, char **ret_text, struct base_error *e);
 static inline grpc_arg rpc_arg_int(const char *key, int value)
 {
 	return (grpc_arg){.type = GRPC_ARG_INTEGER, .key = (char *)key, .value.integer = value};
+}
+
+/* What is written before a batch starts is seen by whichever thread takes its tag from the queue: gRPC-core orders the two
+ * with atomics that ThreadSanitizer does not see, because the library is not built with it. These tell it. Every tag
+ * goes through rpc_tag_started, and every wait for one is rpc_queue_next. */
+static inline void *rpc_tag_started(void *tag)
+{
+	__tsan_release(tag);
+	return tag;
+}
+
+static inline grpc_event rpc_queue_next(grpc_completion_queue *q, gpr_timespec until)
+{
+	grpc_event event = grpc_completion_queue_next(q, until, NULL);
+	if (event.type == GRPC_OP_COMPLETE)
+		__tsan_acquire(event.tag);
+	return event;
 }

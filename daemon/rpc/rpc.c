@@ -177,7 +177,8 @@ bool rpc_server_stop(struct rpc_server *r, uint64_t grace_ns)
 	rpc_server_update_health(r);
 	rpc_listen_stop(r);
 	for (uint32_t i = 0; i < r->listeners_count; i++)
-		grpc_server_shutdown_and_notify(r->listeners[i].grpc, r->queues[0].grpc, &r->listeners[i].tag_down);
+		grpc_server_shutdown_and_notify(
+			r->listeners[i].grpc, r->queues[0].grpc, rpc_tag_started(&r->listeners[i].tag_down));
 	if (!wait_until(r, grace_ns, all_down)) {
 		base_log_notice(r->log, "rpc: %u calls are cancelled", atomic_load(&r->calls_open));
 		for (uint32_t i = 0; i < r->listeners_count; i++)

@@ -53,7 +53,7 @@ void rpc_queue_wake(struct rpc_queue *q)
 {
 	/* One event however often it is asked for: the queue's thread clears the flag before it looks at its lists. */
 	if (!atomic_exchange(&q->waking, true))
-		grpc_call_start_batch(q->wake_call, NULL, 0, &q->tag_wake, NULL);
+		grpc_call_start_batch(q->wake_call, NULL, 0, rpc_tag_started(&q->tag_wake), NULL);
 }
 
 void rpc_call_wake(struct rpc_call *c)
@@ -188,7 +188,7 @@ static void call_start_send(struct rpc_call *c, const struct rpc_next *n)
 	c->sending = true;
 	c->send_started_ns = base_clock_now_ns();
 	rpc_call_ref(c);
-	if (grpc_call_start_batch(c->call, ops, count, &c->tag_send, NULL) != GRPC_CALL_OK) {
+	if (grpc_call_start_batch(c->call, ops, count, rpc_tag_started(&c->tag_send), NULL) != GRPC_CALL_OK) {
 		c->sending = false;
 		c->status_sent = true;
 		grpc_call_cancel(c->call, NULL);
@@ -230,7 +230,7 @@ static void call_read(struct rpc_call *c)
 	grpc_op op = {.op = GRPC_OP_RECV_MESSAGE, .data.recv_message.recv_message = &c->payload};
 	c->reading = true;
 	rpc_call_ref(c);
-	if (grpc_call_start_batch(c->call, &op, 1, &c->tag_read, NULL) != GRPC_CALL_OK) {
+	if (grpc_call_start_batch(c->call, &op, 1, rpc_tag_started(&c->tag_read), NULL) != GRPC_CALL_OK) {
 		c->reading = false;
 		rpc_call_drop(c);
 	}
@@ -448,7 +448,7 @@ static void on_new(struct rpc_tag *tag, bool ok)
 	grpc_op close = {.op = GRPC_OP_RECV_CLOSE_ON_SERVER, .data.recv_close_on_server.cancelled = &c->cancelled};
 	rpc_call_ref(c);
 	rpc_call_ref(c); // this function's
-	grpc_call_error started = grpc_call_start_batch(c->call, &close, 1, &c->tag_close, NULL);
+	grpc_call_error started = grpc_call_start_batch(c->call, &close, 1, rpc_tag_started(&c->tag_close), NULL);
 	assert(started == GRPC_CALL_OK);
 	read_metadata(c);
 	if (!call_refuse(c) && !(c->method->flags & RPC_BIDI))
@@ -479,9 +479,9 @@ static void call_arm(struct rpc_listener *l, struct rpc_queue *q, const struct r
 	atomic_fetch_add(&l->server->calls_all, 1);
 	grpc_call_error e =
 		m ? grpc_server_request_registered_call(l->grpc, registered, &c->call, &c->deadline, &c->metadata,
-			    m->flags & RPC_BIDI ? NULL : &c->payload, q->grpc, q->grpc, &c->tag_new)
-		  : grpc_server_request_call(
-			    l->grpc, &c->call, &c->details, &c->metadata, q->grpc, q->grpc, &c->tag_new);
+			    m->flags & RPC_BIDI ? NULL : &c->payload, q->grpc, q->grpc, rpc_tag_started(&c->tag_new))
+		  : grpc_server_request_call(l->grpc, &c->call, &c->details, &c->metadata, q->grpc, q->grpc,
+			    rpc_tag_started(&c->tag_new));
 	if (e != GRPC_CALL_OK)
 		call_unref(c);
 }
@@ -548,7 +548,7 @@ static void *queue_run(void *context)
 	gpr_timespec until = gpr_now(GPR_CLOCK_MONOTONIC);
 	pthread_setname_np(pthread_self(), "rpc");
 	for (;;) {
-		grpc_event event = grpc_completion_queue_next(q->grpc, until, NULL);
+		grpc_event event = rpc_queue_next(q->grpc, until);
 		if (event.type == GRPC_QUEUE_SHUTDOWN)
 			return NULL;
 		if (event.type == GRPC_OP_COMPLETE) {
@@ -596,8 +596,7 @@ void rpc_queue_stop(struct rpc_queue *q)
 	if (q->thread_runs)
 		pthread_join(q->thread, NULL);
 	else
-		while (grpc_completion_queue_next(q->grpc, gpr_inf_future(GPR_CLOCK_REALTIME), NULL).type !=
-			GRPC_QUEUE_SHUTDOWN)
+		while (rpc_queue_next(q->grpc, gpr_inf_future(GPR_CLOCK_REALTIME)).type != GRPC_QUEUE_SHUTDOWN)
 			;
 	grpc_completion_queue_destroy(q->grpc);
 	q->grpc = NULL;

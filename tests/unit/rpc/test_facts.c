@@ -227,7 +227,7 @@ static void a_message_beyond_the_limit_is_refused(void **state)
 			.data.recv_status_on_client = {
 				.trailing_metadata = &trailing, .status = &status, .status_details = &details}}};
 	grpc_call_start_batch(call, ops, base_array_size(ops), NULL, NULL);
-	grpc_completion_queue_next(q, gpr_inf_future(GPR_CLOCK_REALTIME), NULL);
+	rpc_queue_next(q, gpr_inf_future(GPR_CLOCK_REALTIME));
 	snprintf(text, room, "%.*s", (int)GRPC_SLICE_LENGTH(details), (const char *)GRPC_SLICE_START_PTR(details));
 	grpc_byte_buffer_destroy(buffer);
 	if (reply)
@@ -238,7 +238,7 @@ static void a_message_beyond_the_limit_is_refused(void **state)
 	grpc_call_unref(call);
 	grpc_channel_destroy(channel);
 	grpc_completion_queue_shutdown(q);
-	while (grpc_completion_queue_next(q, gpr_inf_future(GPR_CLOCK_REALTIME), NULL).type != GRPC_QUEUE_SHUTDOWN)
+	while (rpc_queue_next(q, gpr_inf_future(GPR_CLOCK_REALTIME)).type != GRPC_QUEUE_SHUTDOWN)
 		;
 	grpc_completion_queue_destroy(q);
 	return (int)status;
