@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
+#include "base/address.h"
 #include "base/cleanup.h"
 #include "daemon/config_table.h"
 
@@ -69,31 +70,13 @@ int config_model_put(struct config *c, struct config_origins *o, const struct co
 
 static int check_host_port(const char *key, const char *text, bool *ret_loopback, struct base_error *e)
 {
-	char host[CONFIG_TEXT_BYTES];
-	const char *colon = strrchr(text, ':');
-	bool six = text[0] == '[';
-	if (!colon || colon == text || (six && colon[-1] != ']'))
-		return base_error_set(e, -EINVAL, "%s: \"%.200s\" is not HOST:PORT", key, text);
-	snprintf(host, sizeof host, "%.*s", (int)(colon - text - 2 * six), text + six);
-	const char *port = colon + 1;
-	size_t digits = strspn(port, "0123456789");
-	if (digits == 0 || digits > 5 || port[digits] || strtoul(port, NULL, 10) > 65535)
-		return base_error_set(e, -EINVAL, "%s: \"%.64s\" is not a port", key, port);
-	struct in6_addr a6;
-	struct in_addr a4;
-	if (six) {
-		if (inet_pton(AF_INET6, host, &a6) != 1)
-			return base_error_set(e, -EINVAL, "%s: \"%.200s\" is not an IPv6 address", key, host);
-		*ret_loopback = IN6_IS_ADDR_LOOPBACK(&a6);
-		return 0;
+	struct base_address a;
+	int r = base_address_parse(text, &a, e);
+	if (r < 0) {
+		base_error_prefix(e, "%s", key);
+		return r;
 	}
-	if (strchr(host, ':'))
-		return base_error_set(
-			e, -EINVAL, "%s: write an IPv6 address in brackets: [%.200s]:%s", key, host, port);
-	if (inet_pton(AF_INET, host, &a4) == 1)
-		*ret_loopback = (ntohl(a4.s_addr) >> 24) == 127;
-	else
-		*ret_loopback = strcmp(host, "localhost") == 0;
+	*ret_loopback = base_address_is_loopback(&a);
 	return 0;
 }
 

@@ -11,6 +11,7 @@
 
 #include <microhttpd.h>
 
+#include "base/address.h"
 #include "base/cleanup.h"
 
 #define MAX_CONNECTIONS 32u
@@ -125,16 +126,15 @@ __attribute__((format(printf, 2, 0))) static void log_http(void *context, const 
 
 static int open_listener(const char *listen_on, uint16_t *ret_port, struct base_error *e)
 {
-	char host[256];
-	const char *colon = strrchr(listen_on, ':');
-	bool six = listen_on[0] == '[';
-	if (!colon || colon - listen_on >= (ptrdiff_t)sizeof host || colon - listen_on < (six ? 3 : 1))
-		return base_error_set(e, -EINVAL, "listen.metrics: \"%.200s\" is not HOST:PORT", listen_on);
-	snprintf(host, sizeof host, "%.*s", (int)(colon - listen_on) - 2 * six, listen_on + six);
-	struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV}, *list = NULL;
-	int r = getaddrinfo(host, colon + 1, &hints, &list);
-	if (r != 0)
-		return base_error_set(e, -EINVAL, "listen.metrics: %.200s: %s", listen_on, gai_strerror(r));
+	struct base_address address;
+	struct addrinfo *list = NULL;
+	int r = base_address_parse(listen_on, &address, e);
+	if (r == 0)
+		r = base_address_resolve(&address, &list, e);
+	if (r < 0) {
+		base_error_prefix(e, "listen.metrics");
+		return r;
+	}
 	int fd = -1, code = -EADDRNOTAVAIL;
 	for (struct addrinfo *a = list; a && fd < 0; a = a->ai_next) {
 		fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);

@@ -76,8 +76,10 @@ static int take_tmp(struct offload_store_writer *w)
 		int r = open_tmp(w);
 		if (r < 0)
 			return r;
-		if (flock(w->fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK)
-			return -EBUSY;
+		while ((r = flock(w->fd, LOCK_EX | LOCK_NB)) < 0 && errno == EINTR)
+			;
+		if (r < 0)
+			return errno == EWOULDBLOCK ? -EBUSY : -errno;
 		struct stat mine, named;
 		if (fstat(w->fd, &mine) == 0 && fstatat(w->dirfd, w->tmp, &named, AT_SYMLINK_NOFOLLOW) == 0 &&
 			mine.st_ino == named.st_ino && mine.st_dev == named.st_dev)

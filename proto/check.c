@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/size.h"
+#include "base/utf8.h"
 
 #define CHECK_MAX_DEPTH 16u
 
@@ -50,47 +51,6 @@ void proto_budget_init(struct proto_budget *b, size_t wire_bytes)
 		.allocator = {budget_alloc, budget_free, b},
 		.left_bytes = PROTO_BUDGET_BASE_BYTES + PROTO_BUDGET_FACTOR * wire,
 	};
-}
-
-/* Length of a well-formed sequence at p, or 0. The table is the one of the Unicode standard (well-formed UTF-8 byte
- * sequences). */
-static size_t utf8_sequence(const uint8_t *p, size_t left)
-{
-	uint8_t lead = p[0];
-	if (lead < 0x80)
-		return 1;
-	size_t n = lead >= 0xc2 && lead <= 0xdf   ? 2
-		   : lead >= 0xe0 && lead <= 0xef ? 3
-		   : lead >= 0xf0 && lead <= 0xf4 ? 4
-						  : 0;
-	if (n == 0 || n > left)
-		return 0;
-	uint8_t low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
-	uint8_t high = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
-	if (p[1] < low || p[1] > high)
-		return 0;
-	for (size_t i = 2; i < n; i++)
-		if (p[i] < 0x80 || p[i] > 0xbf)
-			return 0;
-	return n;
-}
-
-size_t proto_utf8_prefix(const void *text, size_t bytes)
-{
-	const uint8_t *p = text;
-	size_t at = 0;
-	while (at < bytes) {
-		uint64_t eight;
-		if (bytes - at >= 8 && (memcpy(&eight, p + at, 8), (eight & 0x8080808080808080ull) == 0)) {
-			at += 8;
-			continue;
-		}
-		size_t n = utf8_sequence(p + at, bytes - at);
-		if (n == 0)
-			return at;
-		at += n;
-	}
-	return at;
 }
 
 struct wire {
@@ -145,7 +105,7 @@ struct check {
 
 static int check_string(const struct check *c, const char *path, const struct wire *s)
 {
-	size_t bytes = (size_t)(s->end - s->at), good = proto_utf8_prefix(s->at, bytes);
+	size_t bytes = (size_t)(s->end - s->at), good = base_utf8_prefix(s->at, bytes);
 	const uint8_t *nul = memchr(s->at, 0, good);
 	if (!nul && good == bytes)
 		return 0;

@@ -36,9 +36,6 @@ int proto_unpack(const ProtobufCMessageDescriptor *descriptor, const void *data,
 
 #define PROTO_FIELD_BYTES 64u
 
-/* The offset of the first byte that is not UTF-8 (overlong forms, surrogates, beyond U+10FFFF included), or bytes. */
-size_t proto_utf8_prefix(const void *text, size_t bytes);
-
 /* FileDescriptorSet of all our .proto files, for reflection. */
 extern const uint8_t proto_descriptor_set[];
 extern const size_t proto_descriptor_set_bytes;

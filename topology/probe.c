@@ -16,6 +16,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/file.h"
 
 #define CACHE_VERSION 1
 #define CACHE_MAX_BYTES 65536u
@@ -107,35 +108,19 @@ static struct json_object *cache_object(const char *digest, const struct topolog
 	return o;
 }
 
-static bool write_all(int fd, const char *text, size_t n)
-{
-	while (n > 0) {
-		ssize_t w = write(fd, text, n);
-		if (w < 0 && errno == EINTR)
-			continue;
-		if (w <= 0)
-			return false;
-		text += w;
-		n -= (size_t)w;
-	}
-	return fsync(fd) == 0;
-}
-
 // Best effort: without it the next start measures again.
 static void cache_write(const char *path, const char *digest, const struct topology_bandwidths *b)
 {
-	char temporary[PATH_MAX];
-	if (snprintf(temporary, sizeof temporary, "%s.%ld.tmp", path, (long)getpid()) >= (int)sizeof temporary)
+	char directory[PATH_MAX];
+	const char *slash = strrchr(path, '/');
+	if (snprintf(directory, sizeof directory, "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".") >=
+		(int)sizeof directory)
 		return;
-	struct json_object *o = cache_object(digest, b);
+	_cleanup_close_ int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	struct json_object *o = fd < 0 ? NULL : cache_object(digest, b);
 	const char *text = o ? json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY) : NULL;
-	int fd = text ? open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644) : -1;
-	if (fd >= 0) {
-		bool written = write_all(fd, text, strlen(text));
-		close(fd);
-		if (!written || rename(temporary, path) < 0)
-			unlink(temporary);
-	}
+	if (text)
+		base_file_replace(fd, slash ? slash + 1 : path, text, strlen(text));
 	json_object_put(o);
 }
 

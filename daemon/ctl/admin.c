@@ -25,8 +25,9 @@ static int list_models(struct ctl *c, Thaw__V1__ListModelsReply **ret_reply)
 	return ctl_call(c, "Inference/ListModels", &request, &thaw__v1__list_models_reply__descriptor, ret_reply);
 }
 
-static void print_models(struct ctl *c, const Thaw__V1__ListModelsReply *reply)
+static void print_models(struct ctl *c, const void *message)
 {
+	const Thaw__V1__ListModelsReply *reply = message;
 	static const struct ctl_column columns[] = {{"MODEL", false, false}, {"STATE", false, false},
 		{"ARCH", false, false}, {"LAYERS", true, false}, {"CONTEXT", true, false}, {"WEIGHTS", true, false},
 		{"VOCAB", true, true}, {"CHAT", false, true}, {"DIGEST", false, true}, {"PATH", false, true},
@@ -60,17 +61,7 @@ int ctl_verb_models(struct ctl *c)
 {
 	Thaw__V1__ListModelsReply *reply = NULL;
 	int r = list_models(c, &reply);
-	if (r != CTL_OK)
-		return r;
-	if (c->output == CTL_OUTPUT_JSON) {
-		struct json_object *o = ctl_json_new();
-		ctl_json_merge(o, ctl_json_message(reply));
-		ctl_json_print(c, o);
-	} else {
-		print_models(c, reply);
-	}
-	ctl_free(reply);
-	return CTL_OK;
+	return r == CTL_OK ? ctl_show(c, reply, print_models) : r;
 }
 
 static void print_status(
@@ -122,8 +113,9 @@ int ctl_verb_status(struct ctl *c)
 	return r;
 }
 
-static void print_topology(struct ctl *c, const Thaw__Admin__V1__GetTopologyReply *t)
+static void print_topology(struct ctl *c, const void *message)
 {
+	const Thaw__Admin__V1__GetTopologyReply *t = message;
 	static const char *const kinds[] = {"drive", "gpu", "nic"};
 	static const struct ctl_column columns[] = {{"KIND", false, false}, {"NAME", false, false},
 		{"NUMA", true, false}, {"SIZE", true, false}, {"CPUS", true, false}, {"PCI", false, true},
@@ -170,19 +162,8 @@ static void print_topology(struct ctl *c, const Thaw__Admin__V1__GetTopologyRepl
 int ctl_verb_topology(struct ctl *c)
 {
 	Thaw__Admin__V1__GetTopologyRequest request = THAW__ADMIN__V1__GET_TOPOLOGY_REQUEST__INIT;
-	Thaw__Admin__V1__GetTopologyReply *reply = NULL;
-	int r = ctl_call(c, "Admin/GetTopology", &request, &thaw__admin__v1__get_topology_reply__descriptor, &reply);
-	if (r != CTL_OK)
-		return r;
-	if (c->output == CTL_OUTPUT_JSON) {
-		struct json_object *o = ctl_json_new();
-		ctl_json_merge(o, ctl_json_message(reply));
-		ctl_json_print(c, o);
-	} else {
-		print_topology(c, reply);
-	}
-	ctl_free(reply);
-	return CTL_OK;
+	return ctl_call_show(
+		c, "Admin/GetTopology", &request, &thaw__admin__v1__get_topology_reply__descriptor, print_topology);
 }
 
 static int print_loaded(struct ctl *c, const char *model, const char *phase)

@@ -110,6 +110,27 @@ int ctl_call(struct ctl *c, const char *method, const void *request, const Proto
 	return r < 0 || status.code != GRPC_OK ? ctl_fail_status(c, r, &status) : CTL_OK;
 }
 
+int ctl_show(struct ctl *c, void *reply, void (*print)(struct ctl *c, const void *reply))
+{
+	if (c->output == CTL_OUTPUT_JSON) {
+		struct json_object *o = ctl_json_new();
+		ctl_json_merge(o, ctl_json_message(reply));
+		ctl_json_print(c, o);
+	} else {
+		print(c, reply);
+	}
+	ctl_free(reply);
+	return CTL_OK;
+}
+
+int ctl_call_show(struct ctl *c, const char *method, const void *request, const ProtobufCMessageDescriptor *reply_type,
+	void (*print)(struct ctl *c, const void *reply))
+{
+	void *reply = NULL;
+	int r = ctl_call(c, method, request, reply_type, &reply);
+	return r == CTL_OK ? ctl_show(c, reply, print) : r;
+}
+
 int ctl_stream_open(struct ctl *c, const char *method, const void *request, const ProtobufCMessageDescriptor *type,
 	struct ctl_stream *ret_stream)
 {

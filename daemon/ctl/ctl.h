@@ -143,6 +143,11 @@ int ctl_connect(struct ctl *c, struct rpc_client **ret_client); // another clien
 /* CTL_OK with the reply (ctl_free it), or the exit code after a message. */
 int ctl_call(struct ctl *c, const char *method, const void *request, const ProtobufCMessageDescriptor *reply_type,
 	void *ret_reply);
+/* The reply as JSON or by print, as -o asks; frees it. CTL_OK. */
+int ctl_show(struct ctl *c, void *reply, void (*print)(struct ctl *c, const void *reply));
+/* Both: what most verbs are. */
+int ctl_call_show(struct ctl *c, const char *method, const void *request, const ProtobufCMessageDescriptor *reply_type,
+	void (*print)(struct ctl *c, const void *reply));
 /* The same without a message: -errno or 0, and the status. */
 int ctl_call_quiet(struct rpc_client *client, const char *method, const void *request, uint64_t timeout_ns,
 	const ProtobufCMessageDescriptor *reply_type, void *ret_reply, struct rpc_client_status *ret_status);

@@ -46,8 +46,11 @@ static void print_prediction(struct ctl *c, const Thaw__Admin__V1__Placement *p)
 	fprintf(c->out, "%s%s\n", plan->lift[0] ? "; " : "", plan->lift);
 }
 
-static int print_placements(struct ctl *c, Thaw__Admin__V1__Placement *const *placements, size_t count)
+static void print_placements(struct ctl *c, const void *message)
 {
+	const Thaw__Admin__V1__GetPlacementReply *reply = message;
+	Thaw__Admin__V1__Placement *const *placements = reply->placements;
+	size_t count = reply->n_placements;
 	static const struct ctl_column columns[] = {{"MODEL", false, false}, {"STAGE", true, false},
 		{"TP", true, false}, {"LAYERS", false, false}, {"NODE", false, true}, {"DEV", false, false},
 		{"HOT", true, false}, {"COLD", true, false}, {"STREAM", true, false}, {"KV", true, false},
@@ -64,36 +67,25 @@ static int print_placements(struct ctl *c, Thaw__Admin__V1__Placement *const *pl
 		if (c->options.explain)
 			fprintf(c->out, "%s", placements[i]->explanation);
 	}
-	return CTL_OK;
 }
 
 int ctl_verb_placement(struct ctl *c)
 {
 	Thaw__Admin__V1__GetPlacementRequest request = THAW__ADMIN__V1__GET_PLACEMENT_REQUEST__INIT;
-	Thaw__Admin__V1__GetPlacementReply *reply = NULL;
 	if (c->args_count)
 		request.model = (char *)c->args[0];
-	int r = ctl_call(c, "Admin/GetPlacement", &request, &thaw__admin__v1__get_placement_reply__descriptor, &reply);
-	if (r != CTL_OK)
-		return r;
-	if (c->output == CTL_OUTPUT_JSON) {
-		struct json_object *o = ctl_json_new();
-		ctl_json_merge(o, ctl_json_message(reply));
-		ctl_json_print(c, o);
-	} else {
-		print_placements(c, reply->placements, reply->n_placements);
-	}
-	ctl_free(reply);
-	return CTL_OK;
+	return ctl_call_show(
+		c, "Admin/GetPlacement", &request, &thaw__admin__v1__get_placement_reply__descriptor, print_placements);
 }
 
-static void print_plan(struct ctl *c, const Thaw__Admin__V1__Placement *p)
+static void print_plan(struct ctl *c, const void *message)
 {
+	const Thaw__Admin__V1__Placement *p = ((const Thaw__Admin__V1__PlanPlacementReply *)message)->placement;
 	static const struct ctl_column columns[] = {{"MODEL", false, false}, {"LAYERS", true, false},
 		{"HOT", true, false}, {"COLD", true, false}, {"WEIGHTS", true, false}, {"KV", true, false},
 		{"WORKSPACE", true, false}, {"MEMORY", true, false}, {"KVBLOCKS", true, true},
 		{"VERDICT", false, false}};
-	const Thaw__Admin__V1__Plan *plan = p->plan;
+	const Thaw__Admin__V1__Plan *plan = p ? p->plan : NULL;
 	if (!plan || !p->input)
 		return;
 	struct ctl_table t;
@@ -119,23 +111,11 @@ int ctl_verb_plan(struct ctl *c)
 	if (!realpath(c->args[0], path))
 		snprintf(path, sizeof path, "%s", c->args[0]);
 	Thaw__Admin__V1__PlanPlacementRequest request = THAW__ADMIN__V1__PLAN_PLACEMENT_REQUEST__INIT;
-	Thaw__Admin__V1__PlanPlacementReply *reply = NULL;
 	request.path = path;
 	request.weights_bytes = c->options.weights_bytes;
 	request.kv_bytes = c->options.kv_bytes;
-	int r = ctl_call(
-		c, "Admin/PlanPlacement", &request, &thaw__admin__v1__plan_placement_reply__descriptor, &reply);
-	if (r != CTL_OK)
-		return r;
-	if (c->output == CTL_OUTPUT_JSON) {
-		struct json_object *o = ctl_json_new();
-		ctl_json_merge(o, ctl_json_message(reply));
-		ctl_json_print(c, o);
-	} else if (reply->placement) {
-		print_plan(c, reply->placement);
-	}
-	ctl_free(reply);
-	return CTL_OK;
+	return ctl_call_show(
+		c, "Admin/PlanPlacement", &request, &thaw__admin__v1__plan_placement_reply__descriptor, print_plan);
 }
 
 /* top: rates are of the time between two looks, or since the start in the first one. */

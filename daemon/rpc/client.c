@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/address.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "daemon/rpc/grpc_core.h"
@@ -67,7 +68,8 @@ int rpc_client_create(
 	const char *address, const struct rpc_client_tls *tls, struct rpc_client **ret_client, struct base_error *e)
 {
 	bool local = strncmp(address, "unix:", 5) == 0;
-	if (!(local ? address[5] : strchr(address, ':') != NULL) || strstr(address, "://"))
+	struct base_address parts;
+	if (!(local ? address[5] != 0 : base_address_parse(address, &parts, NULL) == 0))
 		return base_error_set(e, -EINVAL, "%s: an address is unix:PATH or HOST:PORT", address);
 	struct rpc_client *c = calloc(1, sizeof(*c));
 	if (!c)

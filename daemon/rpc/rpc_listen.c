@@ -19,6 +19,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "base/address.h"
 #include "base/cleanup.h"
 #include "daemon/rpc/rpc_core.h"
 
@@ -46,32 +47,15 @@ struct rpc_accept {
 
 /* Addresses. */
 
-static int split_address(
-	const char *address, char *host, size_t room, char *port, size_t port_room, struct base_error *e)
+static int resolve(
+	const char *address, struct base_address *ret_parts, struct addrinfo **ret_list, struct base_error *e)
 {
-	const char *colon = strrchr(address, ':');
-	size_t n = colon ? (size_t)(colon - address) : 0;
-	if (!colon || !colon[1] || strlen(colon + 1) >= port_room || n >= room)
-		return base_error_set(e, -EINVAL, "listen.tcp: %s is not HOST:PORT", address);
-	if (n >= 2 && address[0] == '[' && address[n - 1] == ']')
-		snprintf(host, room, "%.*s", (int)(n - 2), address + 1);
-	else
-		snprintf(host, room, "%.*s", (int)n, address);
-	snprintf(port, port_room, "%s", colon + 1);
-	return 0;
-}
-
-static int resolve(const char *address, struct addrinfo **ret_list, struct base_error *e)
-{
-	char host[256], port[16];
-	int r = split_address(address, host, sizeof(host), port, sizeof(port), e);
+	int r = base_address_parse(address, ret_parts, e);
+	if (r == 0)
+		r = base_address_resolve(ret_parts, ret_list, e);
 	if (r < 0)
-		return r;
-	const struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
-	r = getaddrinfo(host[0] ? host : NULL, port, &hints, ret_list);
-	if (r)
-		return base_error_set(e, -EINVAL, "listen.tcp: %s: %s", address, gai_strerror(r));
-	return 0;
+		base_error_prefix(e, "listen.tcp");
+	return r;
 }
 
 static bool is_loopback(const struct sockaddr *a)
@@ -83,8 +67,9 @@ static bool is_loopback(const struct sockaddr *a)
 
 int rpc_listen_is_loopback(const char *address, bool *ret_loopback, struct base_error *e)
 {
+	struct base_address parts;
 	struct addrinfo *list = NULL;
-	int r = resolve(address, &list, e);
+	int r = resolve(address, &parts, &list, e);
 	if (r < 0)
 		return r;
 	bool all = true;
@@ -171,8 +156,9 @@ static int bind_unix(struct rpc_accept *a, struct rpc_listener *l, const char *p
 
 static int bind_tcp(struct rpc_accept *a, struct rpc_listener *l, const char *address, struct base_error *e)
 {
+	struct base_address parts;
 	struct addrinfo *list = NULL;
-	int r = resolve(address, &list, e);
+	int r = resolve(address, &parts, &list, e);
 	if (r < 0)
 		return r;
 	for (const struct addrinfo *i = list; i && r == 0 && a->sockets_count < LISTEN_MAX_SOCKETS; i = i->ai_next) {
@@ -195,7 +181,7 @@ static int bind_tcp(struct rpc_accept *a, struct rpc_listener *l, const char *ad
 		if (getsockname(fd, (struct sockaddr *)&bound, &n) == 0 && !a->tcp_port)
 			a->tcp_port = ntohs(bound.sin6_port); // at the same place in both families
 		a->sockets[a->sockets_count++] = (struct socket){base_steal_fd(fd), l};
-		if (strcmp(address + strlen(address) - 2, ":0") == 0)
+		if (!parts.number)
 			break; // a port that the system chooses is chosen once
 	}
 	freeaddrinfo(list);

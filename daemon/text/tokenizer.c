@@ -8,7 +8,7 @@
 #include "base/cleanup.h"
 #include "daemon/text/bpe.h"
 #include "daemon/text/split.h"
-#include "daemon/text/utf8.h"
+#include "base/utf8.h"
 #include "daemon/text/vocabulary.h"
 
 #define ALPHABET 324 // GPT-2 shows 188 bytes as themselves and the other 68 as U+0100 to U+0143
@@ -56,9 +56,9 @@ static void alphabet_init(int16_t *byte_of)
 static int alphabet_read(const int16_t *byte_of, const char *text, size_t bytes, size_t *ret_used)
 {
 	const uint8_t *p = (const uint8_t *)text;
-	enum text_utf8 kind;
-	*ret_used = text_utf8_sequence(p, bytes, &kind);
-	if (kind != TEXT_UTF8_VALID || *ret_used > 2)
+	enum base_utf8 kind;
+	*ret_used = base_utf8_sequence(p, bytes, &kind);
+	if (kind != BASE_UTF8_VALID || *ret_used > 2)
 		return -1;
 	uint32_t point = *ret_used == 1 ? p[0] : (p[0] & 0x1fu) << 6 | (p[1] & 0x3fu);
 	return point < ALPHABET ? byte_of[point] : -1;
@@ -481,12 +481,12 @@ static int encode_all(
 int text_tokenizer_encode(const struct text_tokenizer *t, const char *text, size_t bytes, bool parse_special,
 	uint32_t **ret_tokens, size_t *ret_count, struct base_error *e)
 {
-	size_t bad;
 	if (bytes > TEXT_MAX_INPUT_BYTES)
 		return base_error_set(
 			e, -E2BIG, "text has %zu bytes; at most %u are taken", bytes, TEXT_MAX_INPUT_BYTES);
-	if (text_utf8_check(text, bytes, &bad) < 0)
-		return base_error_set(e, -EILSEQ, "text is not UTF-8 at byte %zu", bad);
+	size_t good = base_utf8_prefix(text, bytes);
+	if (good < bytes)
+		return base_error_set(e, -EILSEQ, "text is not UTF-8 at byte %zu", good);
 	_cleanup_free_ char *prefixed = NULL;
 	if (t->add_space_prefix && bytes > 0 && text[0] != ' ') {
 		prefixed = malloc(bytes + 1);

@@ -56,6 +56,3 @@ int text_detokenizer_push(struct text_detokenizer *d, const struct text_tokenize
 	char *out, size_t room_bytes);
 /* What is held back at the end of a stream: 0 or 3 bytes; -ENOBUFS. */
 int text_detokenizer_flush(struct text_detokenizer *d, char *out, size_t room_bytes);
-
-/* -EILSEQ and the offset of the first bad byte; NUL bytes are fine here. */
-int text_utf8_check(const char *text, size_t bytes, size_t *ret_offset);

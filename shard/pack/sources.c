@@ -11,6 +11,7 @@
 #include <json-c/json.h>
 
 #include "base/cleanup.h"
+#include "base/file.h"
 
 #define NAME "sources.json"
 #define MAX_BYTES (1u << 20)
@@ -35,36 +36,11 @@ static bool from_hex(const char *text, uint8_t ret[static 16])
 	return true;
 }
 
-static int write_all(int fd, const char *text)
-{
-	for (size_t at = 0, n = strlen(text); at < n;) {
-		ssize_t r = write(fd, text + at, n - at);
-		if (r < 0 && errno == EINTR)
-			continue;
-		if (r < 0)
-			return -errno;
-		at += (size_t)r;
-	}
-	return fsync(fd) ? -errno : 0;
-}
-
 int pack_write_file(int dirfd, const char *name, const char *text, struct base_error *e)
 {
-	char tmp[80];
-	snprintf(tmp, sizeof tmp, "%s.tmp", name);
-	_cleanup_close_ int fd = openat(dirfd, tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
-	if (fd < 0)
-		return base_error_set(e, -errno, "cannot write %s in the store: %s", name, strerrordesc_np(errno));
-	int status = write_all(fd, text);
-	if (!status && renameat(dirfd, tmp, dirfd, name))
-		status = -errno;
-	if (!status && fsync(dirfd))
-		status = -errno;
-	if (status) {
-		unlinkat(dirfd, tmp, 0);
-		return base_error_set(e, status, "cannot write %s in the store: %s", name, strerrordesc_np(-status));
-	}
-	return 0;
+	int status = base_file_replace(dirfd, name, text, strlen(text));
+	return status ? base_error_set(e, status, "cannot write %s in the store: %s", name, strerrordesc_np(-status))
+		      : 0;
 }
 
 static json_object *read_json(int store_fd)

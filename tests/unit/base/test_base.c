@@ -5,8 +5,16 @@
 #include <errno.h>
 #include <string.h>
 
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/address.h"
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/file.h"
 #include "base/size.h"
 #include "base/units.h"
 
@@ -87,6 +95,70 @@ static void units_need_their_unit(void **state)
 	assert_string_equal(base_units_format_bytes(512, text), "512 B");
 }
 
+static void addresses_are_taken_apart_in_one_way(void **state)
+{
+	static const struct {
+		const char *text, *host, *port;
+		bool six, loopback;
+	} good[] = {
+		{"127.0.0.1:50151", "127.0.0.1", "50151", false, true},
+		{"127.8.9.1:1", "127.8.9.1", "1", false, true},
+		{"localhost:0", "localhost", "0", false, true},
+		{"[::1]:1", "::1", "1", true, true},
+		{"[::]:65535", "::", "65535", true, false},
+		{"[fe80::1]:9", "fe80::1", "9", true, false},
+		{"gpu-a.example.org:50151", "gpu-a.example.org", "50151", false, false},
+		{"10.0.0.1:1", "10.0.0.1", "1", false, false},
+	};
+	static const struct {
+		const char *text, *word;
+	} bad[] = {{"", "HOST:PORT"}, {":1", "HOST:PORT"}, {"localhost", "HOST:PORT"}, {"localhost:", "not a port"},
+		{"localhost:http", "not a port"}, {"localhost:65536", "not a port"}, {"localhost:-1", "not a port"},
+		{"localhost:1 ", "not a port"}, {"localhost:000001", "not a port"}, {"::1:1", "[::1]:1"},
+		{"[::1]", "HOST:PORT"}, {"[::1]1:1", "HOST:PORT"}, {"[::1:1", "HOST:PORT"}, {"[]:1", "IPv6"},
+		{"[localhost]:1", "IPv6"}, {"[1.2.3.4]:1", "IPv6"}, {"dns://x:1", "in brackets"}};
+	struct base_address a;
+	char longest[400];
+	for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+		assert_int_equal(base_address_parse(good[i].text, &a, NULL), 0);
+		assert_string_equal(a.host, good[i].host);
+		assert_string_equal(a.port, good[i].port);
+		assert_int_equal(a.number, atoi(good[i].port));
+		assert_int_equal(a.six, good[i].six);
+		assert_int_equal(base_address_is_loopback(&a), good[i].loopback);
+	}
+	for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+		struct base_error e = {0};
+		assert_int_equal(base_address_parse(bad[i].text, &a, &e), -EINVAL);
+		assert_non_null(strstr(e.message, bad[i].word));
+	}
+	memset(longest, 'a', sizeof longest);
+	snprintf(longest + 300, sizeof longest - 300, ":1");
+	assert_int_equal(base_address_parse(longest, &a, NULL), -EINVAL);
+}
+
+static void a_file_is_replaced_as_a_whole(void **state)
+{
+	char folder[] = "/tmp/thaw-base-XXXXXX", text[16] = "";
+	assert_non_null(mkdtemp(folder));
+	int dir = open(folder, O_RDONLY | O_DIRECTORY);
+	assert_int_equal(base_file_replace(dir, "a.json", "old", 3), 0);
+	assert_int_equal(base_file_replace(dir, "a.json", "newer", 5), 0);
+	int fd = openat(dir, "a.json", O_RDONLY);
+	assert_int_equal(read(fd, text, sizeof text), 5);
+	assert_string_equal(text, "newer");
+	assert_int_equal(faccessat(dir, "a.json.tmp", F_OK, 0), -1);
+	// A folder that has the name: nothing is changed and nothing is left over.
+	assert_int_equal(mkdirat(dir, "b", 0700), 0);
+	assert_true(base_file_replace(dir, "b", "x", 1) < 0);
+	assert_int_equal(faccessat(dir, "b.tmp", F_OK, 0), -1);
+	close(fd);
+	unlinkat(dir, "a.json", 0);
+	unlinkat(dir, "b", AT_REMOVEDIR);
+	close(dir);
+	rmdir(folder);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -95,6 +167,8 @@ int main(void)
 		cmocka_unit_test(size_overflow_is_refused),
 		cmocka_unit_test(reader_is_sticky_and_bounded),
 		cmocka_unit_test(writer_stops_at_its_room),
+		cmocka_unit_test(addresses_are_taken_apart_in_one_way),
+		cmocka_unit_test(a_file_is_replaced_as_a_whole),
 		cmocka_unit_test(units_need_their_unit),
 	};
 	return cmocka_run_group_tests_name("base", tests, NULL, NULL);

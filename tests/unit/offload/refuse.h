@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Runs a function in a child process whose kernel refuses io_uring, or opens with O_DIRECT, as hardened containers
+ * Runs a function in a child process whose kernel refuses io_uring, opens with O_DIRECT, or flock, as hardened containers
  * and some file systems do. The refusal is a seccomp filter.
  */
 #pragma once
@@ -19,6 +19,7 @@
 struct refuse {
 	bool io_uring; // -EPERM
 	bool direct; // open with O_DIRECT: -EINVAL
+	bool flock; // -ENOLCK, as a network file system without its lock manager
 };
 
 static inline int refuse_install(struct refuse r)
@@ -28,6 +29,8 @@ static inline int refuse_install(struct refuse r)
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, nr),
 		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, r.io_uring ? SYS_io_uring_setup : UINT32_MAX, 0, 1),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, r.flock ? SYS_flock : UINT32_MAX, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOLCK),
 		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, r.direct ? SYS_openat : UINT32_MAX, 0, 3),
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, third_argument),
 		BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, O_DIRECT, 0, 1),

@@ -8,6 +8,7 @@
 
 #include "base/size.h"
 #include "offload/hash.h"
+#include "tests/unit/offload/refuse.h"
 
 static void round_trip(void **state)
 {
@@ -256,6 +257,24 @@ static void truncated_files_are_refused(void **state)
 	assert_non_null(strstr(e.message, "regular file"));
 }
 
+static const char *write_without_locks(void *argument)
+{
+	const struct fixture *f = argument;
+	struct offload_store_identity id = fixture_identity(64 << 10);
+	struct offload_store_writer *w = NULL;
+	struct base_error e = {0};
+	int r = offload_store_writer_create(f->fd, "locked", &id, &w, &e);
+	offload_store_writer_destroy(w);
+	return r != -ENOLCK                  ? "a lock that cannot be had is taken for one that was"
+	       : strstr(e.message, "locked") ? NULL
+					     : "no name";
+}
+
+static void without_locks_nothing_is_written(void **state)
+{
+	refuse_run((struct refuse){.flock = true}, write_without_locks, *state);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -266,6 +285,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(
 			names_that_exist_or_are_in_work_are_refused, fixture_setup, fixture_teardown),
 		cmocka_unit_test_setup_teardown(a_left_over_tmp_does_not_matter, fixture_setup, fixture_teardown),
+		cmocka_unit_test_setup_teardown(without_locks_nothing_is_written, fixture_setup, fixture_teardown),
 		cmocka_unit_test_setup_teardown(writer_refuses_misuse, fixture_setup, fixture_teardown),
 		cmocka_unit_test_setup_teardown(every_flipped_byte_is_found, fixture_setup, fixture_teardown),
 		cmocka_unit_test_setup_teardown(truncated_files_are_refused, fixture_setup, fixture_teardown),

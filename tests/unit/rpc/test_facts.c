@@ -509,7 +509,7 @@ static void addresses_are_judged(void **state)
 		int r;
 		bool loopback;
 	} cases[] = {{"127.0.0.1:1", 0, true}, {"127.9.9.9:1", 0, true}, {"[::1]:1", 0, true}, {"localhost:1", 0, true},
-		{"0.0.0.0:1", 0, false}, {"[::]:1", 0, false}, {":1", 0, false}, {"10.0.0.1:1", 0, false},
+		{"0.0.0.0:1", 0, false}, {"[::]:1", 0, false}, {":1", -EINVAL, false}, {"10.0.0.1:1", 0, false},
 		{"127.0.0.1", -EINVAL, false}, {"127.0.0.1:", -EINVAL, false}, {"127.0.0.1:http", -EINVAL, false}};
 	for (size_t i = 0; i < base_array_size(cases); i++) {
 		struct base_error e = {0};

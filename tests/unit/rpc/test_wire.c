@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/utf8.h"
 #include "daemon/rpc/rpc_ring.h"
 #include "daemon/rpc/rpc_status.h"
 #include "proto/check.h"
@@ -35,7 +36,7 @@ static void utf8_is_checked_to_the_byte(void **state)
 		{"\x80", 0},
 	};
 	for (size_t i = 0; i < base_array_size(cases); i++)
-		assert_int_equal(proto_utf8_prefix(cases[i].text, strlen(cases[i].text)), cases[i].good);
+		assert_int_equal(base_utf8_prefix(cases[i].text, strlen(cases[i].text)), cases[i].good);
 }
 
 /* protobuf-c decodes with the stack and has no limit: a type that contains itself would let a client choose the depth. */

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 
+#include "base/utf8.h"
 #include "daemon/text/tokenizer.h"
 #include "tests/unit/text/small_vocabulary.h"
 
@@ -189,10 +190,8 @@ static void utf8_check_knows_the_forbidden_forms(void **state)
 		{"\xff", 1, 0},
 	};
 	for (size_t i = 0; i < base_array_size(cases); i++) {
-		size_t at = SIZE_MAX;
-		int r = text_utf8_check(cases[i].text, cases[i].bytes, &at);
-		assert_int_equal(r, cases[i].bad == SIZE_MAX ? 0 : -EILSEQ);
-		assert_int_equal(at, cases[i].bad);
+		size_t bad = cases[i].bad == SIZE_MAX ? cases[i].bytes : cases[i].bad;
+		assert_int_equal(base_utf8_prefix(cases[i].text, cases[i].bytes), bad);
 	}
 }
 
@@ -315,9 +314,7 @@ static size_t decode_whole(const uint8_t *in, size_t n, char *out)
 {
 	size_t at = 0, written = 0;
 	while (at < n) {
-		size_t good = n - at, bad;
-		if (text_utf8_check((const char *)in + at, n - at, &bad) < 0)
-			good = bad;
+		size_t good = base_utf8_prefix(in + at, n - at);
 		memcpy(out + written, in + at, good);
 		written += good;
 		at += good;
@@ -332,7 +329,8 @@ static size_t decode_whole(const uint8_t *in, size_t n, char *out)
 				char whole[8];
 				memcpy(whole, in + at, length);
 				memcpy(whole + length, endings[i], strlen(endings[i]));
-				if (text_utf8_check(whole, length + strlen(endings[i]), &bad) == 0 && in[at] >= 0x80)
+				size_t all = length + strlen(endings[i]);
+				if (base_utf8_prefix(whole, all) == all && in[at] >= 0x80)
 					skip = length;
 			}
 		}
@@ -353,7 +351,7 @@ static void detokenizer_never_emits_half_a_code_point(void **state)
 		struct text_detokenizer d = {0};
 		uint8_t in[64];
 		char got[256], want[256];
-		size_t n = 0, written = 0, bad, tokens = 1 + random_next(&seed) % 20;
+		size_t n = 0, written = 0, tokens = 1 + random_next(&seed) % 20;
 		for (size_t i = 0; i < tokens; i++) {
 			uint32_t token = awkward[random_next(&seed) % sizeof awkward];
 			if (random_next(&seed) % 8 == 0)
@@ -364,7 +362,7 @@ static void detokenizer_never_emits_half_a_code_point(void **state)
 			n += bytes;
 			int r = text_detokenizer_push(&d, t, token, false, got + written, TEXT_DETOKENIZER_ROOM(bytes));
 			assert_true(r >= 0 && d.held_bytes < 4);
-			assert_int_equal(text_utf8_check(got + written, (size_t)r, &bad), 0);
+			assert_int_equal(base_utf8_prefix(got + written, (size_t)r), r);
 			written += (size_t)r;
 		}
 		int r = text_detokenizer_flush(&d, got + written, 3);

@@ -1,62 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "daemon/text/utf8.h"
-
 #include <errno.h>
 #include <string.h>
 
+#include "base/utf8.h"
 #include "daemon/text/tokenizer.h"
 
 static const char replacement[] = "\xef\xbf\xbd";
 #define REPLACEMENT_BYTES 3u
-
-size_t text_utf8_sequence(const uint8_t *p, size_t n, enum text_utf8 *ret_kind)
-{
-	uint8_t low = 0x80, high = 0xbf; // of the second byte: no overlong forms, no surrogates, nothing past U+10FFFF
-	size_t more;
-	*ret_kind = TEXT_UTF8_VALID;
-	if (p[0] < 0x80)
-		return 1;
-	if (p[0] >= 0xc2 && p[0] <= 0xdf) {
-		more = 1;
-	} else if (p[0] >= 0xe0 && p[0] <= 0xef) {
-		more = 2;
-		low = p[0] == 0xe0 ? 0xa0 : low;
-		high = p[0] == 0xed ? 0x9f : high;
-	} else if (p[0] >= 0xf0 && p[0] <= 0xf4) {
-		more = 3;
-		low = p[0] == 0xf0 ? 0x90 : low;
-		high = p[0] == 0xf4 ? 0x8f : high;
-	} else {
-		*ret_kind = TEXT_UTF8_INVALID;
-		return 1;
-	}
-	for (size_t i = 1; i <= more; i++, low = 0x80, high = 0xbf) {
-		if (i == n) {
-			*ret_kind = TEXT_UTF8_PARTIAL;
-			return n;
-		}
-		if (p[i] < low || p[i] > high) {
-			*ret_kind = TEXT_UTF8_INVALID;
-			return i;
-		}
-	}
-	return more + 1;
-}
-
-int text_utf8_check(const char *text, size_t bytes, size_t *ret_offset)
-{
-	const uint8_t *p = (const uint8_t *)text;
-	for (size_t at = 0; at < bytes;) {
-		enum text_utf8 kind;
-		size_t n = text_utf8_sequence(p + at, bytes - at, &kind);
-		if (kind != TEXT_UTF8_VALID) {
-			*ret_offset = at;
-			return -EILSEQ;
-		}
-		at += n;
-	}
-	return 0;
-}
 
 // Writes what is complete of held + piece to out, if there is an out. Returns its bytes; *ret_rest: bytes left over.
 static size_t decode(
@@ -68,13 +18,13 @@ static size_t decode(
 		size_t n = 0;
 		for (; n < sizeof window && at + n < total; n++)
 			window[n] = at + n < d->held_bytes ? d->held[at + n] : piece[at + n - d->held_bytes];
-		enum text_utf8 kind;
-		size_t used = text_utf8_sequence(window, n, &kind);
-		if (kind == TEXT_UTF8_PARTIAL)
+		enum base_utf8 kind;
+		size_t used = base_utf8_sequence(window, n, &kind);
+		if (kind == BASE_UTF8_PARTIAL)
 			break;
-		size_t emit = kind == TEXT_UTF8_VALID ? used : REPLACEMENT_BYTES;
+		size_t emit = kind == BASE_UTF8_VALID ? used : REPLACEMENT_BYTES;
 		if (out)
-			memcpy(out + written, kind == TEXT_UTF8_VALID ? (const char *)window : replacement, emit);
+			memcpy(out + written, kind == BASE_UTF8_VALID ? (const char *)window : replacement, emit);
 		written += emit;
 		at += used;
 	}
