@@ -13,6 +13,7 @@
 
 #include "base/address.h"
 #include "base/cleanup.h"
+#include "daemon/cluster/identity.h"
 #include "daemon/config_table.h"
 
 #define MAIN_FILE "/etc/thaw/thaw.yaml"
@@ -134,9 +135,47 @@ static int check_models(const struct config *c, struct base_error *e)
 	return 0;
 }
 
+static int check_cluster(const struct config *c, struct base_error *e)
+{
+	enum cluster_role role = CLUSTER_ROLE_NONE;
+	cluster_role_find(c->cluster.role, &role);
+	if (c->store.sources[0] && c->store.sources[0] != '/')
+		return base_error_set(e, -EINVAL, "store.sources: \"%s\" is not an absolute path", c->store.sources);
+	if (role == CLUSTER_ROLE_NONE) {
+		const char *set = c->cluster.join[0] ? "cluster.join" : c->cluster.listen[0] ? "cluster.listen" : NULL;
+		return set ? base_error_set(e, -EINVAL,
+				     "%s: is set, and cluster.role is none: coordinator, worker or both is wanted", set)
+			   : 0;
+	}
+	int r = cluster_name_check("cluster.name", c->cluster.name, e);
+	if (r == 0 && c->cluster.node[0])
+		r = cluster_name_check("cluster.node", c->cluster.node, e);
+	bool loopback;
+	if (r == 0 && c->cluster.listen[0])
+		r = check_host_port("cluster.listen", c->cluster.listen, &loopback, e);
+	if (r == 0 && c->cluster.join[0])
+		r = check_host_port("cluster.join", c->cluster.join, &loopback, e);
+	if (r < 0)
+		return r;
+	if (cluster_role_coordinates(role) != (c->cluster.listen[0] != '\0'))
+		return base_error_set(e, -EINVAL, "cluster.listen: a coordinator needs it, and nobody else has it");
+	if ((role == CLUSTER_ROLE_WORKER) != (c->cluster.join[0] != '\0'))
+		return base_error_set(e, -EINVAL, "cluster.join: a worker needs it, and nobody else has it");
+	if (!c->cluster.tls_cert[0] || !c->cluster.tls_key[0] || !c->cluster.tls_ca[0])
+		return base_error_set(e, -EINVAL,
+			"cluster.tls_cert: a node needs tls_cert, tls_key and tls_ca; `thawctl pki` makes them");
+	if (role == CLUSTER_ROLE_WORKER && c->models_count)
+		return base_error_set(e, -EINVAL, "models: a worker has none: the coordinator says what it computes");
+	if (c->compute.stages > 1)
+		return base_error_set(e, -EINVAL, "compute.stages: a cluster's plan chooses the stages: leave it at 1");
+	return 0;
+}
+
 int config_validate(const struct config *c, struct base_error *e)
 {
 	int r = check_listen(c, e);
+	if (r == 0)
+		r = check_cluster(c, e);
 	if (r == 0)
 		r = check_models(c, e);
 	if (r < 0)

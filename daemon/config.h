@@ -32,7 +32,18 @@ struct config {
 	} listen;
 	struct {
 		char path[CONFIG_TEXT_BYTES]; // /var/lib/thaw
+		char sources[CONFIG_TEXT_BYTES]; // where a worker looks for model files, "" for nowhere else
 	} store;
+	struct {
+		char role[16]; // none, coordinator, worker, both
+		char name[64]; // of the cluster
+		char node[64]; // this node's name in it; "": the host's
+		char listen[CONFIG_TEXT_BYTES]; // coordinator: HOST:PORT for nodes
+		char join[CONFIG_TEXT_BYTES]; // worker: the coordinator's HOST:PORT
+		char address[256]; // of this node, for the other nodes' data; "": the one that it joins with
+		char tls_cert[CONFIG_TEXT_BYTES], tls_key[CONFIG_TEXT_BYTES], tls_ca[CONFIG_TEXT_BYTES];
+		uint32_t nodes; // that compute, before a model is loaded
+	} cluster;
 	struct {
 		uint64_t weights_bytes; // hot weights and stream slots; 0: all that is free after the others
 		uint64_t kv_bytes;

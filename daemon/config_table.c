@@ -25,6 +25,7 @@
 static const char *const backends[] = {"cpu", "reference", NULL};
 static const char *const kv_types[] = {"f16", "q8", NULL};
 static const char *const engines[] = {"auto", "uring", "sync", NULL};
+static const char *const roles[] = {"none", "coordinator", "worker", "both", NULL};
 static const char *const log_levels[] = {"error", "warning", "notice", "info", "debug", NULL};
 static const char *const templates[] = {"", "chatml", "llama2", "llama3", "mistral", NULL};
 
@@ -47,6 +48,29 @@ const struct config_key config_keys[] = {
 
 	{.path = "store.path", .type = CONFIG_TYPE_PATH, AT(store.path), .value = "/var/lib/thaw",
 		.help = "Directory of the packed shards, on the NVMe drive to stream from; made if only it is missing."},
+	{.path = "store.sources", .type = CONFIG_TYPE_TEXT, AT(store.sources), .value = "",
+		.help = "Directory where a worker looks for a model's file by its name, when the coordinator's path is not here."},
+
+	{.path = "cluster.role", .type = CONFIG_TYPE_CHOICE, AT(cluster.role), .value = "none", .choices = roles,
+		.help = "What this node does in a cluster: coordinator, worker (computes), both, or none for one machine."},
+	{.path = "cluster.name", .type = CONFIG_TYPE_TEXT, AT(cluster.name), .value = "thaw",
+		.help = "The cluster's name, as in its certificates."},
+	{.path = "cluster.node", .type = CONFIG_TYPE_TEXT, AT(cluster.node), .value = "",
+		.help = "This node's name, as in its certificate. Default: the host's name."},
+	{.path = "cluster.listen", .type = CONFIG_TYPE_TEXT, AT(cluster.listen), .value = "",
+		.help = "Coordinator: HOST:PORT where nodes join, over mutual TLS."},
+	{.path = "cluster.join", .type = CONFIG_TYPE_TEXT, AT(cluster.join), .value = "",
+		.help = "Worker: HOST:PORT of the coordinator."},
+	{.path = "cluster.address", .type = CONFIG_TYPE_TEXT, AT(cluster.address), .value = "",
+		.help = "IP address or host name of this node for the data of other nodes. Default: the one it joins with."},
+	{.path = "cluster.tls_cert", .type = CONFIG_TYPE_TEXT, AT(cluster.tls_cert), .value = "",
+		.help = "PEM file with this node's certificate; thawctl pki makes one."},
+	{.path = "cluster.tls_key", .type = CONFIG_TYPE_TEXT, AT(cluster.tls_key), .value = "",
+		.help = "PEM file with its private key."},
+	{.path = "cluster.tls_ca", .type = CONFIG_TYPE_TEXT, AT(cluster.tls_ca), .value = "",
+		.help = "PEM file with the authority that the nodes' certificates come from."},
+	{.path = "cluster.nodes", .type = CONFIG_TYPE_COUNT, AT(cluster.nodes), .value = "1", .min = 1, .max = 64,
+		.help = "Coordinator: nodes that compute which have to be there before a model is loaded."},
 
 	{.path = "memory.weights", .json = "weights_bytes", .type = CONFIG_TYPE_BYTES, AT(memory.weights_bytes),
 		.value = "auto", .automatic = "auto", .min = 1 * MIB, .max = 1024 * TIB,

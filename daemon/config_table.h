@@ -38,7 +38,7 @@ extern const size_t config_keys_count;
 extern const struct config_key config_model_keys[]; // path without the "models." part
 #define CONFIG_MODEL_KEYS 3u
 
-#define CONFIG_MAX_KEYS 48u
+#define CONFIG_MAX_KEYS 80u
 #define CONFIG_ORIGIN_BYTES 288u
 
 struct config_origins {

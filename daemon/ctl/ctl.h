@@ -55,6 +55,10 @@ struct ctl_options { // as options.c fills them; zero: not given, unless a defau
 	uint64_t seed, weights_bytes, kv_bytes, after;
 	float temperature, top_p, min_p, presence_penalty, frequency_penalty, repetition_penalty;
 	const char *priority;
+	/* pki */
+	const char *directory, *cluster, *role;
+	struct ctl_list addresses;
+	uint32_t days;
 };
 
 #define CTL_MAX_OPTIONS 64u
@@ -243,6 +247,7 @@ int ctl_verb_tokenize(struct ctl *c);
 int ctl_verb_detokenize(struct ctl *c);
 int ctl_verb_bench(struct ctl *c);
 int ctl_verb_config(struct ctl *c);
+int ctl_verb_pki(struct ctl *c);
 int ctl_verb_completion(struct ctl *c);
 int ctl_verb_version(struct ctl *c);
 int ctl_verb_help(struct ctl *c);

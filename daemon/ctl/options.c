@@ -66,6 +66,11 @@ const struct ctl_option ctl_option_table[] = {
 	{"prompt-tokens", 0, CTL_OPTION_COUNT, AT(prompt_tokens), false, "N", "length of each prompt (default: 16)"},
 	{"config", 0, CTL_OPTION_TEXT, AT(config), false, "FILE", "main file (default: /etc/thaw/thaw.yaml)"},
 	{"conf-dir", 0, CTL_OPTION_TEXT, AT(conf_dir), false, "DIR", "folder of further files (default: /etc/thaw/conf.d)"},
+	{"dir", 0, CTL_OPTION_TEXT, AT(directory), false, "DIR", "where the files are (default: /etc/thaw/pki)"},
+	{"cluster", 0, CTL_OPTION_TEXT, AT(cluster), false, "NAME", "the cluster's name (default: thaw)"},
+	{"role", 0, CTL_OPTION_TEXT, AT(role), false, "ROLE", "coordinator, worker, both (default) or client"},
+	{"address", 0, CTL_OPTION_LIST, AT(addresses), false, "ADDRESS", "an IP address or host name of the node; can be repeated"},
+	{"days", 0, CTL_OPTION_COUNT, AT(days), false, "N", "valid for that long (default: 3650 for the CA, 365 for others)"},
 	{"origin", 0, CTL_OPTION_FLAG, AT(origin), false, NULL, "where each value comes from"},
 };
 // clang-format on

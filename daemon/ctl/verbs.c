@@ -51,6 +51,10 @@ const struct ctl_verb ctl_verbs[] = {
 		"model streams prompt-tokens max-tokens", 0, 0, true, false, NULL, ctl_verb_bench},
 	{"config", "check|show|keys", "check or show a configuration, or list its keys", NULL,
 		"config conf-dir origin", 1, 1, false, false, "check show keys", ctl_verb_config},
+	{"pki", "init|node|check [NAME]", "make or look at the certificates of a cluster",
+		"init makes a CA, node NAME a certificate and a key for a node or, with --role client, for a program; check NAME says "
+		"whether they are valid. Nothing is overwritten; files have mode 0600.",
+		"dir cluster role address days", 1, 2, false, false, "init node check", ctl_verb_pki},
 	{"completion", "SHELL", "completion for bash, zsh or fish",
 		"For bash: source <(thawctl completion bash)", "", 1, 1, false, false, "bash zsh fish", ctl_verb_completion},
 	{"version", "", "the version of thawctl", NULL, "", 0, 0, false, false, NULL, ctl_verb_version},

@@ -99,6 +99,24 @@ static const struct {
 		"unix:/123456789/123456789/123456789/123456789/123456789/123456789/123456789/123456789/"
 		"123456789/123456789/12345678\n",
 		"t.yaml: listen.grpc: the socket's path has 109 bytes, at most 99 fit"},
+	{"join without a role", "cluster:\n  join: a:1\n",
+		"t.yaml: cluster.join: is set, and cluster.role is none: coordinator, worker or both is wanted"},
+	{"coordinator that does not listen", "cluster:\n  role: both\n",
+		"t.yaml: cluster.listen: a coordinator needs it, and nobody else has it"},
+	{"worker that joins nobody", "cluster:\n  role: worker\n",
+		"t.yaml: cluster.join: a worker needs it, and nobody else has it"},
+	{"node without certificates", "cluster:\n  role: worker\n  join: a:1\n",
+		"t.yaml: cluster.tls_cert: a node needs tls_cert, tls_key and tls_ca; `thawctl pki` makes them"},
+	{"node's name", "cluster:\n  role: worker\n  join: a:1\n  node: A_b\n",
+		"t.yaml: cluster.node: \"A_b\" is no name: 1 to 63 of a-z, 0-9, '-' and '.', with a letter or digit at "
+		"both ends"},
+	{"no port to join", "cluster:\n  role: worker\n  join: a\n", "t.yaml: cluster.join: \"a\" is not HOST:PORT"},
+	{"worker with a model",
+		"cluster:\n  role: worker\n  join: a:1\n  tls_cert: /c\n  tls_key: /k\n  tls_ca: /a\n"
+		"models:\n  - path: /m.gguf\n",
+		"t.yaml: models: a worker has none: the coordinator says what it computes"},
+	{"sources that are no path", "store:\n  sources: models\n",
+		"t.yaml: store.sources: \"models\" is not an absolute path"},
 	{"batch smaller than sequences", "scheduler:\n  batch_tokens: 8\n  max_sequences: 16\n",
 		"t.yaml: scheduler.batch_tokens (8) is less than scheduler.max_sequences (16): a pass could not hold "
 		"one token "

@@ -547,6 +547,39 @@ static void every_verb_has_help_and_known_options(void **state)
 	}
 }
 
+static void pki_makes_certificates_once(void **state)
+{
+	char folder[] = "/tmp/thaw-ctl-XXXXXX", want[128];
+	assert_non_null(mkdtemp(folder));
+	struct shown s = RUN("pki", "init", "--dir", folder, "--cluster", "lab");
+	snprintf(want, sizeof want, "%s/ca.crt\n%s/ca.key\n", folder, folder);
+	assert_int_equal(s.exit, CTL_OK);
+	assert_string_equal(s.out, want);
+	drop(&s);
+	s = RUN("pki", "init", "--dir", folder);
+	assert_int_equal(s.exit, CTL_ERROR);
+	assert_non_null(strstr(s.err, "there already"));
+	drop(&s);
+	json_object_put(parse_json(
+		RUN("pki", "node", "a", "--dir", folder, "--address", "10.0.0.1", "--role", "worker", "-o", "json")));
+	struct json_object *o = parse_json(RUN("pki", "check", "a", "--dir", folder, "-o", "json"));
+	assert_string_equal(json_object_get_string(json_object_object_get(o, "cluster")), "lab");
+	assert_string_equal(json_object_get_string(json_object_object_get(o, "role")), "worker");
+	json_object_put(o);
+	s = RUN("pki", "node", "b", "--dir", folder, "--address", "10.0.0.1:5");
+	assert_int_equal(s.exit, CTL_USAGE);
+	drop(&s);
+	s = RUN("pki", "check", "b", "--dir", folder);
+	assert_int_equal(s.exit, CTL_NOT_FOUND);
+	drop(&s);
+	static const char *const files[] = {"ca.crt", "ca.key", "a.crt", "a.key"};
+	for (size_t i = 0; i < base_array_size(files); i++) {
+		snprintf(want, sizeof want, "%s/%s", folder, files[i]);
+		assert_int_equal(remove(want), 0);
+	}
+	assert_int_equal(remove(folder), 0);
+}
+
 static void completion_is_a_script_that_bash_reads(void **state)
 {
 	struct shown s = RUN("completion", "bash");
@@ -588,6 +621,7 @@ int main(void)
 		cmocka_unit_test_setup(bench_counts_what_came, forget),
 		cmocka_unit_test_setup(events_are_lines_or_json_lines, forget),
 		cmocka_unit_test_setup(every_verb_has_help_and_known_options, forget),
+		cmocka_unit_test_setup(pki_makes_certificates_once, forget),
 		cmocka_unit_test_setup(completion_is_a_script_that_bash_reads, forget),
 	};
 	return cmocka_run_group_tests_name("ctl", tests, NULL, NULL);
