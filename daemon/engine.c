@@ -186,7 +186,7 @@ static void end_killers(struct engine *e)
 /* Between two lives of the ranks: starts new ones, or gives up. */
 static void recover(struct engine *e)
 {
-	if (e->restarts_in_a_row > e->config.max_restarts) {
+	if (e->state == ENGINE_RECOVERING && e->restarts_in_a_row > e->config.max_restarts) {
 		engine_emit_event(e, "error", "engine_failed",
 			"gave up after %u restarts of the rank without a pass in between: %s", e->config.max_restarts,
 			e->load.failure);
@@ -197,6 +197,18 @@ static void recover(struct engine *e)
 }
 
 /* ---- the thread ---- */
+
+static void take_regather(struct engine *e)
+{
+	char why[sizeof e->regather_why];
+	pthread_mutex_lock(&e->lock);
+	bool wanted = e->regather;
+	e->regather = false;
+	memcpy(why, e->regather_why, sizeof why);
+	pthread_mutex_unlock(&e->lock);
+	if (wanted)
+		engine_link_leave(e, why);
+}
 
 static void take_incoming(struct engine *e)
 {
@@ -273,14 +285,18 @@ static uint64_t turn(struct engine *e)
 	uint64_t until = SCHEDULER_NEVER, now = base_clock_now_ns(), next;
 	take_incoming(e);
 	expire(e, now);
+	if (e->config.starter.gather)
+		take_regather(e);
 	if (e->group)
 		engine_link_poll(e);
 	if (e->state == ENGINE_READY)
 		until = engine_pass_pump(e);
 	if ((next = check_stuck(e, now)) < until)
 		until = next;
-	if (e->state == ENGINE_RECOVERING && !e->group) {
+	if ((e->state == ENGINE_RECOVERING || e->state == ENGINE_LOADING) && !e->group) {
 		end_killers(e);
+		if (e->down_ns && now >= e->down_ns + ENGINE_DOWN_NS)
+			end_all(e, -EHOSTDOWN, e->load.failure);
 		if (now >= e->retry_ns)
 			recover(e);
 		else if (e->retry_ns < until)
@@ -311,7 +327,8 @@ static void *engine_thread(void *argument)
 
 static int check_config(const struct engine_config *c, struct base_error *error)
 {
-	if (!c->stages || c->stages > ENGINE_MAX_STAGES || !c->tokenizer || !c->starter.start || !c->starter.stop)
+	if (!c->stages || c->stages > ENGINE_MAX_STAGES || !c->tokenizer ||
+		(!c->starter.gather && (!c->starter.start || !c->starter.stop)))
 		return base_error_set(error, -EINVAL, "engine: %u stages, at most %u", c->stages, ENGINE_MAX_STAGES);
 	if (!c->max_running || c->max_running > RANK_MAX_SEQUENCES)
 		return base_error_set(
@@ -464,6 +481,8 @@ static int check_state(
 		return base_error_set(error, -EHOSTDOWN, "model %s is stopped", e->model_name);
 	if (state == ENGINE_LOADING)
 		return base_error_set(error, -EHOSTDOWN, "model %s is still loading", e->model_name);
+	if (e->load.down)
+		return base_error_set(error, -EHOSTDOWN, "model %s cannot run now: %s", e->model_name, e->load.failure);
 	if (e->draining)
 		return base_error_set(
 			error, -EHOSTDOWN, "model %s is draining and takes no new requests", e->model_name);
@@ -589,6 +608,15 @@ void engine_drain(struct engine *e, bool on)
 {
 	pthread_mutex_lock(&e->lock);
 	e->draining = on;
+	pthread_mutex_unlock(&e->lock);
+	wake(e);
+}
+
+void engine_regather(struct engine *e, const char *why)
+{
+	pthread_mutex_lock(&e->lock);
+	e->regather = true;
+	snprintf(e->regather_why, sizeof e->regather_why, "%s", why);
 	pthread_mutex_unlock(&e->lock);
 	wake(e);
 }

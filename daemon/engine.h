@@ -19,10 +19,23 @@
 
 enum engine_state { ENGINE_LOADING, ENGINE_READY, ENGINE_RECOVERING, ENGINE_DRAINING, ENGINE_FAILED, ENGINE_STOPPED };
 
+struct engine_gathered { // the ranks of one epoch, on several hosts
+	struct link_group *group; // the engine's from now on: member 0 is this process
+	uint64_t epoch; // higher than any before
+	uint32_t stages; // at most engine_config.stages
+	const struct rank_assign *assign; // (stages), copied
+	double bound_pass_ns_disk, bound_pass_ns_memory, bound_token_ns_compute;
+};
+
 /* How ranks come to life: processes in thawd, threads in tests. start() returns a connected socket for each stage. */
 struct engine_starter {
 	int (*start)(void *context, uint32_t stage, int *ret_fd, struct base_error *e);
 	void (*stop)(void *context, uint32_t stage); // makes sure that it is gone; called before a restart
+	/* Or, where the ranks are on other hosts too: all at once, for a new plan each time. -EAGAIN: not yet, ask again; -EHOSTDOWN: the
+	 * hosts that are there cannot do it, and requests are refused until they can. Both with text. It may
+	 * take as long as a connection does. */
+	int (*gather)(void *context, struct engine_gathered *ret_gathered, struct base_error *e);
+	void (*scatter)(void *context); // the group that gather() gave is closed
 	void *context;
 };
 
@@ -33,7 +46,7 @@ struct engine_events { // engine's thread; must not block
 
 struct engine_config {
 	const char *model_name;
-	uint32_t stages;
+	uint32_t stages; // with gather(): the most that there can be
 	struct rank_assign assign[16]; // for each stage; epoch and stage are filled in by the engine
 	const struct text_tokenizer *tokenizer; // outlives the engine
 	uint32_t max_waiting; // requests in the queue
@@ -62,6 +75,8 @@ int engine_submit(struct engine *e, struct request *r, uint64_t *ret_retry_after
 int engine_abort(struct engine *e, const char *id); // -ENOENT
 void engine_abort_all(struct engine *e);
 void engine_drain(struct engine *e, bool on); // no new requests; running ones finish
+/* The ranks are to be gathered anew, with the next plan: its requests go on there. Nobody is to blame for it. */
+void engine_regather(struct engine *e, const char *why);
 
 struct engine_load {
 	enum engine_state state;
@@ -71,6 +86,7 @@ struct engine_load {
 	/* Bad data of the last pass, "" when it was whole: every pass reads all that is cold, so the next will most likely fail, too. */
 	char data_loss[BASE_ERROR_BYTES];
 	uint64_t epoch, restarts;
+	bool down; // no hosts can hold the model: `failure` says what is missing
 	uint32_t running, waiting; // requests
 	uint64_t waiting_tokens;
 	uint32_t kv_blocks, kv_blocks_used;

@@ -21,6 +21,7 @@
 #define ENGINE_RATE_SLOTS 6u // seconds that tokens_per_second looks at
 #define ENGINE_AGING_NS (10 * 1000000000ull) // waiting that long is worth a priority class
 #define ENGINE_CONNECT_NS (20 * 1000000000ull) // for ranks to start and say hello
+#define ENGINE_DOWN_NS (30 * 1000000000ull) // that running requests wait for hosts to come back
 #define ENGINE_RETRY_NS (1000000000ull) // advice to a client that was refused
 #define ENGINE_RING_BYTES (256u << 10)
 
@@ -96,6 +97,11 @@ struct engine {
 	enum engine_state state; // the thread's; load.state is the copy for others
 	struct link_group *group; // NULL between ranks
 	uint64_t epoch;
+	uint64_t starts; // of the ranks, ever
+	uint32_t stages; // of this epoch
+	uint64_t down_ns; // since when no hosts can hold the model; 0: some can
+	bool regather; // lock: asked for, with:
+	char regather_why[128]; // lock
 	uint32_t restarts_in_a_row;
 	uint32_t killers_in_a_row; // requests ended for the ranks that they cost, without a pass in between
 	uint32_t io_failures; // passes in a row of which nothing could be read
@@ -110,7 +116,7 @@ struct engine {
 	uint32_t kv_blocks; // of the first epoch: a later one must not have fewer
 	double cold_factor; // cold bytes of all stages / those of the last one
 	struct engine_message *messages; // (messages_count)
-	uint32_t messages_count;
+	uint32_t messages_count, large_count; // the first large_count are for passes
 	uint32_t *closes; // (max_running)
 
 	struct engine_fresh *fresh; // (logits_rows)
@@ -137,6 +143,7 @@ void engine_link_start(struct engine *e); // new epoch: ranks, group, ASSIGN
 void engine_link_stop(struct engine *e);
 void engine_link_poll(struct engine *e); // messages in
 void engine_link_lost(struct engine *e, const char *why);
+void engine_link_leave(struct engine *e, const char *why); // the same without a failure
 /* Encodes e->out and sends it to every stage. False: the ranks were lost meanwhile. */
 bool engine_link_send(struct engine *e, bool large);
 

@@ -13,6 +13,7 @@
 #define SMALL_MESSAGE_BYTES (8u << 10) // ASSIGN, OPEN, CLOSE
 #define STOP_NS (200 * 1000000ull) // that a rank gets to read its STOP
 #define POLL_ROUNDS 64u
+#define GATHER_NS (20 * 1000000ull) // between questions whether the hosts are there
 #define BACKOFF_NS (100 * 1000000ull)
 #define BACKOFF_MOST 6u // doublings
 
@@ -38,6 +39,7 @@ int engine_link_init(struct engine *e)
 	if (status)
 		return status;
 	uint32_t large = c->stages + 1;
+	e->large_count = large;
 	e->messages_count = large + 2 * c->max_running + 2;
 	e->messages = calloc(e->messages_count, sizeof *e->messages);
 	if (!e->messages)
@@ -82,7 +84,7 @@ static bool idle(struct engine *e, struct engine_message *m)
 
 static struct engine_message *take_message(struct engine *e, bool large)
 {
-	uint32_t first = large ? 0 : e->config.stages + 1, end = large ? e->config.stages + 1 : e->messages_count;
+	uint32_t first = large ? 0 : e->large_count, end = large ? e->large_count : e->messages_count;
 	uint64_t deadline = base_clock_now_ns() + (e->config.stuck_ns ? e->config.stuck_ns : ENGINE_CONNECT_NS);
 	for (uint32_t i = first; i < end; i++) {
 		if (idle(e, &e->messages[i]))
@@ -113,7 +115,7 @@ bool engine_link_send(struct engine *e, bool large)
 		engine_link_lost(e, why);
 		return false;
 	}
-	m->stages = e->config.stages;
+	m->stages = e->stages;
 	for (uint32_t i = 0; i < m->stages; i++)
 		e->group->ops->send(e->group, 1 + i, RANK_TAG_COMMAND, m->data, (size_t)n, &m->request[i]);
 	return true;
@@ -126,6 +128,8 @@ static void close_group(struct engine *e)
 	if (e->group) {
 		e->group->ops->revoke(e->group);
 		e->group->ops->close(e->group);
+		if (e->config.starter.scatter)
+			e->config.starter.scatter(e->config.starter.context);
 	}
 	e->group = NULL;
 	for (uint32_t i = 0; i < e->messages_count; i++)
@@ -151,10 +155,22 @@ void engine_link_lost(struct engine *e, const char *why)
 		lost(e, why);
 }
 
+/* What runs goes on in the next group: as after a loss, but nobody is suspected, and the first load is still the first. */
+void engine_link_leave(struct engine *e, const char *why)
+{
+	if (!e->group)
+		return;
+	close_group(e);
+	e->retry_ns = 0;
+	engine_emit_event(e, "notice", "regather", "epoch %llu: %s", (unsigned long long)e->epoch, why);
+	if (e->state == ENGINE_READY)
+		engine_set_state(e, ENGINE_RECOVERING, why);
+}
+
 /* The first load ends here when it fails: what failed once with the same file and the same budgets fails again. */
 static void start_failed(struct engine *e, const struct base_error *error)
 {
-	if (e->state == ENGINE_LOADING) {
+	if (e->state == ENGINE_LOADING && !e->config.starter.gather) {
 		close_group(e);
 		pthread_mutex_lock(&e->lock);
 		e->load.failure_code = error->code;
@@ -169,12 +185,12 @@ static void start_failed(struct engine *e, const struct base_error *error)
 static int connect_ranks(struct engine *e, struct base_error *error)
 {
 	int fds[1 + ENGINE_MAX_STAGES];
-	uint32_t stages = e->config.stages;
+	uint32_t stages = e->stages = e->config.stages;
 	int status = 0;
 	for (uint32_t i = 0; i <= ENGINE_MAX_STAGES; i++)
 		fds[i] = -1;
 	for (uint32_t i = 0; i < stages; i++) {
-		if (e->epoch > 1)
+		if (e->starts > 1)
 			e->config.starter.stop(e->config.starter.context, i);
 	}
 	for (uint32_t i = 0; i < stages && !status; i++)
@@ -189,6 +205,47 @@ static int connect_ranks(struct engine *e, struct base_error *error)
 		}
 	}
 	return status;
+}
+
+/* Hosts say what there is now: so all of it is new in each epoch. */
+static int gather_ranks(struct engine *e, struct base_error *error)
+{
+	struct engine_gathered g = {0};
+	int status = e->config.starter.gather(e->config.starter.context, &g, error);
+	if (status)
+		return status;
+	e->group = g.group;
+	if (!g.stages || g.stages > e->config.stages || g.epoch <= e->epoch)
+		return base_error_set(error, -EPROTO, "the plan has %u stages, at most %u, and epoch %llu after %llu",
+			g.stages, e->config.stages, (unsigned long long)g.epoch, (unsigned long long)e->epoch);
+	e->epoch = g.epoch;
+	e->stages = g.stages;
+	memcpy(e->config.assign, g.assign, g.stages * sizeof *g.assign);
+	e->config.bound_pass_ns_disk = g.bound_pass_ns_disk;
+	e->config.bound_pass_ns_memory = g.bound_pass_ns_memory;
+	e->config.bound_token_ns_compute = g.bound_token_ns_compute;
+	pthread_mutex_lock(&e->lock);
+	e->load.stages = g.stages;
+	pthread_mutex_unlock(&e->lock);
+	return 0;
+}
+
+/* Hosts are missing, or busy packing. True: that is all there is to do for now. */
+static bool gather_later(struct engine *e, int status, const struct base_error *error)
+{
+	if (!e->config.starter.gather || (status != -EAGAIN && status != -EHOSTDOWN))
+		return false;
+	uint64_t now = base_clock_now_ns();
+	bool down = status == -EHOSTDOWN, was = e->down_ns != 0;
+	e->retry_ns = now + GATHER_NS;
+	if (down && !was)
+		engine_emit_event(e, "error", "fleet_down", "%s", base_error_text(error));
+	e->down_ns = down ? was ? e->down_ns : now : 0;
+	engine_set_state(e, e->state, base_error_text(error));
+	pthread_mutex_lock(&e->lock);
+	e->load.down = down;
+	pthread_mutex_unlock(&e->lock);
+	return true;
 }
 
 static void post_receive(struct engine *e, uint32_t stage)
@@ -206,7 +263,7 @@ static bool send_assign(struct engine *e, uint32_t stage)
 	e->out = (struct rank_message){.type = RANK_MESSAGE_ASSIGN, .assign = e->config.assign[stage]};
 	e->out.assign.epoch = e->epoch;
 	e->out.assign.stage = stage;
-	e->out.assign.stages = e->config.stages;
+	e->out.assign.stages = e->stages;
 	int64_t n = rank_message_encode(&e->out, m->data, m->room_bytes);
 	if (n < 0)
 		return false;
@@ -218,21 +275,34 @@ static bool send_assign(struct engine *e, uint32_t stage)
 void engine_link_start(struct engine *e)
 {
 	struct base_error error = {0};
-	e->epoch++;
-	int status = connect_ranks(e, &error);
+	int status;
+	if (e->config.starter.gather) {
+		status = gather_ranks(e, &error);
+		e->starts += !status;
+	} else {
+		e->epoch++;
+		e->starts++;
+		status = connect_ranks(e, &error);
+	}
+	if (gather_later(e, status, &error))
+		return;
 	if (status) {
 		error.code = status;
 		start_failed(e, &error);
 		return;
 	}
+	pthread_mutex_lock(&e->lock);
+	e->load.down = false;
+	pthread_mutex_unlock(&e->lock);
+	e->down_ns = 0;
 	e->heard_ns = base_clock_now_ns();
 	e->io_failures = 0;
-	for (uint32_t i = 0; i < e->config.stages; i++) {
+	for (uint32_t i = 0; i < e->stages; i++) {
 		e->ready[i] = false;
 		e->stage_done[i] = e->stage_total[i] = 0;
 		post_receive(e, i);
 	}
-	for (uint32_t i = 0; i < e->config.stages; i++) {
+	for (uint32_t i = 0; i < e->stages; i++) {
 		if (send_assign(e, i))
 			continue;
 		base_error_set(&error, -EPROTO, "stage %u could not be told its part", i);
@@ -252,14 +322,14 @@ void engine_link_stop(struct engine *e)
 					e->group->ops->wait(e->group, &e->messages[i].request[k], deadline);
 			}
 			/* A rank that stops closes its end: until then it may still be reading. */
-			for (uint32_t i = 0; i < e->config.stages; i++) {
+			for (uint32_t i = 0; i < e->stages; i++) {
 				while (e->group->ops->wait(e->group, &e->receive[i], deadline) == 0)
 					post_receive(e, i);
 			}
 		}
 	}
 	close_group(e);
-	for (uint32_t i = 0; i < e->config.stages; i++)
+	for (uint32_t i = 0; !e->config.starter.gather && i < e->stages; i++)
 		e->config.starter.stop(e->config.starter.context, i);
 }
 
@@ -269,7 +339,7 @@ void engine_link_stop(struct engine *e)
 static void tell_placement(struct engine *e, uint32_t stage)
 {
 	const struct rank_placement *p = &e->load.placement[stage];
-	if (e->epoch > 1)
+	if (e->starts > 1)
 		return;
 	if (p->fallback[0])
 		engine_emit_event(e, "warning", "io_uring_refused",
@@ -294,7 +364,7 @@ static void all_ready(struct engine *e)
 {
 	uint32_t blocks = UINT32_MAX;
 	uint64_t cold = 0;
-	for (uint32_t i = 0; i < e->config.stages; i++) {
+	for (uint32_t i = 0; i < e->stages; i++) {
 		const struct rank_placement *p = &e->load.placement[i];
 		blocks = p->kv_blocks < blocks ? p->kv_blocks : blocks;
 		cold += p->cold_bytes;
@@ -304,7 +374,7 @@ static void all_ready(struct engine *e)
 	if (blocks < e->kv_blocks || !blocks)
 		base_error_set(&error, -ENOMEM, "the rank has %u KV blocks, %u are needed", blocks,
 			e->kv_blocks ? e->kv_blocks : 1);
-	else if (scheduler_reset(e->scheduler, blocks, cold > 0) < 0)
+	else if (scheduler_reset(e->scheduler, blocks, e->stages, cold > 0) < 0)
 		base_error_set(&error, -ENOMEM, "no memory for %u KV blocks", blocks);
 	if (error.code) {
 		start_failed(e, &error);
@@ -312,12 +382,12 @@ static void all_ready(struct engine *e)
 	}
 	if (!e->kv_blocks)
 		e->kv_blocks = blocks;
-	uint64_t last = e->load.placement[e->config.stages - 1].cold_bytes;
+	uint64_t last = e->load.placement[e->stages - 1].cold_bytes;
 	e->cold_factor = last ? (double)cold / (double)last : 1;
 	pthread_mutex_lock(&e->lock);
 	e->limit_tokens = scheduler_limit_tokens(e->scheduler);
 	pthread_mutex_unlock(&e->lock);
-	engine_emit_event(e, "notice", e->epoch > 1 ? "rank_restarted" : "engine_ready", "epoch %llu, %u KV blocks",
+	engine_emit_event(e, "notice", e->starts > 1 ? "rank_restarted" : "engine_ready", "epoch %llu, %u KV blocks",
 		(unsigned long long)e->epoch, blocks);
 	engine_set_state(e, ENGINE_READY, NULL);
 }
@@ -327,7 +397,7 @@ static void on_progress(struct engine *e, uint32_t stage)
 	e->stage_done[stage] = e->in.progress.done_bytes;
 	e->stage_total[stage] = e->in.progress.total_bytes;
 	uint64_t done = 0, total = 0;
-	for (uint32_t i = 0; i < e->config.stages; i++) {
+	for (uint32_t i = 0; i < e->stages; i++) {
 		done += e->stage_done[i];
 		total += e->stage_total[i];
 	}
@@ -343,7 +413,7 @@ static void on_ready(struct engine *e, uint32_t stage)
 	e->load.placement[stage] = e->in.ready;
 	pthread_mutex_unlock(&e->lock);
 	e->ready[stage] = true;
-	for (uint32_t i = 0; i < e->config.stages; i++) {
+	for (uint32_t i = 0; i < e->stages; i++) {
 		if (!e->ready[i])
 			return;
 	}
@@ -372,7 +442,7 @@ static void on_message(struct engine *e, uint32_t stage)
 		}
 		break;
 	case RANK_MESSAGE_RESULT:
-		if (!loading && stage == e->config.stages - 1) {
+		if (!loading && stage == e->stages - 1) {
 			engine_pass_result(e);
 			return;
 		}
@@ -411,7 +481,7 @@ void engine_link_poll(struct engine *e)
 	for (uint32_t round = 0; round < POLL_ROUNDS; round++) {
 		bool any = false;
 		e->group->ops->progress(e->group, 16);
-		for (uint32_t i = 0; i < e->config.stages; i++) {
+		for (uint32_t i = 0; i < e->stages; i++) {
 			int status = e->group->ops->test(e->group, &e->receive[i]);
 			if (status == -EINPROGRESS)
 				continue;

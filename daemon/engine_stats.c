@@ -101,7 +101,7 @@ void engine_stats_publish(struct engine *e)
 	pthread_mutex_lock(&e->lock);
 	e->load.last_turn_ns = now;
 	e->load.epoch = e->epoch;
-	e->load.restarts = e->epoch ? e->epoch - 1 : 0;
+	e->load.restarts = e->starts ? e->starts - 1 : 0;
 	e->load.running = c.running_jobs;
 	e->load.waiting_tokens = c.waiting_tokens;
 	e->load.kv_blocks = c.blocks;

@@ -23,7 +23,8 @@ struct scheduler {
 	uint32_t running_jobs, waiting_jobs;
 	uint32_t *free_slots, free_slots_count; // (max_running)
 	uint32_t *closes, closes_count; // (max_running)
-	struct scheduler_pass *passes; // (stages), a ring in the order of sending
+	struct scheduler_pass *passes; // (passes_room), a ring in the order of sending
+	uint32_t passes_room; // config.stages of these are in use
 	uint32_t passes_first, passes_count;
 	uint64_t last_pass; // number
 	uint64_t preemptions;
@@ -142,6 +143,7 @@ int scheduler_create(const struct scheduler_config *config, struct scheduler **r
 	s->config = *c;
 	s->free_slots = calloc(c->max_running, sizeof *s->free_slots);
 	s->closes = calloc(c->max_running, sizeof *s->closes);
+	s->passes_room = c->stages;
 	s->passes = calloc(c->stages, sizeof *s->passes);
 	int status = s->free_slots && s->closes && s->passes ? 0 : -ENOMEM;
 	for (uint32_t i = 0; !status && i < c->stages; i++)
@@ -157,7 +159,7 @@ void scheduler_destroy(struct scheduler *s)
 {
 	if (!s)
 		return;
-	for (uint32_t i = 0; s->passes && i < s->config.stages; i++) {
+	for (uint32_t i = 0; s->passes && i < s->passes_room; i++) {
 		struct scheduler_pass *p = &s->passes[i];
 		free(p->entries);
 		free(p->rank_entries);
@@ -208,10 +210,10 @@ void scheduler_lost(struct scheduler *s)
 		q->losses += q->in_flight > 0;
 }
 
-int scheduler_reset(struct scheduler *s, uint32_t kv_blocks, bool cold)
+int scheduler_reset(struct scheduler *s, uint32_t kv_blocks, uint32_t stages, bool cold)
 {
 	struct kv_allocator *fresh;
-	int status = kv_blocks ? kv_allocator_create(kv_blocks, &fresh) : -EINVAL;
+	int status = kv_blocks && stages && stages <= s->passes_room ? kv_allocator_create(kv_blocks, &fresh) : -EINVAL;
 	if (status)
 		return status;
 	while (s->running.last)
@@ -219,8 +221,9 @@ int scheduler_reset(struct scheduler *s, uint32_t kv_blocks, bool cold)
 	kv_allocator_destroy(s->allocator);
 	s->allocator = fresh;
 	s->cold = cold;
-	for (uint32_t i = 0; i < s->config.stages; i++)
+	for (uint32_t i = 0; i < s->passes_room; i++)
 		s->passes[i].number = 0;
+	s->config.stages = stages;
 	s->passes_first = s->passes_count = 0;
 	s->closes_count = 0;
 	/* The lowest slot on top. */

@@ -103,8 +103,9 @@ int scheduler_create(const struct scheduler_config *config, struct scheduler **r
 void scheduler_destroy(struct scheduler *s); // jobs left in it are the caller's
 
 /* New ranks (the first ones, too): all blocks are free, no slot is open, no pass is in flight, and running sequences
- * wait again. Cold: passes read weights from the drive, so company is worth waiting for. -ENOMEM. */
-int scheduler_reset(struct scheduler *s, uint32_t kv_blocks, bool cold);
+ * wait again. stages: at most config.stages. Cold: passes read weights from the drive, so company is worth waiting for.
+ * -ENOMEM. */
+int scheduler_reset(struct scheduler *s, uint32_t kv_blocks, uint32_t stages, bool cold);
 
 /* The ranks are gone: counts that for every sequence in flight. scheduler_reset follows when there are new ones. */
 void scheduler_lost(struct scheduler *s);

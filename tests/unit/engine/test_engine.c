@@ -275,6 +275,98 @@ static void test_two_stages(void **state)
 	eight_streams(2, 30, 0, 200);
 }
 
+/* Ranks of several hosts: another number of them in each life. */
+struct fleet {
+	struct bench *bench;
+	uint32_t lives, scattered;
+	_Atomic uint32_t questions;
+	_Atomic bool away;
+	struct rank_assign assign[FAKE_RANK_STAGES];
+};
+
+static int gather(void *context, struct engine_gathered *ret_gathered, struct base_error *e)
+{
+	static const uint32_t stages[] = {2, 3, 1, 2};
+	struct fleet *f = context;
+	struct fake_ranks *ranks = &f->bench->ranks;
+	struct engine_starter one = fake_ranks_starter(ranks);
+	int fds[1 + FAKE_RANK_STAGES] = {-1};
+	atomic_fetch_add(&f->questions, 1);
+	if (f->away)
+		return base_error_set(e, -EHOSTDOWN, "node-b is missing");
+	if (f->questions < 3)
+		return base_error_set(e, -EAGAIN, "node-b packs");
+	for (uint32_t i = 0; i < FAKE_RANK_STAGES; i++)
+		one.stop(one.context, i);
+	ranks->stages = stages[f->lives % 4];
+	for (uint32_t i = 0; i < ranks->stages; i++) {
+		assert_int_equal(one.start(one.context, i, &fds[1 + i], e), 0);
+		f->assign[i] = (struct rank_assign){.config.slice.tp_size = 1};
+	}
+	uint64_t epoch = 100 + f->lives++;
+	*ret_gathered = (struct engine_gathered){.epoch = epoch, .stages = ranks->stages, .assign = f->assign};
+	return link_local_ops.create(
+		fds, 1 + ranks->stages, 0, epoch, 65536, base_clock_now_ns() + 10 * SECOND, &ret_gathered->group, e);
+}
+
+static void scatter(void *context)
+{
+	((struct fleet *)context)->scattered++;
+}
+
+static void test_gathered_ranks(void **state)
+{
+	struct bench *b = bench_create();
+	struct fleet f = {.bench = b};
+	struct engine_load load;
+	b->config.stages = FAKE_RANK_STAGES;
+	b->config.starter = (struct engine_starter){.gather = gather, .scatter = scatter, .context = &f};
+	b->ranks.delay_ns = 1000000;
+	assert_int_equal(engine_create(&b->config, &b->engine, NULL), 0);
+	wait_state(b, ENGINE_READY);
+	assert_true(f.questions >= 3);
+	engine_get_load(b->engine, &load);
+	assert_int_equal(load.epoch, 100);
+	assert_int_equal(load.stages, 2);
+	for (uint32_t i = 0; i < 8; i++)
+		assert_int_equal(submit(b, make_request(b, i, 10 + i * 20, 60)), 0);
+	wait_reader(&b->reader[0], 5);
+	engine_regather(b->engine, "node-c joined");
+	wait_reader(&b->reader[0], 25);
+	b->ranks.die_at = b->ranks.passes + 1;
+	for (uint32_t i = 0; i < 8; i++) {
+		wait_reader(&b->reader[i], 0);
+		check_hash_output(b, i, 10 + i * 20, 60);
+	}
+	engine_get_load(b->engine, &load);
+	assert_int_equal(load.epoch, 102);
+	assert_int_equal(load.stages, 1);
+	/* Nothing can hold the model: requests are refused with the reason until it can. */
+	f.away = true;
+	engine_regather(b->engine, "node-b is lost");
+	do
+		engine_get_load(b->engine, &load);
+	while (!load.down);
+	struct request *r = make_request(b, 8, 10, 5);
+	struct base_error e = {0};
+	uint64_t retry = 0;
+	assert_int_equal(engine_submit(b->engine, r, &retry, &e), -EHOSTDOWN);
+	assert_non_null(strstr(e.message, "node-b is missing"));
+	assert_true(retry > 0);
+	f.away = false;
+	wait_state(b, ENGINE_READY);
+	assert_int_equal(submit(b, r), 0);
+	wait_reader(&b->reader[8], 0);
+	check_hash_output(b, 8, 10, 5);
+	struct engine_starter one = fake_ranks_starter(&b->ranks);
+	engine_destroy(b->engine);
+	b->engine = NULL;
+	assert_int_equal(f.scattered, f.lives);
+	for (uint32_t i = 0; i < FAKE_RANK_STAGES; i++)
+		one.stop(one.context, i);
+	bench_destroy(b);
+}
+
 static void test_hung_rank_is_replaced(void **state)
 {
 	eight_streams(1, 0, 20, 200);
@@ -651,6 +743,7 @@ int main(void)
 		cmocka_unit_test(test_eight_streams),
 		cmocka_unit_test(test_killed_rank_is_a_pause),
 		cmocka_unit_test(test_two_stages),
+		cmocka_unit_test(test_gathered_ranks),
 		cmocka_unit_test(test_hung_rank_is_replaced),
 		cmocka_unit_test(test_few_blocks),
 		cmocka_unit_test(test_stop_strings),

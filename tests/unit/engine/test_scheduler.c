@@ -48,7 +48,7 @@ static struct world *world_create(const struct scheduler_config *config, uint32_
 	w->blocks = blocks;
 	w->now_ns = 1000000000;
 	assert_int_equal(scheduler_create(config, &w->s), 0);
-	assert_int_equal(scheduler_reset(w->s, blocks, cold), 0);
+	assert_int_equal(scheduler_reset(w->s, blocks, w->config.stages, cold), 0);
 	return w;
 }
 
@@ -379,7 +379,7 @@ static void test_reset_recomputes(void **state)
 		j[i] = add_job(w, 10 + (uint32_t)i * 20, 30, 1, REQUEST_PRIORITY_NORMAL, false);
 	for (int i = 0; i < 40 && step(w, NULL); i++) {
 		if (i % 9 == 8) {
-			assert_int_equal(scheduler_reset(w->s, 64, true), 0);
+			assert_int_equal(scheduler_reset(w->s, 64, w->config.stages, true), 0);
 			memset(w->open, 0, sizeof w->open);
 			memset(w->memory, 0xff, sizeof w->memory);
 			for (int k = 0; k < 4; k++)
@@ -431,7 +431,7 @@ static void simulate_event(struct simulation *m, uint64_t now_step)
 		m->ended++;
 	}
 	if (random_below(&m->seed, 300) == 0) {
-		assert_int_equal(scheduler_reset(w->s, w->blocks, random_below(&m->seed, 2)), 0);
+		assert_int_equal(scheduler_reset(w->s, w->blocks, w->config.stages, random_below(&m->seed, 2)), 0);
 		memset(w->open, 0, sizeof w->open);
 		memset(w->memory, 0xff, sizeof w->memory);
 	}
