@@ -27,7 +27,8 @@ def wait_for(what, condition, seconds=60):
 class Daemon:
     """thawd with its socket, store, log and notify socket in one temporary folder."""
 
-    def __init__(self, sets=(), folder=None):
+    def __init__(self, sets=(), folder=None, prefix=()):
+        self.prefix = list(prefix)  # a command that runs thawd
         self.folder = folder or tempfile.mkdtemp(prefix="thaw-it-")
         self.sets = list(sets)
         self.process = None
@@ -47,7 +48,7 @@ class Daemon:
         return path
 
     def command(self, *more):
-        c = [THAWD, "--config", "/dev/null", "--conf-dir", self.path("conf.d"), "--log-level", "debug"]
+        c = self.prefix + [THAWD, "--config", "/dev/null", "--conf-dir", self.path("conf.d"), "--log-level", "debug"]
         base = [f"listen.grpc={self.address()}", "listen.metrics=", f"store.path={self.path('store')}",
                 "compute.backend=reference", "scheduler.context_tokens=512", "daemon.drain=20s"]
         for s in base + self.sets + list(more):
@@ -60,6 +61,7 @@ class Daemon:
         if os.path.exists(name):
             os.unlink(name)
         notify.bind(name)
+        os.chmod(name, 0o666)  # thawd may run as another user
         threading.Thread(target=self._listen, args=(notify,), daemon=True).start()
         e = dict(os.environ, NOTIFY_SOCKET=name, **(env or {}))
         with open(self.path("log"), "ab") as log:
@@ -111,7 +113,10 @@ class Daemon:
         return found
 
     def wait_ready(self, seconds=90):
-        wait_for("a model that is ready", lambda: self.ctl("status", check=False).returncode == 0, seconds)
+        wait_for("a model that is ready", lambda: self.process.poll() is not None or
+                 self.ctl("status", check=False).returncode == 0, seconds)
+        if self.process.poll() is not None:
+            raise AssertionError(f"thawd ended with {self.process.returncode}: {self.log()[-2000:]}")
         return self
 
     def stop(self, number=signal.SIGTERM, seconds=60):
