@@ -64,6 +64,7 @@ struct config {
 		uint32_t max_sequences; // 8
 		uint64_t window_ns; // 20ms
 		uint32_t max_waiting; // 256
+		uint64_t max_waiting_memory_bytes; // 64MiB
 		uint32_t batch_tokens; // 256
 		uint32_t context_tokens; // 0: the model's
 		uint32_t max_new_tokens; // 4096

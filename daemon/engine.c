@@ -52,18 +52,29 @@ static int stream_create(struct request *r, const struct request *view, uint32_t
 		return status;
 	}
 	s->request = r;
+	s->bytes = sizeof *s + sizeof *r + (uint64_t)r->prompt_tokens * sizeof *r->prompt + scheduler_job_bytes(s->job);
+	for (uint32_t i = 0; i < s->job->sequences_count; i++)
+		s->bytes += sizeof *s->outputs + s->outputs[i].text.room_bytes;
 	s->job->user = s;
 	s->submitted_ns = base_clock_now_ns();
 	*ret_stream = s;
 	return 0;
 }
 
+/* Lock held. */
+static void uncount(struct engine *e, struct engine_stream *s)
+{
+	if (!s->counted)
+		return;
+	e->waiting--;
+	e->waiting_bytes -= s->bytes;
+	s->counted = false;
+}
+
 void engine_uncount(struct engine *e, struct engine_stream *s)
 {
 	pthread_mutex_lock(&e->lock);
-	if (s->counted)
-		e->waiting--;
-	s->counted = false;
+	uncount(e, s);
 	pthread_mutex_unlock(&e->lock);
 }
 
@@ -74,8 +85,7 @@ static void forget(struct engine *e, struct engine_stream *s)
 	if (s->next)
 		s->next->previous = s->previous;
 	e->live_count--;
-	if (s->counted)
-		e->waiting--;
+	uncount(e, s);
 	pthread_mutex_unlock(&e->lock);
 }
 
@@ -466,14 +476,19 @@ static int check_request(const struct engine *e, const struct request *r, struct
 	return sample_params_check(&r->sampling, e->vocab, error);
 }
 
-/* What can be said without the engine's thread. */
-static int check_state(
-	struct engine *e, const struct request *r, uint64_t *ret_retry_after_ns, struct base_error *error)
+struct refusal {
+	enum engine_reject why;
+	uint64_t retry_ns;
+};
+
+/* Lock held: what can be said without the engine's thread. bytes: of the request, 0 while that is not known. */
+static int check_state(struct engine *e, const struct request *r, uint64_t bytes, struct refusal *ret_refusal,
+	struct base_error *error)
 {
 	enum engine_state state = e->load.state;
-	*ret_retry_after_ns = ENGINE_RETRY_NS;
+	*ret_refusal = (struct refusal){.why = ENGINE_REJECT_NOT_READY, .retry_ns = ENGINE_RETRY_NS};
 	if (state == ENGINE_FAILED) {
-		*ret_retry_after_ns = 0;
+		*ret_refusal = (struct refusal){.why = ENGINE_REJECT_FAILED};
 		return base_error_set(error, -ENOTRECOVERABLE, "model %s failed and needs to be loaded again: %s",
 			e->model_name, e->load.failure);
 	}
@@ -483,13 +498,23 @@ static int check_state(
 		return base_error_set(error, -EHOSTDOWN, "model %s is still loading", e->model_name);
 	if (e->load.down)
 		return base_error_set(error, -EHOSTDOWN, "model %s cannot run now: %s", e->model_name, e->load.failure);
+	ret_refusal->why = ENGINE_REJECT_DRAINING;
 	if (e->draining)
 		return base_error_set(
 			error, -EHOSTDOWN, "model %s is draining and takes no new requests", e->model_name);
+	ret_refusal->why = ENGINE_REJECT_QUEUE_FULL;
 	if (e->waiting >= e->config.max_waiting)
 		return base_error_set(
 			error, -EAGAIN, "the queue is full: %u requests wait (scheduler.max_waiting)", e->waiting);
-	*ret_retry_after_ns = 0;
+	ret_refusal->why = ENGINE_REJECT_QUEUE_MEMORY;
+	if (e->config.max_waiting_bytes && e->waiting &&
+		(bytes > e->config.max_waiting_bytes || e->waiting_bytes > e->config.max_waiting_bytes - bytes))
+		return base_error_set(error, -EAGAIN,
+			"the queue's memory is full: %u requests wait with %llu bytes, this one needs %llu, of %llu "
+			"(scheduler.max_waiting_memory)",
+			e->waiting, (unsigned long long)e->waiting_bytes, (unsigned long long)bytes,
+			(unsigned long long)e->config.max_waiting_bytes);
+	*ret_refusal = (struct refusal){.why = ENGINE_REJECT_DUPLICATE};
 	for (const struct engine_stream *s = e->live; s && r->id[0]; s = s->next) {
 		if (strcmp(s->request->id, r->id) == 0)
 			return base_error_set(error, -EEXIST, "request_id: %s is running", r->id);
@@ -535,46 +560,59 @@ static void enqueue(struct engine *e, struct engine_stream *s)
 	e->live_count++;
 	s->counted = true;
 	e->waiting++;
+	e->waiting_bytes += s->bytes;
 	*(e->incoming_last ? &e->incoming_last->next_incoming : &e->incoming_first) = s;
 	e->incoming_last = s;
 }
 
-int engine_submit(struct engine *e, struct request *r, uint64_t *ret_retry_after_ns, struct base_error *error)
+/* Everything up to the queue. */
+static int admit(struct engine *e, struct request *r, struct refusal *ret_refusal, struct base_error *error)
 {
-	uint64_t retry = 0;
+	*ret_refusal = (struct refusal){.why = ENGINE_REJECT_INVALID};
 	int status = check_request(e, r, error);
 	if (status)
 		return status;
 	pthread_mutex_lock(&e->lock);
-	status = check_state(e, r, &retry, error);
+	status = check_state(e, r, 0, ret_refusal, error);
 	uint32_t limit = e->limit_tokens, max_new = 0;
 	pthread_mutex_unlock(&e->lock);
 	struct request view = *r;
 	struct engine_stream *s = NULL;
+	if (status)
+		return status;
+	status = fit(e, limit, &view, &max_new, error);
+	*ret_refusal = (struct refusal){.why = status == -E2BIG ? ENGINE_REJECT_TOO_LONG : ENGINE_REJECT_INVALID};
+	if (status)
+		return status;
+	*ret_refusal = (struct refusal){.why = ENGINE_REJECT_NO_MEMORY};
+	if ((status = stream_create(r, &view, max_new, e->config.tokenizer, &s)) < 0)
+		return base_error_set(
+			error, status, "no memory for a request of %u tokens", view.prompt_tokens + max_new);
+	/* Again: what was true before the memory was taken may not be any more. */
+	pthread_mutex_lock(&e->lock);
+	status = check_state(e, r, s->bytes, ret_refusal, error);
 	if (!status)
-		status = fit(e, limit, &view, &max_new, error);
-	if (!status && (status = stream_create(r, &view, max_new, e->config.tokenizer, &s)) < 0)
-		base_error_set(error, status, "no memory for a request of %u tokens", view.prompt_tokens + max_new);
+		enqueue(e, s);
+	pthread_mutex_unlock(&e->lock);
+	if (status)
+		stream_destroy(s);
+	return status;
+}
+
+int engine_submit(struct engine *e, struct request *r, uint64_t *ret_retry_after_ns, struct base_error *error)
+{
+	struct refusal refusal;
+	int status = admit(e, r, &refusal, error);
 	if (!status) {
-		/* Again: what was true before the memory was taken may not be any more. */
-		pthread_mutex_lock(&e->lock);
-		status = check_state(e, r, &retry, error);
-		if (!status)
-			enqueue(e, s);
-		else
-			e->load.rejected_total++;
-		pthread_mutex_unlock(&e->lock);
-		if (status)
-			stream_destroy(s);
-		else
-			wake(e);
-	} else {
-		pthread_mutex_lock(&e->lock);
-		e->load.rejected_total++;
-		pthread_mutex_unlock(&e->lock);
+		wake(e);
+		return 0;
 	}
-	if (status && ret_retry_after_ns)
-		*ret_retry_after_ns = retry;
+	pthread_mutex_lock(&e->lock);
+	e->load.rejected_total++;
+	e->load.rejected[refusal.why]++;
+	pthread_mutex_unlock(&e->lock);
+	if (ret_retry_after_ns)
+		*ret_retry_after_ns = refusal.retry_ns;
 	return status;
 }
 

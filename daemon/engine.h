@@ -44,12 +44,27 @@ struct engine_events { // engine's thread; must not block
 	void *context;
 };
 
+/* Why a request was refused at the door: reason of requests_rejected_total. */
+enum engine_reject {
+	ENGINE_REJECT_QUEUE_FULL,
+	ENGINE_REJECT_QUEUE_MEMORY,
+	ENGINE_REJECT_NOT_READY,
+	ENGINE_REJECT_DRAINING,
+	ENGINE_REJECT_FAILED,
+	ENGINE_REJECT_TOO_LONG,
+	ENGINE_REJECT_INVALID,
+	ENGINE_REJECT_DUPLICATE,
+	ENGINE_REJECT_NO_MEMORY,
+	ENGINE_REJECTS,
+};
+
 struct engine_config {
 	const char *model_name;
 	uint32_t stages; // with gather(): the most that there can be
 	struct rank_assign assign[16]; // for each stage; epoch and stage are filled in by the engine
 	const struct text_tokenizer *tokenizer; // outlives the engine
 	uint32_t max_waiting; // requests in the queue
+	uint64_t max_waiting_bytes; // of memory that they hold; one that waits alone may have more. 0: no limit
 	uint32_t max_running; // sequences in a batch
 	uint32_t batch_tokens, logits_rows;
 	uint32_t context_tokens;
@@ -69,7 +84,7 @@ int engine_create(const struct engine_config *config, struct engine **ret_engine
 	struct base_error *e); // starts the thread, returns at once
 void engine_destroy(struct engine *e); // aborts what is left, stops ranks, joins
 
-/* Takes r over on success. -EAGAIN queue full, -EHOSTDOWN loading or draining, -ENOTRECOVERABLE failed, -E2BIG prompt too long (text says the limits),
+/* Takes r over on success. -EAGAIN queue full, by number or by bytes, -EHOSTDOWN loading or draining, -ENOTRECOVERABLE failed, -E2BIG prompt too long (text says the limits),
  * -EINVAL, -EEXIST for an id that is running. retry_after_ns is set with -EAGAIN and -EHOSTDOWN. */
 int engine_submit(struct engine *e, struct request *r, uint64_t *ret_retry_after_ns, struct base_error *error);
 int engine_abort(struct engine *e, const char *id); // -ENOENT
@@ -89,12 +104,14 @@ struct engine_load {
 	bool down; // no hosts can hold the model: `failure` says what is missing
 	uint32_t running, waiting; // requests
 	uint64_t waiting_tokens;
+	uint64_t waiting_bytes; // of memory, of the waiting requests
 	uint32_t kv_blocks, kv_blocks_used;
 	uint64_t last_pass_wall_ns; // 0: none yet
 	uint64_t last_turn_ns; // base_clock: when the engine's thread last came round
 	uint64_t prompt_tokens_total, generated_tokens_total, requests_total[4] /* by request_finish */,
 		preemptions_total;
-	uint64_t rejected_total, failed_total;
+	uint64_t rejected_total, rejected[ENGINE_REJECTS], failed_total;
+	uint64_t link_sent_bytes, link_received_bytes, link_errors;
 	double tokens_per_second; // last seconds
 	double achieved_ratio; // of the last passes
 	char binding[16];

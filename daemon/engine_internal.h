@@ -36,7 +36,8 @@ struct engine_stream {
 	struct engine_stream *next, *previous; // of all that live
 	struct engine_stream *next_incoming;
 	bool abort;
-	bool counted; // in engine.waiting
+	bool counted; // in engine.waiting, its bytes in engine.waiting_bytes
+	uint64_t bytes; // of memory that it holds; const
 	struct request *request;
 	struct scheduler_job *job;
 	struct engine_output *outputs; // (request->num_sequences)
@@ -84,6 +85,7 @@ struct engine {
 	uint32_t live_count; // lock
 	struct engine_stream *incoming_first, *incoming_last; // lock
 	uint32_t waiting; // lock: requests of which nothing was ever admitted
+	uint64_t waiting_bytes; // lock: memory of those
 	bool aborts; // lock: some stream has its abort flag set
 	bool draining; // lock
 	uint32_t limit_tokens; // lock: of a sequence

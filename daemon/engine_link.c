@@ -71,6 +71,15 @@ void engine_link_finish(struct engine *e)
 
 /* ---- sending ---- */
 
+static void count_link(struct engine *e, uint64_t sent_bytes, uint64_t received_bytes, uint64_t errors)
+{
+	pthread_mutex_lock(&e->lock);
+	e->load.link_sent_bytes += sent_bytes;
+	e->load.link_received_bytes += received_bytes;
+	e->load.link_errors += errors;
+	pthread_mutex_unlock(&e->lock);
+}
+
 static bool idle(struct engine *e, struct engine_message *m)
 {
 	for (uint32_t i = 0; i < m->stages; i++) {
@@ -116,6 +125,7 @@ bool engine_link_send(struct engine *e, bool large)
 		return false;
 	}
 	m->stages = e->stages;
+	count_link(e, (uint64_t)n * m->stages, 0, 0);
 	for (uint32_t i = 0; i < m->stages; i++)
 		e->group->ops->send(e->group, 1 + i, RANK_TAG_COMMAND, m->data, (size_t)n, &m->request[i]);
 	return true;
@@ -268,6 +278,7 @@ static bool send_assign(struct engine *e, uint32_t stage)
 	if (n < 0)
 		return false;
 	m->stages = 1;
+	count_link(e, (uint64_t)n, 0, 0);
 	e->group->ops->send(e->group, 1 + stage, RANK_TAG_COMMAND, m->data, (size_t)n, &m->request[0]);
 	return true;
 }
@@ -465,7 +476,13 @@ static void take_reply(struct engine *e, uint32_t stage)
 	struct base_error error = {0};
 	char why[BASE_ERROR_BYTES + 64];
 	e->heard_ns = base_clock_now_ns();
+	count_link(e, 0, e->receive[stage].bytes, 0);
 	int status = rank_message_decode(e->reply[stage], e->receive[stage].bytes, e->scratch, &e->in, &error);
+	if (status == -EPROTONOSUPPORT) { // another try would find the same program
+		error.code = status;
+		start_failed(e, &error);
+		return;
+	}
 	if (status) {
 		snprintf(why, sizeof why, "stage %u: %s", stage, base_error_text(&error));
 		engine_link_lost(e, why);
@@ -489,6 +506,7 @@ void engine_link_poll(struct engine *e)
 				char why[96];
 				snprintf(why, sizeof why, "stage %u: %s", i,
 					status == -ECONNRESET ? "the process is gone" : strerrordesc_np(-status));
+				count_link(e, 0, 0, 1);
 				engine_link_lost(e, why);
 			} else {
 				take_reply(e, i);

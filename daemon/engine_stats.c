@@ -129,6 +129,7 @@ void engine_get_load(struct engine *e, struct engine_load *ret_load)
 	pthread_mutex_lock(&e->lock);
 	*ret_load = e->load;
 	ret_load->waiting = e->waiting;
+	ret_load->waiting_bytes = e->waiting_bytes;
 	ret_load->tokens_per_second = rate(e);
 	if (ret_load->state == ENGINE_READY && e->draining)
 		ret_load->state = ENGINE_DRAINING;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The text of /metrics from one snapshot: tables say which field of it becomes which family.
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
@@ -33,6 +34,7 @@ static const struct field model_fields[] = {
 	{"requests_running", "gauge", "Requests that hold sequences.", FIELD_U32, LOAD(running)},
 	{"requests_waiting", "gauge", "Requests in the queue.", FIELD_U32, LOAD(waiting)},
 	{"waiting_tokens", "gauge", "Prompt tokens of the requests in the queue.", FIELD_U64, LOAD(waiting_tokens)},
+	{"waiting_bytes", "gauge", "Memory of the requests in the queue.", FIELD_U64, LOAD(waiting_bytes)},
 	{"kv_blocks", "gauge", "KV blocks there are.", FIELD_U32, LOAD(kv_blocks)},
 	{"kv_blocks_used", "gauge", "KV blocks in use.", FIELD_U32, LOAD(kv_blocks_used)},
 	{"tokens_per_second", "gauge", "Tokens generated per second, lately.", FIELD_DOUBLE, LOAD(tokens_per_second)},
@@ -45,7 +47,7 @@ static const struct field model_fields[] = {
 	{"generated_tokens_total", "counter", "Tokens generated.", FIELD_U64, LOAD(generated_tokens_total)},
 	{"preemptions_total", "counter", "Sequences that gave their KV blocks back.", FIELD_U64,
 		LOAD(preemptions_total)},
-	{"requests_rejected_total", "counter", "Requests refused at the door.", FIELD_U64, LOAD(rejected_total)},
+	{"link_errors_total", "counter", "Links to ranks that broke.", FIELD_U64, LOAD(link_errors)},
 	{"requests_failed_total", "counter", "Requests that ended with an error.", FIELD_U64, LOAD(failed_total)},
 	{"rank_restarts_total", "counter", "Ranks started again after a loss.", FIELD_U64, LOAD(restarts)},
 };
@@ -58,8 +60,6 @@ static const struct field stage_fields[] = {
 	{"stage_busy_seconds_total", "counter", "Time computing.", FIELD_NS, STATS(compute_ns)},
 	{"offload_read_bytes_total", "counter", "Cold bytes read.", FIELD_U64, STATS(stream.read_bytes)},
 	{"offload_reads_total", "counter", "Reads of cold extents.", FIELD_U64, STATS(stream.reads)},
-	{"offload_read_seconds_total", "counter", "Sum of the reads' latencies.", FIELD_NS,
-		STATS(stream.read_latency_ns)},
 	{"offload_stall_seconds_total", "counter", "Time that compute waited for reads.", FIELD_NS,
 		STATS(stream.stall_ns)},
 	{"prefetch_late_total", "counter", "Extents that were not there when needed.", FIELD_U64, STATS(stream.late)},
@@ -162,6 +162,19 @@ static void write_server(const struct snapshot *s, FILE *out)
 	value(out, b.compute_macs_per_s);
 }
 
+static const char *const reject_names[] = {
+	[ENGINE_REJECT_QUEUE_FULL] = "queue_full",
+	[ENGINE_REJECT_QUEUE_MEMORY] = "queue_memory",
+	[ENGINE_REJECT_NOT_READY] = "not_ready",
+	[ENGINE_REJECT_DRAINING] = "draining",
+	[ENGINE_REJECT_FAILED] = "failed",
+	[ENGINE_REJECT_TOO_LONG] = "too_long",
+	[ENGINE_REJECT_INVALID] = "invalid",
+	[ENGINE_REJECT_DUPLICATE] = "duplicate",
+	[ENGINE_REJECT_NO_MEMORY] = "no_memory",
+};
+static_assert(base_array_size(reject_names) == ENGINE_REJECTS);
+
 static void write_states(const struct snapshot *s, FILE *out)
 {
 	char name[MAX_LABEL_BYTES * 2], text[MAX_LABEL_BYTES * 2], chat[MAX_LABEL_BYTES * 2];
@@ -206,6 +219,19 @@ static void write_states(const struct snapshot *s, FILE *out)
 		for (size_t f = REQUEST_FINISH_LENGTH; f <= REQUEST_FINISH_ABORTED; f++)
 			fprintf(out, "thaw_requests_total{model_name=\"%s\",reason=\"%s\"} %" PRIu64 "\n",
 				escape(s->models[i].name, name), reasons[f], s->models[i].load.requests_total[f]);
+	family(out, "requests_rejected_total", "counter", "Requests refused at the door, by reason.");
+	for (uint32_t i = 0; i < s->count; i++)
+		for (size_t r = 0; r < ENGINE_REJECTS; r++)
+			fprintf(out, "thaw_requests_rejected_total{model_name=\"%s\",reason=\"%s\"} %" PRIu64 "\n",
+				escape(s->models[i].name, name), reject_names[r], s->models[i].load.rejected[r]);
+	family(out, "link_bytes_total", "counter", "Bytes of messages between the daemon and its ranks.");
+	for (uint32_t i = 0; i < s->count; i++) {
+		escape(s->models[i].name, name);
+		fprintf(out, "thaw_link_bytes_total{model_name=\"%s\",op=\"send\"} %" PRIu64 "\n", name,
+			s->models[i].load.link_sent_bytes);
+		fprintf(out, "thaw_link_bytes_total{model_name=\"%s\",op=\"receive\"} %" PRIu64 "\n", name,
+			s->models[i].load.link_received_bytes);
+	}
 }
 
 static void write_fields(const struct snapshot *s, FILE *out)
@@ -219,14 +245,50 @@ static void write_fields(const struct snapshot *s, FILE *out)
 			field_value(out, &model_fields[f], &s->models[i].load);
 		}
 	}
+	const char *drive = server_store_drive(s->server);
 	for (size_t f = 0; f < base_array_size(stage_fields); f++) {
+		bool offload = strncmp(stage_fields[f].name, "offload_", 8) == 0;
 		family(out, stage_fields[f].name, stage_fields[f].type, stage_fields[f].help);
 		for (uint32_t i = 0; i < s->count; i++) {
 			for (uint32_t stage = 0; stage < s->models[i].load.stages; stage++) {
-				fprintf(out, "thaw_%s{model_name=\"%s\",stage=\"%" PRIu32 "\"}", stage_fields[f].name,
-					escape(s->models[i].name, name), stage);
+				fprintf(out, "thaw_%s{model_name=\"%s\",stage=\"%" PRIu32 "\"%s%s%s}",
+					stage_fields[f].name, escape(s->models[i].name, name), stage,
+					offload ? ",device=\"" : "", offload ? drive : "", offload ? "\"" : "");
 				field_value(out, &stage_fields[f], &s->models[i].load.stats[stage]);
 			}
+		}
+	}
+}
+
+static void write_stage_sums(const struct snapshot *s, FILE *out)
+{
+	char name[MAX_LABEL_BYTES * 2];
+	family(out, "stage_bubble_seconds_total", "counter",
+		"Time in passes without computing: waits for reads and others.");
+	for (uint32_t i = 0; i < s->count; i++) {
+		for (uint32_t stage = 0; stage < s->models[i].load.stages; stage++) {
+			const struct rank_stats *r = &s->models[i].load.stats[stage];
+			uint64_t ns = r->pass_ns > r->compute_ns ? r->pass_ns - r->compute_ns : 0;
+			fprintf(out,
+				"thaw_stage_bubble_seconds_total{model_name=\"%s\",stage=\"%" PRIu32 "\"} %" PRIu64
+				".%09" PRIu64 "\n",
+				escape(s->models[i].name, name), stage, ns / 1000000000, ns % 1000000000);
+		}
+	}
+	family(out, "offload_read_seconds", "summary", "Latencies of the reads of cold extents.");
+	for (uint32_t i = 0; i < s->count; i++) {
+		for (uint32_t stage = 0; stage < s->models[i].load.stages; stage++) {
+			const struct offload_stream_stats *o = &s->models[i].load.stats[stage].stream;
+			const char *drive = server_store_drive(s->server);
+			escape(s->models[i].name, name);
+			fprintf(out,
+				"thaw_offload_read_seconds_sum{model_name=\"%s\",stage=\"%" PRIu32
+				"\",device=\"%s\"} %" PRIu64 ".%09" PRIu64 "\n",
+				name, stage, drive, o->read_latency_ns / 1000000000, o->read_latency_ns % 1000000000);
+			fprintf(out,
+				"thaw_offload_read_seconds_count{model_name=\"%s\",stage=\"%" PRIu32
+				"\",device=\"%s\"} %" PRIu64 "\n",
+				name, stage, drive, o->reads);
 		}
 	}
 }
@@ -239,9 +301,9 @@ static void write_memory(const struct snapshot *s, FILE *out)
 		for (uint32_t stage = 0; stage < s->models[i].load.stages; stage++)
 			for (size_t p = 0; p < base_array_size(memory_parts); p++)
 				fprintf(out,
-					"thaw_memory_bytes{model_name=\"%s\",stage=\"%" PRIu32
+					"thaw_memory_bytes{model_name=\"%s\",stage=\"%" PRIu32 "\",device=\"CPU%" PRIu32
 					"\",tier=\"%s\",component=\"%s\"} %" PRIu64 "\n",
-					escape(s->models[i].name, name), stage, memory_parts[p].tier,
+					escape(s->models[i].name, name), stage, stage, memory_parts[p].tier,
 					memory_parts[p].component,
 					*(const uint64_t *)((const char *)&s->models[i].load.placement[stage] +
 							    memory_parts[p].offset));
@@ -328,6 +390,7 @@ int metrics_write(struct server *server, FILE *out)
 	write_server(s, out);
 	write_states(s, out);
 	write_fields(s, out);
+	write_stage_sums(s, out);
 	write_memory(s, out);
 	write_histograms(s, out);
 	return 0;

@@ -73,6 +73,17 @@ int scheduler_job_create(const struct request *r, uint32_t max_new_tokens, struc
 	return status;
 }
 
+uint64_t scheduler_job_bytes(const struct scheduler_job *j)
+{
+	uint64_t bytes = sizeof *j;
+	for (uint32_t i = 0; i < j->sequences_count; i++) {
+		const struct scheduler_sequence *q = &j->sequences[i];
+		bytes += sizeof *q + (uint64_t)q->limit_tokens * sizeof *q->tokens +
+			 (uint64_t)q->blocks_room * sizeof *q->blocks;
+	}
+	return bytes;
+}
+
 void scheduler_job_destroy(struct scheduler_job *j)
 {
 	if (!j)

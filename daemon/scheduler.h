@@ -81,6 +81,8 @@ struct scheduler_job {
 
 /* For a request that was checked: each sequence starts as the prompt and has room for max_new_tokens more (score: none). */
 int scheduler_job_create(const struct request *r, uint32_t max_new_tokens, struct scheduler_job **ret_job);
+/* Memory that the job holds. */
+uint64_t scheduler_job_bytes(const struct scheduler_job *j);
 void scheduler_job_destroy(struct scheduler_job *j); // not while it is in a scheduler
 
 struct scheduler_pass_entry {

@@ -3,11 +3,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -92,6 +94,23 @@ static int lock_store(struct server *s, struct base_error *e)
 	return 0;
 }
 
+/* The disk of the store, not its partition: what topology lists. */
+static void find_drive(struct server *s)
+{
+	struct stat st;
+	char link[64], path[PATH_MAX], partition[PATH_MAX + 16];
+	snprintf(s->drive, sizeof s->drive, "unknown");
+	if (stat(s->config.store.path, &st) < 0)
+		return;
+	snprintf(link, sizeof link, "/sys/dev/block/%u:%u", major(st.st_dev), minor(st.st_dev));
+	if (!realpath(link, path))
+		return;
+	snprintf(partition, sizeof partition, "%s/partition", path);
+	if (access(partition, F_OK) == 0)
+		*strrchr(path, '/') = '\0';
+	snprintf(s->drive, sizeof s->drive, "%.*s", (int)sizeof s->drive - 1, strrchr(path, '/') + 1);
+}
+
 /* ---- create, destroy ---- */
 
 static void server_free(struct server *s)
@@ -127,6 +146,8 @@ int server_create(const struct config *config, struct base_log *log, struct serv
 		status = topology_scan(NULL, &s->machine, e);
 	if (!status)
 		status = lock_store(s, e);
+	if (!status)
+		find_drive(s);
 	if (!status && (status = -pthread_create(&s->loader, NULL, server_loader_thread, s)) < 0)
 		base_error_set(e, status, "loader thread: %s", strerrordesc_np(-status));
 	if (status) {
@@ -177,6 +198,10 @@ static void copy_info(struct server_entry *x, struct server_model_info *ret_info
 	*ret_info = *x->info;
 	if (x->model.engine)
 		engine_get_load(x->model.engine, &ret_info->load);
+	for (uint32_t i = 0; i < ENGINE_REJECTS; i++) {
+		ret_info->load.rejected[i] += x->rejected[i];
+		ret_info->load.rejected_total += x->rejected[i];
+	}
 	if (ret_info->phase == SERVER_PHASE_LOAD) {
 		ret_info->done_bytes = ret_info->load.load_done_bytes;
 		/* Ranks need a while to open and check files before they know: until then it is what the plan says. */
@@ -253,6 +278,8 @@ int server_acquire_model(struct server *s, const char *name, const struct server
 	if (!status) {
 		x->references++;
 		*ret_model = &x->model;
+	} else if (x && e) { // metrics looks without a place for words, and is no request
+		x->rejected[status == -EHOSTDOWN ? ENGINE_REJECT_NOT_READY : ENGINE_REJECT_FAILED]++;
 	}
 	pthread_mutex_unlock(&s->lock);
 	if (status == -EHOSTDOWN && ret_retry_after_ns)
@@ -473,6 +500,11 @@ struct topology_bandwidths server_bandwidths(struct server *s)
 void server_set_drain(struct server *s, uint64_t drain_ns)
 {
 	atomic_store(&s->drain_ns, drain_ns);
+}
+
+const char *server_store_drive(const struct server *s)
+{
+	return s->drive;
 }
 
 uint64_t server_started_wall_ns(const struct server *s)

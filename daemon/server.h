@@ -90,6 +90,8 @@ void server_set_drain(struct server *s, uint64_t drain_ns); // daemon.drain was 
 const struct config *server_config(const struct server *s);
 const struct topology_machine *server_machine(const struct server *s);
 struct topology_bandwidths server_bandwidths(struct server *s);
+/* Name of the block device that the store lies on, a disk as in topology; "unknown" where the file system does not say. */
+const char *server_store_drive(const struct server *s);
 uint64_t server_started_wall_ns(const struct server *s);
 uint64_t server_memory_bytes(struct server *s); // resident now: thawd and ranks, huge pages included
 

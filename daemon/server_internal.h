@@ -33,6 +33,8 @@ struct server_entry {
 	bool hidden; // a failed one whose name was taken by another
 	uint64_t queued; // order of loading
 	uint64_t phase_ns; // when the phase began, for eta
+	uint64_t rejected[ENGINE_REJECTS]; // requests, before there was an engine
+	bool counts_daemon; // its plan has the memory of thawd itself: one model's does
 
 	struct format_gguf *gguf;
 	struct program *program;
@@ -48,6 +50,7 @@ struct server {
 	struct base_log *log;
 	struct topology_machine machine;
 	char rank_path[512];
+	char drive[64]; // of the store
 	int lock_fd; // of the store
 	uint64_t started_wall_ns;
 
@@ -79,6 +82,8 @@ struct server_entry *server_entry_create(struct server *s, const struct config_m
 void server_entry_destroy(struct server_entry *x);
 /* Opens and checks the file, and plans it with the memory that the other models leave. No lock held. */
 int server_entry_prepare(struct server_entry *x, uint64_t weights_bytes, uint64_t kv_bytes, struct base_error *e);
+/* Lock held: when the model that counted thawd's own memory is gone, another one does. */
+void server_count_daemon(struct server *s);
 void server_set_phase(struct server_entry *x, enum server_phase phase, const struct base_error *error);
 
 /* server_probe.c */

@@ -70,6 +70,8 @@ void server_set_phase(struct server_entry *x, enum server_phase phase, const str
 	x->phase_ns = base_clock_now_ns();
 	if (error)
 		x->info->error = *error;
+	if (phase == SERVER_PHASE_FAILED)
+		server_count_daemon(x->server);
 	pthread_mutex_unlock(&x->server->lock);
 }
 
@@ -212,7 +214,8 @@ static int sum_needs(struct server_entry *x, struct rank_needs *ret_sum, struct 
 {
 	uint32_t stages = x->server->config.compute.stages;
 	struct rank_needs sum = {
-		.workspace_bytes = DAEMON_BYTES + stages * STAGE_BYTES + x->program->config.vocab * TOKEN_BYTES,
+		.workspace_bytes = (x->counts_daemon ? DAEMON_BYTES : 0) + stages * STAGE_BYTES +
+				   x->program->config.vocab * TOKEN_BYTES,
 	};
 	if (stages > x->program->config.layers)
 		return base_error_set(
@@ -237,16 +240,42 @@ static int sum_needs(struct server_entry *x, struct rank_needs *ret_sum, struct 
 	return 0;
 }
 
-/* Budgets that other models hold. */
-static void sum_others(const struct server_entry *x, struct topology_plan *ret_others)
+static bool holds_memory(const struct server_entry *x)
+{
+	return x && x->info->plan.workspace_bytes && x->info->phase != SERVER_PHASE_FAILED;
+}
+
+void server_count_daemon(struct server *s)
+{
+	struct server_entry *first = NULL;
+	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
+		struct server_entry *x = s->entry[i];
+		if (!holds_memory(x))
+			continue;
+		if (x->counts_daemon)
+			return;
+		first = first ? first : x;
+	}
+	if (!first)
+		return;
+	first->counts_daemon = true;
+	first->info->plan.workspace_bytes += DAEMON_BYTES;
+	first->info->plan_input.workspace_bytes += DAEMON_BYTES;
+}
+
+/* Budgets that other models hold. What thawd itself holds is counted with one of them. */
+static void sum_others(struct server_entry *x, struct topology_plan *ret_others)
 {
 	struct server *s = x->server;
 	*ret_others = (struct topology_plan){0};
 	pthread_mutex_lock(&s->lock);
+	x->counts_daemon = true;
 	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
 		const struct server_entry *y = s->entry[i];
-		if (!y || y == x || y->info->phase == SERVER_PHASE_FAILED)
+		if (y == x || !holds_memory(y))
 			continue;
+		if (y->counts_daemon)
+			x->counts_daemon = false;
 		ret_others->weights_bytes += y->info->plan.weights_bytes;
 		ret_others->kv_bytes += y->info->plan.kv_bytes;
 		ret_others->workspace_bytes += y->info->plan.workspace_bytes;
@@ -528,6 +557,7 @@ static int start_engine(struct server_entry *x, const char *directory, struct ba
 		.stages = c->compute.stages,
 		.tokenizer = x->tokenizer,
 		.max_waiting = c->scheduler.max_waiting,
+		.max_waiting_bytes = c->scheduler.max_waiting_memory_bytes,
 		.max_running = x->rank.sequences,
 		.batch_tokens = x->rank.batch_tokens,
 		.logits_rows = x->rank.logits_rows,
@@ -696,6 +726,7 @@ static void unload_entry(struct server_entry *x)
 		if (s->entry[i] == x)
 			s->entry[i] = NULL;
 	}
+	server_count_daemon(s);
 	pthread_mutex_unlock(&s->lock);
 	server_entry_destroy(x);
 }

@@ -21,6 +21,7 @@ struct walk {
 	struct base_writer out;
 	struct rank_message_scratch *scratch; // reading
 	const char *bad; // the first field that is out of range
+	uint32_t version; // of the other end, if that is what is bad
 };
 
 static bool ok(const struct walk *w)
@@ -314,7 +315,10 @@ static void walk_message(struct walk *w, struct rank_message *m)
 {
 	uint32_t version = RANK_MESSAGE_VERSION, type = (uint32_t)m->type;
 	u32(w, &version);
-	require(w, version == RANK_MESSAGE_VERSION, "version: both ends must be of the same build");
+	if (!w->writing && ok(w) && version != RANK_MESSAGE_VERSION) {
+		w->version = version;
+		require(w, false, "version");
+	}
 	u32(w, &type);
 	m->type = (enum rank_message_type)type;
 	if (!ok(w))
@@ -403,6 +407,11 @@ int rank_message_decode(const void *data, size_t bytes, struct rank_message_scra
 	base_reader_init(&w.in, data, bytes);
 	walk_message(&w, &m);
 	const char *name = rank_message_name(m.type);
+	if (w.bad && strcmp(w.bad, "version") == 0)
+		return base_error_set(e, -EPROTONOSUPPORT,
+			"the messages of the other end are of version %u, of this one %u: thawd and thaw-rank are of "
+			"different builds; install both from the same one and restart thawd",
+			w.version, RANK_MESSAGE_VERSION);
 	if (w.bad)
 		return base_error_set(e, -EBADMSG, "message %s: bad %s before byte %zu", name, w.bad, w.in.at);
 	if (w.in.status)

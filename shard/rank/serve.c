@@ -378,6 +378,14 @@ static int handle(struct serve *s, struct rank_message *m)
 	}
 }
 
+/* The other end cannot read it either, but sees the version, and says whose fault it is. */
+static void tell_version(struct serve *s)
+{
+	struct rank_message m = {.type = RANK_MESSAGE_FAILED, .failed = *s->error};
+	send_message(s, &s->small, 0, RANK_TAG_REPLY, &m);
+	s->link->wait(s->group, &s->small.request, base_clock_now_ns() + LAST_WORDS_NS);
+}
+
 static int loop(struct serve *s)
 {
 	s->turn = 1;
@@ -393,6 +401,8 @@ static int loop(struct serve *s)
 		s->turn = turn;
 		struct rank_message m;
 		r = rank_message_decode(s->command_data[turn], s->command[turn].bytes, s->scratch, &m, s->error);
+		if (r == -EPROTONOSUPPORT)
+			tell_version(s);
 		if (r)
 			return r;
 		post_command(s, 1 - turn);

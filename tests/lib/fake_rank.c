@@ -55,6 +55,8 @@ static bool send_reply(struct life *l)
 {
 	int64_t n = rank_message_encode(&l->reply, l->out, MESSAGE_BYTES);
 	assert(n > 0);
+	if (l->me->all->other_build)
+		memcpy(l->out, &(uint32_t){RANK_MESSAGE_VERSION + 1}, sizeof(uint32_t));
 	struct link_request r;
 	l->group->ops->send(l->group, 0, RANK_TAG_REPLY, l->out, (size_t)n, &r);
 	return wait_for(l, &r);

@@ -151,7 +151,7 @@ static void start(struct bench *b)
 		b->config.assign[i].config.slice.tp_size = 1;
 	b->config.starter = fake_ranks_starter(&b->ranks);
 	struct base_error e = {0};
-	bool fails = b->ranks.fail_assign || b->ranks.refuse_starts;
+	bool fails = b->ranks.fail_assign || b->ranks.refuse_starts || b->ranks.other_build;
 	assert_int_equal(engine_create(&b->config, &b->engine, &e), 0);
 	wait_state(b, fails ? ENGINE_FAILED : ENGINE_READY);
 }
@@ -519,6 +519,63 @@ static void test_queue_abort_deadline(void **state)
 	bench_destroy(b); // with id-4 still running
 }
 
+/* A rank of another build is named at once, and not started again and again. */
+static void test_another_build(void **state)
+{
+	struct bench *b = bench_create();
+	struct engine_load load;
+	b->ranks.other_build = true;
+	start(b);
+	engine_get_load(b->engine, &load);
+	assert_non_null(strstr(load.failure, "thawd and thaw-rank are of different builds"));
+	assert_int_equal(load.failure_code, -EPROTONOSUPPORT);
+	assert_int_equal(b->ranks.starts, 1);
+	bench_destroy(b);
+}
+
+/* The queue is bounded by bytes, too, and says which bound it was. */
+static void test_queue_memory(void **state)
+{
+	struct bench *b = bench_create();
+	struct engine_load load;
+	struct base_error e = {0};
+	uint64_t retry = 0;
+	b->config.max_running = 1;
+	b->config.max_waiting_bytes = 1; // so that one request is too many beside another, and fine alone
+	b->ranks.delay_ns = 20000000;
+	start(b);
+	assert_int_equal(submit(b, make_request(b, 0, 10, 200)), 0);
+	wait_reader(&b->reader[0], 3); // it runs: the queue is empty
+	assert_int_equal(submit(b, make_request(b, 3, 600, 10)), -E2BIG);
+	assert_int_equal(submit(b, make_request(b, 4, 0, 10)), -EINVAL);
+	engine_drain(b->engine, true);
+	assert_int_equal(submit(b, make_request(b, 5, 10, 10)), -EHOSTDOWN);
+	engine_drain(b->engine, false);
+	assert_int_equal(submit(b, make_request(b, 1, 100, 100)), 0);
+	engine_get_load(b->engine, &load);
+	assert_int_equal(load.waiting, 1);
+	assert_true(load.waiting_bytes > 100 * 4 + 200 * 4 && load.waiting_bytes < 64 << 10);
+	struct request *r = make_request(b, 2, 10, 10);
+	assert_int_equal(engine_submit(b->engine, r, &retry, &e), -EAGAIN);
+	request_destroy(r);
+	assert_true(retry > 0);
+	assert_non_null(strstr(e.message, "scheduler.max_waiting_memory"));
+	assert_non_null(strstr(e.message, "1 requests wait with"));
+	engine_get_load(b->engine, &load);
+	assert_int_equal(load.rejected[ENGINE_REJECT_QUEUE_MEMORY], 1);
+	assert_int_equal(load.rejected[ENGINE_REJECT_QUEUE_FULL], 0);
+	assert_int_equal(load.rejected[ENGINE_REJECT_TOO_LONG], 1);
+	assert_int_equal(load.rejected[ENGINE_REJECT_INVALID], 1);
+	assert_int_equal(load.rejected[ENGINE_REJECT_DRAINING], 1);
+	assert_int_equal(load.rejected_total, 4);
+	engine_abort_all(b->engine);
+	wait_reader(&b->reader[1], 0);
+	engine_get_load(b->engine, &load);
+	assert_int_equal(load.waiting_bytes, 0);
+	assert_true(load.link_sent_bytes > 300 && load.link_received_bytes > 100);
+	bench_destroy(b);
+}
+
 static void test_slow_reader(void **state)
 {
 	struct bench *b = bench_create();
@@ -745,6 +802,8 @@ int main(void)
 		cmocka_unit_test(test_two_stages),
 		cmocka_unit_test(test_gathered_ranks),
 		cmocka_unit_test(test_hung_rank_is_replaced),
+		cmocka_unit_test(test_queue_memory),
+		cmocka_unit_test(test_another_build),
 		cmocka_unit_test(test_few_blocks),
 		cmocka_unit_test(test_stop_strings),
 		cmocka_unit_test(test_several_outputs),

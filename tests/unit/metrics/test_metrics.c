@@ -58,6 +58,15 @@ uint32_t server_list_models(struct server *s, struct server_model_info *ret_info
 		m->load.stages = 2;
 		m->load.stats[1].stream.read_bytes = 4096;
 		m->load.stats[1].compute_ns = 1500000000;
+		m->load.stats[1].pass_ns = 2000000000;
+		m->load.stats[1].stream.reads = 5;
+		m->load.stats[1].stream.read_latency_ns = 250000000;
+		m->load.placement[1].kv_bytes = 4321;
+		m->load.rejected[ENGINE_REJECT_TOO_LONG] = 6;
+		m->load.waiting_bytes = 8765;
+		m->load.link_sent_bytes = 111;
+		m->load.link_received_bytes = 222;
+		m->load.link_errors = 2;
 		snprintf(m->load.placement[1].engine, sizeof m->load.placement[1].engine, "sync");
 		m->plan.kv_bytes = 77;
 	}
@@ -104,6 +113,11 @@ struct topology_bandwidths server_bandwidths(struct server *s)
 uint64_t server_started_wall_ns(const struct server *s)
 {
 	return UINT64_C(1600000000000000001);
+}
+
+const char *server_store_drive(const struct server *s)
+{
+	return "nvme0n1";
 }
 
 uint64_t server_memory_bytes(struct server *s)
@@ -188,6 +202,12 @@ static void check_sample(struct checker *c, const char *line)
 			assert_true(v == c->bucket_value);
 		return;
 	}
+	if (strcmp(type, "summary") == 0) { // without quantiles
+		size_t f = strlen(family);
+		if (strncmp(name, family, f) != 0 || (strcmp(name + f, "_sum") && strcmp(name + f, "_count")))
+			fail_msg("not of family %s: %s", family, line);
+		return;
+	}
 	if (strcmp(name, family) != 0)
 		fail_msg("not of family %s: %s", family, line);
 	if (strcmp(type, "counter") == 0 && (!ends_with(name, "_total") || v < 0))
@@ -257,7 +277,19 @@ static void the_text_is_well_formed(void **state)
 	expect_line(text, "thaw_kv_cache_usage_ratio{model_name=\"plain\"} 0.25");
 	expect_line(text, "thaw_generated_tokens_total{model_name=\"plain\"} 9007199254740993");
 	expect_line(text, "thaw_last_pass_timestamp_seconds{model_name=\"plain\"} 1700000000.123456789");
-	expect_line(text, "thaw_offload_read_bytes_total{model_name=\"plain\",stage=\"1\"} 4096");
+	expect_line(text, "thaw_offload_read_bytes_total{model_name=\"plain\",stage=\"1\",device=\"nvme0n1\"} 4096");
+	expect_line(
+		text, "thaw_offload_read_seconds_sum{model_name=\"plain\",stage=\"1\",device=\"nvme0n1\"} 0.250000000");
+	expect_line(text, "thaw_offload_read_seconds_count{model_name=\"plain\",stage=\"1\",device=\"nvme0n1\"} 5");
+	expect_line(text, "thaw_stage_bubble_seconds_total{model_name=\"plain\",stage=\"1\"} 0.500000000");
+	expect_line(text, "thaw_memory_bytes{model_name=\"plain\",stage=\"1\",device=\"CPU1\",tier=\"host\","
+			  "component=\"kv\"} 4321");
+	expect_line(text, "thaw_requests_rejected_total{model_name=\"plain\",reason=\"queue_full\"} 0");
+	expect_line(text, "thaw_requests_rejected_total{model_name=\"plain\",reason=\"too_long\"} 6");
+	expect_line(text, "thaw_waiting_bytes{model_name=\"plain\"} 8765");
+	expect_line(text, "thaw_link_bytes_total{model_name=\"plain\",op=\"send\"} 111");
+	expect_line(text, "thaw_link_bytes_total{model_name=\"plain\",op=\"receive\"} 222");
+	expect_line(text, "thaw_link_errors_total{model_name=\"plain\"} 2");
 	expect_line(text, "thaw_stage_busy_seconds_total{model_name=\"plain\",stage=\"1\"} 1.500000000");
 	expect_line(text, "thaw_io_uring_available{model_name=\"plain\",stage=\"1\"} 0");
 	expect_line(text, "thaw_memory_plan_bytes{model_name=\"plain\",component=\"kv\"} 77");

@@ -236,6 +236,40 @@ static void test_limits(void **state)
 	refused(m);
 }
 
+/* A change of the format without another RANK_MESSAGE_VERSION would let two builds talk past each other: when this fails, count the
+ * version up and put what it prints here. */
+static void test_the_version_names_the_format(void **state)
+{
+	static const struct {
+		uint32_t version;
+		uint64_t format;
+	} known = {2, 0xeb4e061d6db67e5aull};
+	uint64_t h = 0xcbf29ce484222325ull;
+	struct rank_message m;
+	for (size_t i = 0; (m = sample(i)).type; i++) {
+		int64_t n = rank_message_encode(&m, room, sizeof room);
+		assert_true(n >= 8);
+		room[0] = 0;
+		for (int64_t k = 0; k < n; k++)
+			h = (h ^ ((const uint8_t *)room)[k]) * 0x100000001b3ull;
+	}
+	if (known.version != RANK_MESSAGE_VERSION || known.format != h)
+		fail_msg("version %u has format 0x%llxull", RANK_MESSAGE_VERSION, (unsigned long long)h);
+}
+
+static void test_another_version_is_named(void **state)
+{
+	struct rank_message_scratch *scratch;
+	struct base_error e = {0};
+	struct rank_message m = sample(0), d;
+	assert_int_equal(rank_message_scratch_create(&scratch), 0);
+	int64_t n = rank_message_encode(&m, room, sizeof room);
+	room[0] = 1;
+	assert_int_equal(rank_message_decode(room, (size_t)n, scratch, &d, &e), -EPROTONOSUPPORT);
+	assert_non_null(strstr(e.message, "thawd and thaw-rank are of different builds"));
+	rank_message_scratch_destroy(scratch);
+}
+
 /* Every word of every message replaced by values that break it: no crash, and what still decodes encodes to the same. */
 static void test_changed_words(void **state)
 {
@@ -289,6 +323,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_fields),
 		cmocka_unit_test(test_limits),
 		cmocka_unit_test(test_changed_words),
+		cmocka_unit_test(test_the_version_names_the_format),
+		cmocka_unit_test(test_another_version_is_named),
 	};
 	if (argc == 3 && strcmp(argv[1], "corpus") == 0)
 		return write_corpus(argv[2]);

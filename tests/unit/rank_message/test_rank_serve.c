@@ -311,9 +311,24 @@ static void test_protocol(void **state)
 
 	fleet_start(&f, 1, 16384);
 	fleet_load(&f, "");
-	ops->send(f.group, 1, RANK_TAG_COMMAND, "noise", 5, &r);
+	static const uint32_t noise[] = {RANK_MESSAGE_VERSION, 12345};
+	ops->send(f.group, 1, RANK_TAG_COMMAND, noise, sizeof noise, &r);
 	assert_int_equal(fleet_hear(&f, 0), -ECONNRESET);
 	fleet_stop(&f, -EBADMSG);
+}
+
+/* A coordinator of another build: the rank says so in a message, which shows its own version to the other end, and ends. */
+static void test_another_build(void **state)
+{
+	static struct fleet f;
+	static const uint32_t assign[] = {RANK_MESSAGE_VERSION + 1, RANK_MESSAGE_ASSIGN, 1, 2, 3};
+	struct link_request r;
+	fleet_start(&f, 1, 16384);
+	ops->send(f.group, 1, RANK_TAG_COMMAND, assign, sizeof assign, &r);
+	assert_int_equal(fleet_hear(&f, 0), 0);
+	assert_int_equal(f.in.type, RANK_MESSAGE_FAILED);
+	assert_non_null(strstr(f.in.failed.message, "different builds"));
+	fleet_stop(&f, -EPROTONOSUPPORT);
 }
 
 int main(void)
@@ -328,6 +343,7 @@ int main(void)
 		cmocka_unit_test(test_stop_flag_and_revoke),
 		cmocka_unit_test(test_stats),
 		cmocka_unit_test(test_protocol),
+		cmocka_unit_test(test_another_build),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

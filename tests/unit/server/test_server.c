@@ -352,6 +352,29 @@ static void test_rank_is_killed(void **state)
 	house_close(&h);
 }
 
+/* What thawd holds itself is in the plan of one model, whichever is there. */
+static void test_daemon_memory_is_counted_once(void **state)
+{
+	static struct server_model_info a, b;
+	struct house h;
+	struct base_error e = {0};
+	house_open_with(&h, 8ull << 20, 8ull << 20);
+	h.config.memory.workspace_bytes = 0;
+	assert_int_equal(load(&h, h.model, "a", &e), 0);
+	assert_int_equal(wait_phase(&h, "a", SERVER_PHASE_READY), SERVER_PHASE_READY);
+	assert_int_equal(load(&h, h.model, "b", &e), 0);
+	assert_int_equal(wait_phase(&h, "b", SERVER_PHASE_READY), SERVER_PHASE_READY);
+	assert_int_equal(server_get_model(h.server, "a", &a), 0);
+	assert_int_equal(server_get_model(h.server, "b", &b), 0);
+	assert_int_equal(a.plan.workspace_bytes, b.plan.workspace_bytes + (16ull << 20));
+	uint64_t with = a.plan.workspace_bytes;
+	assert_int_equal(server_unload_model(h.server, "a", &e), 0);
+	wait_gone(&h, "a");
+	assert_int_equal(server_get_model(h.server, "b", &b), 0);
+	assert_int_equal(b.plan.workspace_bytes, with);
+	house_close(&h);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -360,6 +383,7 @@ int main(void)
 		cmocka_unit_test(test_refusals),
 		cmocka_unit_test(test_store_needs_its_parent),
 		cmocka_unit_test(test_plan_beside_a_model),
+		cmocka_unit_test(test_daemon_memory_is_counted_once),
 		cmocka_unit_test(test_corrupt_store),
 		cmocka_unit_test(test_rank_is_killed),
 	};
