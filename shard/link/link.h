@@ -7,9 +7,10 @@
  * a deadline. Sends to one member arrive in order, for each tag. Completion of a send means that the buffer is free again.
  * allreduce sums in member order, so the result is the same bits on every member.
  *
- * One engine here: `local`, for processes of one host or threads of one process: a unix socket per pair to find, wake
- * and notice the death of the peer, and rings in shared memory for the data. Later engines (UCX, NCCL) fit the same table; a request
- * may then complete as a stream event.
+ * Engines: `local`, for processes of one host or threads of one process: a unix socket per pair to find, wake and notice the
+ * death of the peer, and rings in shared memory for the data. `ucx`, between hosts: a TCP connection per pair (rendezvous.h makes
+ * and authenticates it) to find and notice the death of the peer, and UCX active messages for the data. A later engine for
+ * GPUs fits the same table; a request may then complete as a stream event.
  * A group belongs to one thread, except for revoke() and the event fd, which any thread may use (until close).
  * Memory is bounded and taken at create: ring_bytes each way for each peer; a send that does not fit waits. A message that
  * no receive is posted for stays in the ring; when a receive of another tag waits behind it, it is set aside, up to
@@ -53,9 +54,10 @@ struct link_request { // caller's memory, untouched by the caller between start 
 
 struct link_ops {
 	struct link_capabilities capabilities;
-	/* fds[i]: a connected unix stream socket to member i (-1 at my own place, and at both ends of a pair that never
-	 * talks); the group owns them from success on. All members call create at the same time; it exchanges the shared memory and
-	 * the epoch. ring_bytes is rounded up to a power of two. epoch 0 and ring_bytes 0 mean "as the lowest member says".
+	/* fds[i]: a connected stream socket to member i (-1 at my own place, and at both ends of a pair that never talks): unix
+	 * for local, unix or TCP for ucx, which sets a TCP socket to notice a silent peer within 3 s. The group owns them from success
+	 * on. All members call create at the same time; it exchanges what the engine needs and the epoch.
+	 * ring_bytes is rounded up to a power of two. epoch 0 and ring_bytes 0 mean "as the lowest member says".
 	 * -EPROTO, -ETIMEDOUT, -ECONNRESET with text. */
 	int (*create)(const int *fds, uint32_t members, uint32_t me, uint64_t epoch, size_t ring_bytes,
 		uint64_t deadline_ns, struct link_group **ret_group, struct base_error *e);
@@ -78,12 +80,11 @@ struct link_ops {
 	 * failure; so sleep on it only after a progress() below budget, and look at the requests after each. */
 	int (*progress)(struct link_group *g, uint32_t budget);
 	int (*event_fd)(struct link_group *g); // one epoll-able fd, to be watched for reading only
+	/* The length of the next message of a tag from a peer, once its header is there: -EAGAIN before that, -ECONNRESET. */
+	int (*peek)(struct link_group *g, uint32_t from, uint32_t tag, size_t *ret_bytes);
 };
 
-extern const struct link_ops link_local_ops;
-
-/* The length of the next message of a tag from a peer, once its header is there: -EAGAIN before that, -ECONNRESET. */
-int link_local_peek(struct link_group *g, uint32_t from, uint32_t tag, size_t *ret_bytes);
+extern const struct link_ops link_local_ops, link_ucx_ops;
 
 struct link_group {
 	const struct link_ops *ops;

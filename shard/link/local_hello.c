@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 
 #include "base/cleanup.h"
-#include "base/clock.h"
+#include "shard/link/socket.h"
 
 #define HELLO_MAGIC 0x6b6e696cu // "link"
 #define HELLO_VERSION 1u
@@ -22,32 +22,6 @@ struct hello {
 	uint32_t magic, version, members, from, to, zero;
 	uint64_t epoch, ring_bytes;
 };
-
-static int poll_timeout_ms(uint64_t deadline_ns)
-{
-	if (deadline_ns == LINK_NO_DEADLINE)
-		return -1;
-	uint64_t now = base_clock_now_ns();
-	if (now >= deadline_ns)
-		return 0;
-	uint64_t ms = (deadline_ns - now + 999999) / 1000000;
-	return ms > 60000 ? 60000 : (int)ms;
-}
-
-static int wait_ready(int fd, short events, uint32_t peer, uint64_t deadline_ns, struct base_error *e)
-{
-	for (;;) {
-		struct pollfd p = {.fd = fd, .events = events};
-		int n = poll(&p, 1, poll_timeout_ms(deadline_ns));
-		if (n > 0)
-			return 0;
-		if (n < 0 && errno != EINTR)
-			return base_error_set(e, -errno, "link: poll for member %u: %s", peer, strerrordesc_np(errno));
-		if (n == 0 && base_clock_now_ns() >= deadline_ns)
-			return base_error_set(
-				e, -ETIMEDOUT, "link: member %u did not say hello before the deadline", peer);
-	}
-}
 
 static int send_hello(
 	int fd, uint32_t peer, const struct hello *h, int memfd, uint64_t deadline_ns, struct base_error *e)
@@ -74,7 +48,7 @@ static int send_hello(
 		if (n >= 0)
 			return base_error_set(e, -EPROTO, "link: hello to member %u was cut short", peer);
 		if (errno == EAGAIN) {
-			int r = wait_ready(fd, POLLOUT, peer, deadline_ns, e);
+			int r = link_socket_wait(fd, POLLOUT, peer, deadline_ns, e);
 			if (r < 0)
 				return r;
 		} else if (errno != EINTR) {
@@ -125,7 +99,7 @@ static int receive_hello(
 		} else if (n == 0 || errno == ECONNRESET) {
 			return base_error_set(e, -ECONNRESET, "link: member %u closed before its hello", peer);
 		} else if (errno == EAGAIN) {
-			int r = wait_ready(fd, POLLIN, peer, deadline_ns, e);
+			int r = link_socket_wait(fd, POLLIN, peer, deadline_ns, e);
 			if (r < 0)
 				return r;
 		} else if (errno != EINTR) {
@@ -145,23 +119,23 @@ static int check_hello(const struct link_local_group *g, const struct hello *h, 
 		return base_error_set(e, -EPROTO,
 			"link: member %u speaks version %u, this is version %u: restart both with the same build", peer,
 			h->version, HELLO_VERSION);
-	if (h->members != g->group.members || h->from != peer || h->to != g->group.me)
+	if (h->members != g->core.group.members || h->from != peer || h->to != g->core.group.me)
 		return base_error_set(e, -EPROTO, "link: member %u of %u is told of as member %u of %u to %u", peer,
-			g->group.members, h->from, h->members, h->to);
-	if (h->epoch == 0 || (g->group.epoch && h->epoch != g->group.epoch))
+			g->core.group.members, h->from, h->members, h->to);
+	if (h->epoch == 0 || (g->core.group.epoch && h->epoch != g->core.group.epoch))
 		return base_error_set(e, -EPROTO, "link: member %u is of epoch %llu, this is epoch %llu", peer,
-			(unsigned long long)h->epoch, (unsigned long long)g->group.epoch);
+			(unsigned long long)h->epoch, (unsigned long long)g->core.group.epoch);
 	if (h->ring_bytes < LINK_MIN_RING_BYTES || h->ring_bytes > LINK_MAX_RING_BYTES ||
-		(h->ring_bytes & (h->ring_bytes - 1)) || (g->ring_bytes && h->ring_bytes != g->ring_bytes))
+		(h->ring_bytes & (h->ring_bytes - 1)) || (g->core.ring_bytes && h->ring_bytes != g->core.ring_bytes))
 		return base_error_set(e, -EPROTO, "link: member %u wants rings of %llu bytes, this is for %zu", peer,
-			(unsigned long long)h->ring_bytes, g->ring_bytes);
+			(unsigned long long)h->ring_bytes, g->core.ring_bytes);
 	return 0;
 }
 
 static int map_pair(struct link_local_group *g, uint32_t peer, int memfd, struct base_error *e)
 {
-	struct link_local_peer *p = &g->peers[peer];
-	size_t bytes = 4096 + 2 * g->ring_bytes;
+	struct link_local_pair *p = &g->pairs[peer];
+	size_t bytes = 4096 + 2 * g->core.ring_bytes;
 	// Without the seals the peer could shrink the file under the mapping, which is a SIGBUS here.
 	struct stat st;
 	int seals = fcntl(memfd, F_GET_SEALS);
@@ -174,12 +148,12 @@ static int map_pair(struct link_local_group *g, uint32_t peer, int memfd, struct
 			strerrordesc_np(errno));
 	p->shared = m;
 	p->map_bytes = bytes;
-	bool lower = g->group.me < peer;
+	bool lower = g->core.group.me < peer;
 	uint8_t *rings = (uint8_t *)m + 4096;
 	p->out = &p->shared->ring[lower ? 0 : 1];
 	p->in = &p->shared->ring[lower ? 1 : 0];
-	p->out_data = rings + (lower ? 0 : g->ring_bytes);
-	p->in_data = rings + (lower ? g->ring_bytes : 0);
+	p->out_data = rings + (lower ? 0 : g->core.ring_bytes);
+	p->in_data = rings + (lower ? g->core.ring_bytes : 0);
 	p->my_asleep = &p->shared->asleep[lower ? 0 : 1].bits;
 	p->its_asleep = &p->shared->asleep[lower ? 1 : 0].bits;
 	return 0;
@@ -204,12 +178,12 @@ static int follow(struct link_local_group *g, uint32_t peer, int fd, uint64_t de
 	r = check_hello(g, &h, peer, e);
 	if (r < 0)
 		return r;
-	g->group.epoch = h.epoch;
-	g->ring_bytes = (size_t)h.ring_bytes;
+	g->core.group.epoch = h.epoch;
+	g->core.ring_bytes = (size_t)h.ring_bytes;
 	r = map_pair(g, peer, memfd, e);
 	if (r < 0)
 		return r;
-	h.from = g->group.me;
+	h.from = g->core.group.me;
 	h.to = peer;
 	return send_hello(fd, peer, &h, -1, deadline_ns, e);
 }
@@ -217,32 +191,32 @@ static int follow(struct link_local_group *g, uint32_t peer, int fd, uint64_t de
 static int lead(struct link_local_group *g, uint32_t peer, int fd, uint64_t deadline_ns, struct base_error *e)
 {
 	_cleanup_close_ int memfd = -1;
-	int r = make_memory(4096 + 2 * g->ring_bytes, &memfd, e);
+	int r = make_memory(4096 + 2 * g->core.ring_bytes, &memfd, e);
 	if (r < 0)
 		return r;
 	r = map_pair(g, peer, memfd, e);
 	if (r < 0)
 		return r;
-	struct hello h = {
-		HELLO_MAGIC, HELLO_VERSION, g->group.members, g->group.me, peer, 0, g->group.epoch, g->ring_bytes};
+	struct hello h = {HELLO_MAGIC, HELLO_VERSION, g->core.group.members, g->core.group.me, peer, 0,
+		g->core.group.epoch, g->core.ring_bytes};
 	return send_hello(fd, peer, &h, memfd, deadline_ns, e);
 }
 
 int link_local_hello(struct link_local_group *g, const int *fds, uint64_t deadline_ns, struct base_error *e)
 {
-	uint32_t me = g->group.me;
+	uint32_t me = g->core.group.me;
 	int r;
 	for (uint32_t i = 0; i < me; i++) {
 		if (fds[i] >= 0 && (r = follow(g, i, fds[i], deadline_ns, e)) < 0)
 			return r;
 	}
-	if (g->group.epoch == 0 || g->ring_bytes == 0)
+	if (g->core.group.epoch == 0 || g->core.ring_bytes == 0)
 		return base_error_set(e, -EINVAL, "link: no lower member says the epoch and the ring's size");
-	for (uint32_t i = me + 1; i < g->group.members; i++) {
+	for (uint32_t i = me + 1; i < g->core.group.members; i++) {
 		if (fds[i] >= 0 && (r = lead(g, i, fds[i], deadline_ns, e)) < 0)
 			return r;
 	}
-	for (uint32_t i = me + 1; i < g->group.members; i++) {
+	for (uint32_t i = me + 1; i < g->core.group.members; i++) {
 		struct hello h;
 		_cleanup_close_ int none = -1;
 		if (fds[i] < 0)

@@ -16,9 +16,15 @@
 #include "shard/link/link.h"
 
 #define SECONDS(n) (base_clock_now_ns() + (n)*BASE_NS_PER_SECOND)
-#define MOST 5u
+#define MOST 7u
 
-static const struct link_ops *const ops = &link_local_ops;
+static const struct link_ops *ops; // of the engine under test: each test runs over every engine
+
+static int use_engine(void **state)
+{
+	ops = *state;
+	return 0;
+}
 
 // ---- a group of threads or processes, each running the same function
 
@@ -267,7 +273,7 @@ static int too_long(struct link_group *g, void *context)
 	CHECK(ops->wait(g, &r, SECONDS(10)) == -EMSGSIZE);
 	CHECK(r.bytes == sizeof text && room[0] == 0);
 	size_t next = 0;
-	while (link_local_peek(g, 0, 1, &next) == -EAGAIN)
+	while (ops->peek(g, 0, 1, &next) == -EAGAIN)
 		sched_yield();
 	CHECK(next == 2);
 	ops->receive(g, 0, 1, room, sizeof room, &r);
@@ -360,7 +366,7 @@ static int allreduce(struct link_group *g, void *context)
 static void test_allreduce(void **state)
 {
 	static float out[MOST][SUM_COUNT];
-	for (uint32_t members = 2; members <= 4; members++) {
+	for (uint32_t members = 2; members <= MOST; members += members < 5 ? 1 : 2) {
 		run_threads(members, 16384, allreduce, out);
 		for (size_t i = 0; i < SUM_COUNT; i++) {
 			float sum = term(0, i);
@@ -611,7 +617,7 @@ static void test_random_bytes(void **state)
 			size_t next;
 			ops->send(g, 0, 1, out, sizeof out, &r[0]);
 			ops->receive(g, 0, 1, in, sizeof in, &r[1]);
-			link_local_peek(g, 0, 2, &next);
+			ops->peek(g, 0, 2, &next);
 			ops->progress(g, 4);
 			ops->cancel(g, &r[1]);
 			if (r[0].status == -EINPROGRESS || r[1].status == -EINPROGRESS)
@@ -627,21 +633,31 @@ static void test_random_bytes(void **state)
 	}
 }
 
+#define EACH_ENGINE(f)                                                                                                 \
+	{"local: " #f, f, use_engine, NULL, (void *)&link_local_ops},                                                  \
+	{                                                                                                              \
+		"ucx: " #f, f, use_engine, NULL, (void *)&link_ucx_ops                                                 \
+	}
+#define LOCAL(f)                                                                                                       \
+	{                                                                                                              \
+#f, f, use_engine, NULL, (void *)&link_local_ops                                                       \
+	}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_exchange),
-		cmocka_unit_test(test_tags),
-		cmocka_unit_test(test_several_posted),
-		cmocka_unit_test(test_too_long_and_deadline),
-		cmocka_unit_test(test_event_fd),
-		cmocka_unit_test(test_allreduce),
-		cmocka_unit_test(test_last_words),
-		cmocka_unit_test(test_kill),
-		cmocka_unit_test(test_revoke),
-		cmocka_unit_test(test_hostile_hello),
-		cmocka_unit_test(test_other_epoch),
-		cmocka_unit_test(test_random_bytes),
+		EACH_ENGINE(test_exchange),
+		EACH_ENGINE(test_tags),
+		EACH_ENGINE(test_several_posted),
+		EACH_ENGINE(test_too_long_and_deadline),
+		EACH_ENGINE(test_event_fd),
+		EACH_ENGINE(test_allreduce),
+		EACH_ENGINE(test_last_words),
+		EACH_ENGINE(test_kill),
+		EACH_ENGINE(test_revoke),
+		LOCAL(test_hostile_hello),
+		LOCAL(test_other_epoch),
+		LOCAL(test_random_bytes),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The two halves of the ucx engine: ucx_hello.c is what members tell each other over their sockets, ucx.c moves bytes.
+ *
+ * The sockets stay open beside UCX: they carry hellos, the word that all is connected, the goodbye of a member that closes, and
+ * their end is how a death is noticed; UCX's own failure detection takes seconds to never.
+ *
+ * A stream goes out as active messages of one piece each. Every one carries the sender's stream cursor as credit, a
+ * sequence number, and a token that the receiver chose and told over the socket: UCX authenticates nobody, and what
+ * comes without the token is dropped. Pieces are small enough to be sent from a copy at once (eager), so UCX never reads or
+ * writes a request's buffer later, except for one piece for each peer that waits for a full socket.
+ */
+#pragma once
+
+#include <ucp/api/ucp.h>
+
+#include "shard/link/core.h"
+
+#define LINK_UCX_PIECE_BYTES (64u << 10)
+#define LINK_UCX_MAX_ADDRESS_BYTES 8192u
+
+struct link_ucx_hello { // then address_bytes
+	uint32_t magic, version, ucx_version, members, from, to;
+	uint64_t epoch, ring_bytes;
+	uint64_t token; // for messages to me
+	uint32_t address_bytes, zero;
+};
+
+enum link_ucx_flags { LINK_UCX_BEGIN = 1, LINK_UCX_READY = 2 };
+
+struct link_ucx_wire { // header of each active message
+	uint64_t token, epoch, sequence;
+	uint64_t consumed; // of the stream that comes the other way
+	uint64_t message_bytes; // with BEGIN: the piece is the first one of a message
+	uint32_t tag;
+	uint16_t from, flags;
+};
+
+struct link_ucx_pair {
+	struct link_ucx_group *owner;
+	ucp_ep_h ep; // NULL: no pair
+	bool failed; // the endpoint says so
+	bool busy; // UCX still reads the piece written last, and `out`
+	struct link_ucx_wire out;
+	uint64_t my_token, its_token;
+	uint64_t sent, got; // messages
+	uint64_t out_head, out_tail; // stream bytes: written, and consumed as the peer says
+	uint64_t in_head, in_tail, in_told; // come, consumed, consumed as the peer knows
+	uint8_t *in_data; // (ring_bytes): what no receive has taken
+	bool ready; // its first message came
+	uint8_t control[9]; // what came over the socket and is no whole word yet
+	uint32_t control_used;
+	bool connected; // its word that all is connected
+	bool goodbye;
+	uint64_t goodbye_messages; // that it sent before it closed
+	uint64_t drain_until_ns;
+};
+
+struct link_ucx_group {
+	struct link_core core; // first: link_core_of
+	ucp_context_h context;
+	ucp_worker_h worker; // NULL after the end
+	ucp_address_t *address; // until all know it
+	size_t address_bytes;
+	int timer_fd; // ends the wait for what a goodbye promised
+	bool broken; // a peer broke the rules, or UCX failed
+	uint32_t outstanding; // requests of UCX
+	struct link_ucx_pair pairs[LINK_MAX_MEMBERS];
+};
+
+uint32_t link_ucx_version(void);
+/* Of untrusted bytes. Takes over epoch and ring where g has none. */
+int link_ucx_check_hello(struct link_ucx_group *g, const struct link_ucx_hello *h, uint32_t peer, struct base_error *e);
+/* Exchanges hellos and addresses with every peer and makes the endpoints (with connect). */
+int link_ucx_hello(struct link_ucx_group *g, const int *fds,
+	int (*connect)(struct link_ucx_group *g, uint32_t peer, const void *address, struct base_error *e),
+	uint64_t deadline_ns, struct base_error *e);
