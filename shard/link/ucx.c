@@ -618,9 +618,9 @@ static int create(const int *fds, uint32_t members, uint32_t me, uint64_t epoch,
 	g->timer_fd = -1;
 	for (uint32_t i = 0; i < members; i++) {
 		g->pairs[i].owner = g;
-		if (fds[i] >= 0 && link_socket_tune(fds[i]) < 0) {
+		if (fds[i] >= 0 && (r = link_socket_tune(fds[i])) < 0) {
 			destroy(&g->core);
-			return base_error_set(e, -errno, "link: the connection to member %u is no socket", i);
+			return base_error_set(e, r, "link: the connection to member %u: %s", i, strerrordesc_np(-r));
 		}
 	}
 	r = start(g, fds, deadline_ns, e);

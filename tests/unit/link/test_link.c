@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -18,12 +19,42 @@
 #define SECONDS(n) (base_clock_now_ns() + (n)*BASE_NS_PER_SECOND)
 #define MOST 7u
 
-static const struct link_ops *ops; // of the engine under test: each test runs over every engine
+/* Each test runs over every row. */
+struct engine {
+	const struct link_ops *ops;
+	bool tcp; // connected by TCP sockets
+};
+
+static const struct engine local = {&link_local_ops, false}, ucx = {&link_ucx_ops, false},
+			   ucx_tcp = {&link_ucx_ops, true};
+static const struct link_ops *ops; // of the engine under test
+static bool tcp_sockets;
 
 static int use_engine(void **state)
 {
-	ops = *state;
+	const struct engine *e = *state;
+	ops = e->ops;
+	tcp_sockets = e->tcp;
 	return 0;
+}
+
+static void connect_pair(int pair[2])
+{
+	if (!tcp_sockets) {
+		assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+		return;
+	}
+	struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	socklen_t n = sizeof at;
+	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	assert_int_equal(bind(listener, (struct sockaddr *)&at, n), 0);
+	assert_int_equal(listen(listener, 1), 0);
+	assert_int_equal(getsockname(listener, (struct sockaddr *)&at, &n), 0);
+	pair[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	assert_int_equal(connect(pair[0], (struct sockaddr *)&at, n), 0);
+	pair[1] = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	assert_true(pair[1] >= 0);
+	close(listener);
 }
 
 // ---- a group of threads or processes, each running the same function
@@ -45,7 +76,7 @@ static void connect_all(struct member *m, uint32_t members)
 	for (uint32_t i = 0; i < members; i++) {
 		for (uint32_t k = i + 1; k < members; k++) {
 			int pair[2];
-			assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+			connect_pair(pair);
 			m[i].fds[k] = pair[0];
 			m[k].fds[i] = pair[1];
 		}
@@ -633,15 +664,11 @@ static void test_random_bytes(void **state)
 	}
 }
 
-#define EACH_ENGINE(f)                                                                                                 \
-	{"local: " #f, f, use_engine, NULL, (void *)&link_local_ops},                                                  \
+#define ON(engine, f)                                                                                                  \
 	{                                                                                                              \
-		"ucx: " #f, f, use_engine, NULL, (void *)&link_ucx_ops                                                 \
+#engine ": " #f, f, use_engine, NULL, (void *)&engine                                                  \
 	}
-#define LOCAL(f)                                                                                                       \
-	{                                                                                                              \
-#f, f, use_engine, NULL, (void *)&link_local_ops                                                       \
-	}
+#define EACH_ENGINE(f) ON(local, f), ON(ucx, f), ON(ucx_tcp, f)
 
 int main(void)
 {
@@ -655,9 +682,9 @@ int main(void)
 		EACH_ENGINE(test_last_words),
 		EACH_ENGINE(test_kill),
 		EACH_ENGINE(test_revoke),
-		LOCAL(test_hostile_hello),
-		LOCAL(test_other_epoch),
-		LOCAL(test_random_bytes),
+		ON(local, test_hostile_hello),
+		ON(local, test_other_epoch),
+		ON(local, test_random_bytes),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
