@@ -31,8 +31,8 @@ static void __attribute__((format(printf, 2, 3))) say(struct text *t, const char
 
 const char *topology_resource_name(enum topology_resource r)
 {
-	static const char *const names[] = {"disk", "memory", "compute"};
-	return (unsigned)r < 3 ? names[r] : "unknown";
+	static const char *const names[] = {"disk", "memory", "compute", "pcie", "link"};
+	return (unsigned)r < sizeof names / sizeof names[0] ? names[r] : "unknown";
 }
 
 struct need { // of KV
@@ -170,14 +170,26 @@ static int divide(
 	return 0;
 }
 
+static uint64_t slots_of(const struct topology_plan_input *in, uint64_t weights_bytes)
+{
+	if (!in->slots_share)
+		return in->slots_bytes;
+	uint64_t bytes = weights_bytes / in->slots_share / BASE_HUGE_PAGE_BYTES * BASE_HUGE_PAGE_BYTES;
+	bytes = bytes < in->slots_most_bytes ? bytes : in->slots_most_bytes;
+	return bytes > in->slots_bytes ? bytes : in->slots_bytes;
+}
+
 static void place(const struct topology_plan_input *in, struct topology_plan *p)
 {
 	p->hot_bytes = in->pass_bytes;
 	if (p->weights_bytes < in->weights_all_bytes) {
-		uint64_t resident = minus(p->weights_bytes, in->slots_bytes);
+		p->slots_bytes = slots_of(in, p->weights_bytes);
+		uint64_t resident = minus(p->weights_bytes, p->slots_bytes);
 		p->hot_bytes = resident < in->pass_bytes ? resident : in->pass_bytes;
 	}
-	p->cold_bytes = in->pass_bytes - p->hot_bytes;
+	uint64_t rest = in->pass_bytes - p->hot_bytes;
+	p->host_bytes = rest < in->host_memory_bytes ? rest : in->host_memory_bytes;
+	p->cold_bytes = rest - p->host_bytes;
 }
 
 double topology_plan_bound_ns(const struct topology_plan *p, uint32_t positions, enum topology_resource *ret_binding)
@@ -187,6 +199,10 @@ double topology_plan_bound_ns(const struct topology_plan *p, uint32_t positions,
 	if (p->pass_ns_memory > bound || p->pass_ns_disk == 0) {
 		bound = p->pass_ns_memory;
 		binding = TOPOLOGY_RESOURCE_MEMORY;
+	}
+	if (p->pass_ns_pcie > bound) {
+		bound = p->pass_ns_pcie;
+		binding = TOPOLOGY_RESOURCE_PCIE;
 	}
 	if (compute > bound) {
 		bound = compute;
@@ -209,9 +225,12 @@ static void predict(const struct topology_plan_input *in, struct topology_plan *
 	uint32_t full = in->sequences ? in->sequences : 1;
 	if (b->drive_bytes_per_s > 0)
 		p->pass_ns_disk = (double)p->cold_bytes / b->drive_bytes_per_s * 1e9;
-	// A cold byte crosses the memory twice: written by the drive, read by the kernel.
+	// A byte that is not hot crosses the memory twice: it is written, then read by the kernel.
+	double rest = (double)p->cold_bytes + (double)p->host_bytes;
 	if (b->memory_bytes_per_s > 0)
-		p->pass_ns_memory = ((double)p->hot_bytes + 2.0 * (double)p->cold_bytes) / b->memory_bytes_per_s * 1e9;
+		p->pass_ns_memory = ((double)p->hot_bytes + 2.0 * rest) / b->memory_bytes_per_s * 1e9;
+	if (in->pcie_bytes_per_s > 0)
+		p->pass_ns_pcie = rest / in->pcie_bytes_per_s * 1e9;
 	if (b->compute_macs_per_s > 0)
 		p->token_ns_compute = (double)in->token_macs / b->compute_macs_per_s * 1e9;
 	double one = topology_plan_bound_ns(p, 1, &p->binding_one),
@@ -254,7 +273,11 @@ static void advise(const struct topology_plan_input *in, struct topology_plan *p
 		say(&t, "%s", p->cold_bytes ? "keep more hot, or " : "");
 		say(&t, "fewer bits per weight, or faster memory");
 		break;
+	case TOPOLOGY_RESOURCE_PCIE:
+		say(&t, "more memory on the card");
+		break;
 	case TOPOLOGY_RESOURCE_COMPUTE:
+	case TOPOLOGY_RESOURCE_LINK:
 		say(&t, "more cores or a faster backend");
 		return;
 	}
@@ -262,7 +285,7 @@ static void advise(const struct topology_plan_input *in, struct topology_plan *p
 		say(&t, "; up to %" PRIu64 " positions in a pass cost no more than one", n);
 }
 
-int topology_plan_build(const struct topology_plan_input *input, struct topology_plan *ret_plan, struct base_error *e)
+int topology_plan_place(const struct topology_plan_input *input, struct topology_plan *ret_plan, struct base_error *e)
 {
 	struct topology_plan p = {0};
 	struct topology_plan_input in = *input;
@@ -283,6 +306,20 @@ int topology_plan_build(const struct topology_plan_input *input, struct topology
 		return r;
 	place(&in, &p);
 	predict(&in, &p);
+	*ret_plan = p;
+	return 0;
+}
+
+int topology_plan_build(const struct topology_plan_input *input, struct topology_plan *ret_plan, struct base_error *e)
+{
+	struct topology_plan p;
+	int r = topology_plan_place(input, &p, e);
+	if (r < 0)
+		return r;
+	struct topology_plan_input in = *input;
+	struct need kv;
+	if (kv_need(&in, &kv, NULL) == 0)
+		cap_budgets(&in, &kv); // advice counts what the model can use
 	advise(&in, &p);
 	*ret_plan = p;
 	return 0;

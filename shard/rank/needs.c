@@ -16,9 +16,6 @@
 #define MAX_ROW_SLOTS 32u
 #define MIN_SLOTS 2u
 #define MAX_DEPTH 64u
-#define MAX_SLOTS_BYTES (24u << 20)
-// The stream takes at most this part of the weights budget: more would cost more hot bytes than look-ahead gains.
-#define SLOTS_SHARE 8u
 // Backend memory of a matmul input, for each element: the floats, 8-bit values and their scales.
 #define INPUT_ELEMENT_BYTES 6u
 
@@ -92,9 +89,9 @@ void rank_sum_sizes(
 
 static void choose_slots(const struct rank_config *c, const struct rank_sizes *s, struct rank_memory *m)
 {
-	uint64_t bytes = huge_down(c->weights_budget_bytes / SLOTS_SHARE);
+	uint64_t bytes = huge_down(c->weights_budget_bytes / RANK_SLOTS_SHARE);
 	bytes = bytes < BASE_HUGE_PAGE_BYTES ? BASE_HUGE_PAGE_BYTES : bytes;
-	bytes = bytes > MAX_SLOTS_BYTES ? MAX_SLOTS_BYTES : bytes;
+	bytes = bytes > RANK_SLOTS_MOST_BYTES ? RANK_SLOTS_MOST_BYTES : bytes;
 	uint64_t slots = c->slots ? c->slots : bytes / s->longest_bytes;
 	if (!c->slots && slots > MAX_DEPTH + MAX_DEPTH / 2)
 		slots = MAX_DEPTH + MAX_DEPTH / 2;
@@ -205,6 +202,9 @@ int rank_get_needs(
 		.workspace_bytes = rank_workspace_bytes(p, config),
 		.pass_bytes = sizes.pass_bytes,
 		.token_macs = program_token_macs(p),
+		.pinned_bytes = sizes.pinned_bytes,
+		.rows_bytes = (uint64_t)sizes.row_slots * sizes.row_span_bytes,
+		.extent_bytes = sizes.longest_bytes,
 	};
 	status = kv_block_bytes(
 		config->kv_type, config->slice.layers, p->config.kv_heads, p->config.head_dim, &needs.kv_block_bytes);

@@ -53,7 +53,13 @@ struct rank_needs {
 	uint64_t kv_block_bytes; // one block of KV_BLOCK_TOKENS
 	uint64_t pass_bytes; // W of the bound: weight bytes that a pass reads
 	uint64_t token_macs;
+	/* What these are made of, for a planner that sums over other slices: vectors, buffers for rows, the longest read. */
+	uint64_t pinned_bytes, rows_bytes, extent_bytes;
 };
+/* The stream takes 1/SHARE of the weights budget and at most MOST, unless config.slots says otherwise: more would cost
+ * more hot bytes than look-ahead gains. */
+#define RANK_SLOTS_SHARE 8u
+#define RANK_SLOTS_MOST_BYTES (24u << 20)
 int rank_get_needs(
 	const struct program *p, const struct rank_config *config, struct rank_needs *ret_needs, struct base_error *e);
 

@@ -1,0 +1,594 @@
+// SPDX-License-Identifier: Apache-2.0
+// The planner: against every placement there is on small random fleets, and what people would notice of larger ones.
+#include "tests/lib/testing.h"
+
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+
+#include "topology/fleet/fleet.h"
+
+#define MIB (1ull << 20)
+#define CASES 600u
+
+static uint64_t random_next(uint64_t *seed) // splitmix64
+{
+	uint64_t z = (*seed += 0x9e3779b97f4a7c15);
+	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+	z = (z ^ z >> 27) * 0x94d049bb133111eb;
+	return z ^ z >> 31;
+}
+
+static uint64_t draw(uint64_t *seed, uint64_t from, uint64_t to)
+{
+	return from + random_next(seed) % (to - from + 1);
+}
+
+#define MOST_LAYERS 8u
+#define MOST_DEVICES 8u
+
+struct scene {
+	struct fleet_layer layers[126];
+	struct fleet_model model;
+	struct fleet_device devices[128];
+	struct fleet_input in;
+};
+
+static struct fleet_model model_of(const struct fleet_layer *layers, uint32_t count)
+{
+	return (struct fleet_model){
+		.layers = layers,
+		.layers_count = count,
+		.extent_bytes = MIB / 2,
+		.slots_most_bytes = 24 * MIB,
+		.slots_share = 8,
+		.workspace_bytes = 4 * MIB,
+		.width = 576,
+		.vocab = 49152,
+		.heads = 9,
+		.kv_heads = 3,
+		.head_dim = 64,
+		.block_columns = 32,
+		.mlp_blocks = 48,
+		.context_tokens = 2048,
+		.kv_block_tokens = 16,
+	};
+}
+
+static void make_scene(uint64_t seed, struct scene *s)
+{
+	uint32_t layers = (uint32_t)draw(&seed, 1, 5), devices = (uint32_t)draw(&seed, 1, 4);
+	struct fleet_device kinds[2];
+	bool together = draw(&seed, 0, 3) == 0;
+	memset(s, 0, sizeof *s);
+	for (uint32_t l = 0; l < layers; l++)
+		s->layers[l] = (struct fleet_layer){.attention_bytes = draw(&seed, 1, 40) * MIB,
+			.mlp_bytes = draw(&seed, 1, 60) * MIB,
+			.whole_bytes = draw(&seed, 0, 3) * 4096,
+			.macs = draw(&seed, 1, 100) * 1000000};
+	s->model = model_of(s->layers, layers);
+	s->model.head =
+		(struct fleet_layer){.mlp_bytes = draw(&seed, 0, 40) * MIB, .macs = draw(&seed, 0, 60) * 1000000};
+	s->model.lookup_bytes = draw(&seed, 0, 1) ? s->model.head.mlp_bytes : draw(&seed, 0, 40) * MIB;
+	s->model.tied = s->model.lookup_bytes == s->model.head.mlp_bytes;
+	if (draw(&seed, 0, 1)) {
+		s->model.heads = 8;
+		s->model.kv_heads = 4;
+	}
+	if (draw(&seed, 0, 3) == 0) // block columns that the heads do not fit
+		s->model.block_columns = 256;
+	for (unsigned k = 0; k < 2; k++)
+		kinds[k] = (struct fleet_device){
+			.memory_bytes = (draw(&seed, 0, 3) ? draw(&seed, 20, 200) : draw(&seed, 4, 8)) * MIB,
+			.bandwidths = {.drive_bytes_per_s = (double)draw(&seed, 100, 3000) * 1e6,
+				.memory_bytes_per_s = (double)draw(&seed, 5, 50) * 1e9,
+				.compute_macs_per_s = (double)draw(&seed, 5, 500) * 1e9}};
+	for (uint32_t d = 0; d < devices; d++) {
+		s->devices[d] = kinds[draw(&seed, 0, 1)];
+		snprintf(s->devices[d].name, FLEET_NAME_BYTES, "d%u", d);
+		snprintf(s->devices[d].host, FLEET_NAME_BYTES, "h%u", together ? d / 2 : d);
+		snprintf(s->devices[d].rack, FLEET_NAME_BYTES, "r%u", (unsigned)(draw(&seed, 0, 3) == 0));
+	}
+	s->in = (struct fleet_input){.model = &s->model,
+		.devices = s->devices,
+		.devices_count = devices,
+		.objective = draw(&seed, 0, 2) ? FLEET_OBJECTIVE_FULL : FLEET_OBJECTIVE_ONE,
+		.sequences = (uint32_t)draw(&seed, 1, 8),
+		.overhead_ns = (double)draw(&seed, 0, 100) * 1000};
+	for (int c = 0; c < FLEET_LINK_CLASSES; c++)
+		s->in.links[c] = (struct fleet_link){.latency_ns = (double)draw(&seed, 1, 60) * 1000 * (c + 1),
+			.bytes_per_s = (double)draw(&seed, c ? 0 : 1, 100) * 1e8};
+}
+
+struct brute {
+	const struct scene *s;
+	struct fleet_map_entry stages[MOST_LAYERS];
+	bool used[MOST_DEVICES];
+	double best;
+	unsigned tried;
+};
+
+static unsigned on_host(const struct scene *s, const char *host)
+{
+	unsigned n = 0;
+	for (uint32_t d = 0; d < s->in.devices_count; d++)
+		n += strcmp(s->devices[d].host, host) == 0;
+	return n;
+}
+
+static bool may_share(const struct scene *s, uint32_t a, uint32_t b)
+{
+	const struct fleet_device *x = &s->devices[a], *y = &s->devices[b];
+	bool same_host = strcmp(x->host, y->host) == 0;
+	if (x->memory_bytes != y->memory_bytes || strcmp(x->rack, y->rack) != 0 ||
+		x->bandwidths.drive_bytes_per_s != y->bandwidths.drive_bytes_per_s)
+		return false;
+	if (!same_host && (on_host(s, x->host) > 1 || on_host(s, y->host) > 1))
+		return false;
+	// Unmeasured links cannot carry it; those of a host fall back to those of the rack and so on.
+	for (int c = same_host ? 0 : 1; c < FLEET_LINK_CLASSES; c++) {
+		if (s->in.links[c].bytes_per_s > 0)
+			return true;
+	}
+	return false;
+}
+
+static void try_stages(struct brute *b, uint32_t stages)
+{
+	struct fleet_plan p;
+	if (fleet_plan_evaluate(&b->s->in, b->stages, stages, &p, NULL) < 0)
+		return;
+	double t = b->s->in.objective == FLEET_OBJECTIVE_ONE ? p.one.period_ns : p.full.period_ns;
+	b->best = t < b->best ? t : b->best;
+	b->tried++;
+	fleet_plan_finish(&p);
+}
+
+static void brute_force(struct brute *b, uint32_t stages, uint32_t layer);
+
+static void grow_group(struct brute *b, uint32_t stages, uint32_t layer, uint32_t from)
+{
+	struct fleet_map_entry *x = &b->stages[stages];
+	for (uint32_t end = layer; x->devices_count && end < b->s->model.layers_count; end++) {
+		x->first_layer = layer;
+		x->last_layer = end;
+		brute_force(b, stages + 1, end + 1);
+	}
+	for (uint32_t d = from; d < b->s->in.devices_count; d++) {
+		if (b->used[d] || (x->devices_count && !may_share(b->s, x->devices[0], d)))
+			continue;
+		b->used[d] = true;
+		x->devices[x->devices_count++] = d;
+		grow_group(b, stages, layer, d + 1);
+		x->devices_count--;
+		b->used[d] = false;
+	}
+}
+
+static void brute_force(struct brute *b, uint32_t stages, uint32_t layer)
+{
+	if (layer == b->s->model.layers_count) {
+		try_stages(b, stages);
+		return;
+	}
+	if (stages < MOST_LAYERS) {
+		struct fleet_map_entry before = b->stages[stages];
+		b->stages[stages] = (struct fleet_map_entry){.module = FLEET_MODULE_LAYERS};
+		grow_group(b, stages, layer, 0);
+		b->stages[stages] = before;
+	}
+}
+
+static void no_placement_is_better_than_the_plan(void **state)
+{
+	unsigned fit = 0, parallel = 0, several = 0, micro = 0;
+	struct scene *s = calloc(1, sizeof *s);
+	for (uint64_t seed = 1; seed <= CASES; seed++) {
+		make_scene(seed, s);
+		struct brute b = {.s = s, .best = INFINITY};
+		struct fleet_plan p;
+		struct base_error e = {0};
+		brute_force(&b, 0, 0);
+		int r = fleet_plan_build(&s->in, &p, &e);
+		if (isinf(b.best)) {
+			assert_int_equal(r, -ENOMEM);
+			assert_non_null(strstr(e.message, "bytes"));
+			continue;
+		}
+		if (r < 0)
+			fail_msg("seed %lu: %s", (unsigned long)seed, base_error_text(&e));
+		double t = s->in.objective == FLEET_OBJECTIVE_ONE ? p.one.period_ns : p.full.period_ns;
+		// A rank more counts 1 ns in the search, so that ties go to fewer.
+		if (fabs(t - b.best) > 1e-7 * b.best + 8)
+			fail_msg("seed %lu: planned %.3f ns, best of %u is %.3f ns", (unsigned long)seed, t, b.tried,
+				b.best);
+		assert_true(p.order_exact);
+		fit++;
+		parallel += p.ranks_count > p.stages_count;
+		several += p.stages_count > 1;
+		micro += p.full.micro_batches > 1;
+		fleet_plan_finish(&p);
+	}
+	free(s);
+	assert_true(fit > CASES / 2 && fit < CASES && parallel > 40 && several > 100 && micro > 25);
+}
+
+/* ---- a model like SmolLM2 135M on hosts of two cores ---- */
+
+static void add_device(struct scene *s, const char *host, uint64_t memory_bytes, double drive)
+{
+	struct fleet_device *d = &s->devices[s->in.devices_count++];
+	*d = (struct fleet_device){.memory_bytes = memory_bytes,
+		.bandwidths = {.drive_bytes_per_s = drive, .memory_bytes_per_s = 20e9, .compute_macs_per_s = 100e9}};
+	snprintf(d->name, sizeof d->name, "%s", host);
+	snprintf(d->host, sizeof d->host, "%s", host);
+}
+
+static struct scene *small_model(uint32_t hosts, uint64_t memory_bytes)
+{
+	struct scene *s = calloc(1, sizeof *s);
+	assert_non_null(s);
+	for (unsigned l = 0; l < 30; l++)
+		s->layers[l] = (struct fleet_layer){
+			.attention_bytes = 800000, .mlp_bytes = 1800000, .whole_bytes = 8192, .macs = 3500000};
+	s->model = model_of(s->layers, 30);
+	s->model.head = (struct fleet_layer){.mlp_bytes = 30 * MIB, .whole_bytes = 4096, .macs = 28000000};
+	s->model.lookup_bytes = 30 * MIB;
+	s->model.tied = true;
+	s->model.kv_block_bytes = 2ull * 3 * 64 * 16 * 2;
+	s->in = (struct fleet_input){.model = &s->model, .devices = s->devices, .sequences = 8, .overhead_ns = 50000};
+	for (int c = 0; c < FLEET_LINK_CLASSES; c++)
+		s->in.links[c] = (struct fleet_link){.latency_ns = c ? 20000 : 3000, .bytes_per_s = 2e9};
+	for (uint32_t i = 0; i < hosts; i++) {
+		char name[8] = {'n', (char)('a' + (char)i)};
+		add_device(s, name, memory_bytes, 1e9);
+	}
+	return s;
+}
+
+static const struct fleet_alternative *find_alternative(const struct fleet_plan *p, const char *name)
+{
+	for (uint32_t i = 0; i < p->alternatives_count; i++) {
+		if (strcmp(p->alternatives[i].name, name) == 0)
+			return &p->alternatives[i];
+	}
+	fail_msg("no alternative \"%s\"", name);
+	return NULL;
+}
+
+static void one_machine_is_a_fleet_of_one(void **state)
+{
+	struct scene *s = small_model(1, 0);
+	for (uint64_t mib = 20; mib < 400; mib += 5) {
+		s->devices[0].memory_bytes = mib * MIB;
+		uint64_t pass = 30 * (800000 + 1800000 + 8192) + 30 * MIB + 4096, huge = 2 * MIB;
+		struct topology_plan_input in = {.pass_bytes = pass,
+			.weights_all_bytes = (pass + huge - 1) / huge * huge,
+			.weights_min_bytes = 2 * huge,
+			.slots_bytes = huge,
+			.slots_share = 8,
+			.slots_most_bytes = 24 * MIB,
+			.workspace_bytes = s->model.workspace_bytes,
+			.kv_block_bytes = 30 * s->model.kv_block_bytes,
+			.kv_block_tokens = 16,
+			.context_tokens = 2048,
+			.sequences = 8,
+			.token_macs = 30 * 3500000 + 28000000,
+			.memory_bytes = mib * MIB,
+			.bandwidths = s->devices[0].bandwidths};
+		struct topology_plan one;
+		struct fleet_plan p;
+		struct base_error a = {0}, b = {0};
+		int r = topology_plan_build(&in, &one, &a);
+		assert_int_equal(fleet_plan_build(&s->in, &p, &b), r);
+		if (r < 0) {
+			assert_string_equal(a.message, b.message);
+			continue;
+		}
+		assert_int_equal(p.stages_count, 1);
+		assert_int_equal(p.kv_blocks, one.kv_blocks);
+		// What rounding KV to whole blocks leaves goes to the weights.
+		uint64_t more = p.ranks[0].share.weights_bytes - one.weights_bytes;
+		assert_true(more < in.kv_block_bytes);
+		assert_true(p.ranks[0].share.hot_bytes - one.hot_bytes <= more);
+		assert_int_equal(p.ranks[0].share.kv_bytes, one.kv_bytes);
+		fleet_plan_finish(&p);
+	}
+	free(s);
+}
+
+static void heads_decide_how_many_share_a_stage(void **state)
+{
+	struct scene *s = small_model(3, 300 * MIB);
+	struct fleet_plan p;
+	char reason[192];
+	assert_false(fleet_tp_possible(&s->model, 2, reason, sizeof reason));
+	assert_string_equal(reason, "its 9 heads share 3 KV heads, which do not divide by 2");
+	assert_true(fleet_tp_possible(&s->model, 3, reason, sizeof reason));
+	s->model.block_columns = 256;
+	assert_false(fleet_tp_possible(&s->model, 3, reason, sizeof reason));
+	assert_non_null(strstr(reason, "blocks of 256"));
+	s->model.block_columns = 32;
+	// Everything hot, memory binds one stream: three hosts read a third each, when the link is quick.
+	s->in.objective = FLEET_OBJECTIVE_ONE;
+	for (int c = 0; c < FLEET_LINK_CLASSES; c++)
+		s->in.links[c] = (struct fleet_link){.latency_ns = 2000, .bytes_per_s = 10e9};
+	assert_int_equal(fleet_plan_build(&s->in, &p, NULL), 0);
+	assert_int_equal(p.stages_count, 1);
+	assert_int_equal(p.stages[0].tp, 3);
+	assert_string_equal(find_alternative(&p, "2 ranks in a stage")->reason,
+		reason[0] ? "its 9 heads share 3 KV heads, which do not divide by 2" : "");
+	fleet_plan_finish(&p);
+	// A slow link does not carry it.
+	for (int c = 0; c < FLEET_LINK_CLASSES; c++)
+		s->in.links[c].latency_ns = 300000;
+	assert_int_equal(fleet_plan_build(&s->in, &p, NULL), 0);
+	assert_int_equal(p.stages[0].tp, 1);
+	assert_non_null(strstr(find_alternative(&p, "3 ranks in a stage")->reason, "slower: link of"));
+	fleet_plan_finish(&p);
+	free(s);
+}
+
+static void a_device_that_slows_is_left_out(void **state)
+{
+	struct scene *s = small_model(2, 80 * MIB);
+	struct fleet_plan p;
+	add_device(s, "slow", 40 * MIB, 1e7);
+	s->devices[2].bandwidths.memory_bytes_per_s = 1e8;
+	s->in.tp_most = 1;
+	assert_int_equal(fleet_plan_build(&s->in, &p, NULL), 0);
+	assert_int_equal(p.left_out_count, 1);
+	for (uint32_t i = 0; i < p.ranks_count; i++)
+		assert_true(p.ranks[i].device != 2);
+	const struct fleet_alternative *a = find_alternative(&p, "with slow");
+	assert_true(a->tokens_per_s_full > 0 && a->tokens_per_s_full < p.full.tokens_per_s);
+	assert_non_null(strstr(a->reason, "slower"));
+	fleet_plan_finish(&p);
+	free(s);
+}
+
+static void uneven_hosts_get_uneven_stages(void **state)
+{
+	struct scene *s = small_model(2, 60 * MIB);
+	struct fleet_plan p;
+	s->devices[1].memory_bytes = 110 * MIB;
+	s->in.tp_most = 1;
+	assert_int_equal(fleet_plan_build(&s->in, &p, NULL), 0);
+	assert_int_equal(p.stages_count, 2);
+	uint32_t small = p.ranks[0].device == 0 ? 0 : 1;
+	assert_true(p.stages[small].layers < p.stages[1 - small].layers);
+	for (uint32_t i = 0; i < 2; i++) {
+		const struct topology_plan *x = &p.ranks[i].share;
+		assert_true(x->weights_bytes + x->kv_bytes + x->workspace_bytes <=
+			    s->devices[p.ranks[i].device].memory_bytes);
+		assert_int_equal(x->kv_bytes, p.kv_blocks * p.ranks[i].kv_block_bytes);
+	}
+	fleet_plan_finish(&p);
+	free(s);
+}
+
+static void what_a_refusal_offers_is_enough(void **state)
+{
+	struct scene *s = small_model(3, 10 * MIB);
+	struct fleet_plan p;
+	struct base_error e = {0};
+	unsigned context;
+	s->model.context_tokens = 8192;
+	assert_int_equal(fleet_plan_build(&s->in, &p, &e), -ENOMEM);
+	assert_non_null(strstr(e.message, "bytes"));
+	const char *more = strstr(e.message, "would help: "), *shorter = strstr(e.message, "a context of ");
+	assert_non_null(more);
+	assert_non_null(shorter);
+	double mib = strtod(more + strlen("would help: "), NULL);
+	assert_int_equal(sscanf(shorter, "a context of %u", &context), 1);
+	s->model.context_tokens = context;
+	assert_int_equal(fleet_plan_build(&s->in, &p, &e), 0);
+	fleet_plan_finish(&p);
+	s->model.context_tokens = 8192;
+	for (unsigned i = 0; i < 3; i++)
+		s->devices[i].memory_bytes += (uint64_t)(mib * (double)MIB) + MIB / 16; // the text is rounded
+	assert_int_equal(fleet_plan_build(&s->in, &p, &e), 0);
+	fleet_plan_finish(&p);
+	free(s);
+}
+
+/* ---- maps ---- */
+
+struct map_case {
+	const char *modules[6];
+	uint32_t devices[6][3];
+	const char *error; // NULL: accepted
+};
+
+static int build_map(struct scene *s, const struct map_case *c, struct fleet_plan *p, struct base_error *e)
+{
+	struct fleet_map_entry map[6] = {0};
+	uint32_t count = 0;
+	for (; count < 6 && c->modules[count]; count++) {
+		int r = fleet_map_parse_modules(c->modules[count], 30, &map[count], e);
+		if (r < 0)
+			return r;
+		for (unsigned k = 0; k < 3 && (k == 0 || c->devices[count][k]); k++)
+			map[count].devices[map[count].devices_count++] = c->devices[count][k];
+	}
+	s->in.map = FLEET_MAP_EXPLICIT;
+	s->in.entries = map;
+	s->in.entries_count = count;
+	return fleet_plan_build(&s->in, p, e);
+}
+
+static void maps_are_taken_or_refused_by_name(void **state)
+{
+	static const struct map_case cases[] = {
+		{{"layers.0-9", "layers.10-29"}, {{0}, {1}}, NULL},
+		{{"model.layers.10-29", "embed", "layers.0-9", "head"}, {{1}, {0}, {0}, {1}}, NULL},
+		{{""}, {{2}}, NULL},
+		{{"layers"}, {{0, 1, 2}}, NULL},
+		{{"layers.0-9", "layers.9-29"}, {{0}, {1}}, "device_map: layer 9 is on na and on nb"},
+		{{"layers.0-9", "layers.12-29"}, {{0}, {1}}, "device_map: layers 10-11 are on no device"},
+		{{"layers.0-9", "layers.10-30"}, {{0}, {1}}, "device_map: layers.10-30: the model has layers 0 to 29"},
+		{{"layers.0-9", "layers.10-19", "layers.20-29"}, {{0}, {1}, {0}},
+			"device_map: na has layers 0-9 and 20-29: a device has one run of layers, with the same "
+			"partners"},
+		{{"layers.0-9", "layers.10-29", "head"}, {{0}, {1}, {0}},
+			"device_map: head is on na, but it goes with layer 29, on nb"},
+		{{"embed", "layers"}, {{1}, {0}}, "device_map: embed is on nb, but it goes with layer 0, on na"},
+		{{"layers.0-9", "layers.10-29"}, {{0}, {1, 2}},
+			"device_map: layers 10-29 on 2 devices, tensor parallel: its 9 heads share 3 KV heads, which "
+			"do not "
+			"divide by 2"},
+		{{"blocks.3"}, {{0}}, "device_map: module \"blocks.3\" is none of embed, layers.N, layers.N-M, head"},
+		{{"layers.9-3"}, {{0}}, "device_map: layers.9-3: the model has layers 0 to 29"},
+		{{"layers.0-9", "layers.10-29"}, {{0}, {7}}, "device_map: there is no device number 7"},
+	};
+	struct scene *s = small_model(3, 200 * MIB);
+	for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+		struct fleet_plan p;
+		struct base_error e = {0};
+		int r = build_map(s, &cases[i], &p, &e);
+		if (cases[i].error) {
+			assert_int_equal(r, -EINVAL);
+			assert_string_equal(e.message, cases[i].error);
+			continue;
+		}
+		if (r < 0)
+			fail_msg("case %zu: %s", i, base_error_text(&e));
+		fleet_plan_finish(&p);
+	}
+	free(s);
+}
+
+static void tiers_of_a_map_hold(void **state)
+{
+	struct scene *s = small_model(1, 300 * MIB);
+	struct fleet_plan p;
+	struct base_error e = {0};
+	struct fleet_map_entry map[2] = {{.last_layer = 19, .devices_count = 1, .tier = FLEET_TIER_NVME},
+		{.first_layer = 20, .last_layer = 29, .devices_count = 1}};
+	s->in.map = FLEET_MAP_EXPLICIT;
+	s->in.entries = map;
+	s->in.entries_count = 2;
+	assert_int_equal(fleet_plan_build(&s->in, &p, &e), 0);
+	assert_true(p.ranks[0].share.cold_bytes >= 20ull * 2600000);
+	fleet_plan_finish(&p);
+	map[0].tier = FLEET_TIER_DEVICE;
+	s->devices[0].memory_bytes = 100 * MIB;
+	assert_int_equal(fleet_plan_build(&s->in, &p, &e), -ENOMEM);
+	assert_non_null(strstr(e.message, "for what the device_map keeps in memory"));
+	free(s);
+}
+
+static void pins_hold(void **state)
+{
+	struct scene *s = small_model(3, 200 * MIB);
+	struct fleet_plan p;
+	struct base_error e = {0};
+	const struct fleet_map_entry pins[2] = {{.first_layer = 4, .last_layer = 5, .devices = {2}, .devices_count = 1},
+		{.module = FLEET_MODULE_HEAD, .devices = {1}, .devices_count = 1}};
+	s->in.entries = pins;
+	s->in.entries_count = 2;
+	assert_int_equal(fleet_plan_build(&s->in, &p, &e), 0);
+	for (uint32_t i = 0; i < p.stages_count; i++) {
+		const struct fleet_stage *x = &p.stages[i];
+		if (x->first_layer <= 4 && x->first_layer + x->layers > 4)
+			assert_int_equal(p.ranks[x->first_rank].device, 2);
+	}
+	assert_int_equal(p.ranks[p.ranks_count - 1].device, 1);
+	fleet_plan_finish(&p);
+	free(s);
+}
+
+static void balanced_and_sequential_are_what_they_say(void **state)
+{
+	struct scene *s = small_model(3, 120 * MIB);
+	struct fleet_plan p;
+	s->devices[1].memory_bytes = 240 * MIB;
+	s->in.map = FLEET_MAP_BALANCED;
+	assert_int_equal(fleet_plan_build(&s->in, &p, NULL), 0);
+	assert_int_equal(p.stages_count, 3);
+	assert_true(p.stages[1].layers > p.stages[0].layers && p.stages[1].layers > p.stages[2].layers);
+	fleet_plan_finish(&p);
+	s->in.map = FLEET_MAP_SEQUENTIAL;
+	s->devices[0].memory_bytes = 70 * MIB;
+	assert_int_equal(fleet_plan_build(&s->in, &p, NULL), 0);
+	assert_int_equal(p.stages_count, 2); // the second one holds the rest
+	assert_int_equal(p.ranks[0].share.cold_bytes, 0);
+	fleet_plan_finish(&p);
+	free(s);
+}
+
+static void hostile_input_is_refused(void **state)
+{
+	struct scene *s = small_model(2, 100 * MIB);
+	struct fleet_plan p;
+	struct base_error e = {0};
+	snprintf(s->devices[1].name, sizeof s->devices[1].name, "na");
+	assert_int_equal(fleet_plan_build(&s->in, &p, &e), -EEXIST);
+	assert_string_equal(e.message, "plan: two devices are called \"na\"");
+	snprintf(s->devices[1].name, sizeof s->devices[1].name, "nb");
+	s->layers[3].mlp_bytes = UINT64_MAX - 5;
+	assert_int_equal(fleet_plan_build(&s->in, &p, &e), -EOVERFLOW);
+	s->layers[3].mlp_bytes = 0;
+	s->model.kv_block_bytes = UINT64_MAX / 3;
+	assert_int_equal(fleet_plan_build(&s->in, &p, &e), -EOVERFLOW);
+	s->model.kv_block_bytes = 1024;
+	s->in.links[1].latency_ns = -1;
+	assert_int_equal(fleet_plan_build(&s->in, &p, &e), -EINVAL);
+	s->in.links[1].latency_ns = 0;
+	s->in.devices_count = 0;
+	assert_int_equal(fleet_plan_build(&s->in, &p, &e), -EINVAL);
+	s->model.layers_count = 100000;
+	assert_int_equal(fleet_plan_build(&s->in, &p, &e), -EINVAL);
+	free(s);
+}
+
+// 126 layers on 64 equal devices, then on 64 that all differ: the first exact in every order, the second in its cuts.
+static void large_fleets_are_planned(void **state)
+{
+	struct scene *s = small_model(0, 0);
+	struct fleet_plan p;
+	for (unsigned l = 0; l < 126; l++)
+		s->layers[l] = (struct fleet_layer){.attention_bytes = 600 * MIB,
+			.mlp_bytes = 2400 * MIB,
+			.whole_bytes = 65536,
+			.macs = 3100000000};
+	s->model.layers_count = 126;
+	s->model.heads = 128;
+	s->model.kv_heads = 8;
+	s->model.mlp_blocks = 208;
+	s->model.width = 16384;
+	for (unsigned d = 0; d < 64; d++) {
+		char name[16];
+		snprintf(name, sizeof name, "n%u", d);
+		add_device(s, name, 8192 * MIB, 3e9);
+	}
+	assert_int_equal(fleet_plan_build(&s->in, &p, NULL), 0);
+	assert_true(p.order_exact && p.full.tokens_per_s > 0);
+	fleet_plan_finish(&p);
+	for (unsigned d = 0; d < 64; d++)
+		s->devices[d].memory_bytes += d * 64 * MIB;
+	s->in.tp_most = 1;
+	assert_int_equal(fleet_plan_build(&s->in, &p, NULL), 0);
+	assert_false(p.order_exact);
+	fleet_plan_finish(&p);
+	free(s);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(no_placement_is_better_than_the_plan),
+		cmocka_unit_test(one_machine_is_a_fleet_of_one),
+		cmocka_unit_test(heads_decide_how_many_share_a_stage),
+		cmocka_unit_test(a_device_that_slows_is_left_out),
+		cmocka_unit_test(uneven_hosts_get_uneven_stages),
+		cmocka_unit_test(what_a_refusal_offers_is_enough),
+		cmocka_unit_test(maps_are_taken_or_refused_by_name),
+		cmocka_unit_test(tiers_of_a_map_hold),
+		cmocka_unit_test(pins_hold),
+		cmocka_unit_test(balanced_and_sequential_are_what_they_say),
+		cmocka_unit_test(hostile_input_is_refused),
+		cmocka_unit_test(large_fleets_are_planned),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
