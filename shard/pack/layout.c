@@ -15,140 +15,11 @@
 #define MAX_EXTENT_BYTES (1u << 20)
 #define EXTENTS_PER_LAYER 16u
 
-/* ---- cutting for tensor parallelism ---- */
-
-// Part r of n of `units`, spread evenly.
-static void share(uint32_t units, uint32_t r, uint32_t n, uint32_t *ret_first, uint32_t *ret_count)
-{
-	uint32_t first = (uint32_t)((uint64_t)units * r / n);
-	*ret_first = first;
-	*ret_count = (uint32_t)((uint64_t)units * (r + 1) / n) - first;
-}
-
-static int cannot_cut(const struct program_weight *w, const struct pack_slice *s, const char *why, struct base_error *e)
-{
-	return base_error_set(e, -EINVAL, "tensor %s cannot be cut for %u ranks: %s", w->name, s->tp_size, why);
-}
-
 // The matmul step that reads a weight, NULL for other weights.
 static const struct program_step *matmul_of(const struct program *p, uint32_t weight)
 {
 	const struct program_step *step = &p->steps[p->weights[weight].step];
 	return step->op == PROGRAM_MATMUL ? step : NULL;
-}
-
-// The step that wrote the input of the matmul that reads a weight.
-static const struct program_step *feeder_of(const struct program *p, uint32_t weight)
-{
-	uint32_t value = p->steps[p->weights[weight].step].in[0];
-	for (uint32_t s = p->weights[weight].step; s-- > 0;) {
-		if (p->steps[s].out == value)
-			return &p->steps[s];
-	}
-	return NULL;
-}
-
-// Rows of gate and up go together with columns of the matrix that follows them, so both borders must fit both.
-static uint32_t output_unit(const struct program *p, uint32_t weight)
-{
-	const struct program_weight *w = &p->weights[weight];
-	for (uint32_t i = weight + 1; i < p->weights_count && p->weights[i].layer == w->layer; i++) {
-		const struct program_weight *next = &p->weights[i];
-		if (next->split == PROGRAM_SPLIT_INPUT && next->cols == w->rows) {
-			uint32_t block = quant_traits(next->type)->block_cols;
-			return block > QUANT_GROUP_ROWS ? block : QUANT_GROUP_ROWS;
-		}
-	}
-	return QUANT_GROUP_ROWS;
-}
-
-static int cut_output(const struct program *p, const struct pack_slice *s, uint32_t weight, uint32_t *ret_first,
-	uint32_t *ret_rows, struct base_error *e)
-{
-	const struct program_weight *w = &p->weights[weight];
-	uint32_t rows = w->rows == 1 ? w->cols : w->rows; // of a bias: its elements
-	uint32_t unit = output_unit(p, weight), first, count;
-	share((uint32_t)base_size_div_up(rows, unit), s->tp_rank, s->tp_size, &first, &count);
-	if (count == 0)
-		return cannot_cut(w, s, "it has too few rows", e);
-	*ret_first = first * unit;
-	*ret_rows = (first + count) * unit < rows ? count * unit : rows - first * unit;
-	return 0;
-}
-
-// Whole KV heads, or with more ranks than KV heads one that several ranks share; query heads follow them.
-static int cut_heads(const struct program *p, const struct pack_slice *s, uint32_t weight, uint32_t *ret_first,
-	uint32_t *ret_count, struct base_error *e)
-{
-	const struct program_config *c = &p->config;
-	const struct program_weight *w = &p->weights[weight];
-	bool kv = w->split == PROGRAM_SPLIT_KV_HEADS;
-	if (c->heads % s->tp_size || (c->kv_heads % s->tp_size && s->tp_size % c->kv_heads))
-		return cannot_cut(w, s, "its heads do not divide by that", e);
-	if (kv && s->tp_size > c->kv_heads) {
-		*ret_first = (uint32_t)((uint64_t)c->kv_heads * s->tp_rank / s->tp_size);
-		*ret_count = 1;
-	} else {
-		share(kv ? c->kv_heads : c->heads, s->tp_rank, s->tp_size, ret_first, ret_count);
-	}
-	*ret_first *= c->head_dim;
-	*ret_count *= c->head_dim;
-	return 0;
-}
-
-static int cut_input(const struct program *p, const struct pack_slice *s, uint32_t weight, struct pack_cut *cut,
-	struct base_error *e)
-{
-	const struct program_weight *w = &p->weights[weight];
-	const struct program_step *feeder = feeder_of(p, weight);
-	uint32_t block = quant_traits(w->type)->block_cols, unit = block > QUANT_GROUP_ROWS ? block : QUANT_GROUP_ROWS;
-	if (feeder && feeder->op == PROGRAM_ATTEND) {
-		if (p->config.heads % s->tp_size)
-			return cannot_cut(w, s, "its heads do not divide by that", e);
-		share(p->config.heads, s->tp_rank, s->tp_size, &cut->first_col, &cut->cols);
-		cut->first_col *= p->config.head_dim;
-		cut->cols *= p->config.head_dim;
-	} else {
-		uint32_t first, count;
-		share((uint32_t)base_size_div_up(w->cols, unit), s->tp_rank, s->tp_size, &first, &count);
-		if (count == 0)
-			return cannot_cut(w, s, "it has too few columns", e);
-		cut->first_col = first * unit;
-		cut->cols = (first + count) * unit < w->cols ? count * unit : w->cols - first * unit;
-	}
-	if (cut->first_col % block || cut->cols % block)
-		return cannot_cut(w, s, "its heads do not end at borders of its type's blocks", e);
-	return 0;
-}
-
-int pack_cut_weight(const struct program *p, const struct pack_slice *s, uint32_t weight, struct pack_cut *ret_cut,
-	struct base_error *e)
-{
-	const struct program_weight *w = &p->weights[weight];
-	struct pack_cut cut = {.rows = w->rows, .cols = w->cols};
-	uint32_t first = 0, count = 0;
-	int status = 0;
-	if (s->tp_size == 1 || w->split == PROGRAM_SPLIT_NONE) {
-		*ret_cut = cut;
-		return 0;
-	}
-	if (w->split == PROGRAM_SPLIT_INPUT)
-		status = cut_input(p, s, weight, &cut, e);
-	else if (w->split == PROGRAM_SPLIT_OUTPUT)
-		status = cut_output(p, s, weight, &first, &count, e);
-	else
-		status = cut_heads(p, s, weight, &first, &count, e);
-	if (status)
-		return status;
-	if (count && w->rows == 1) {
-		cut.first_col = first;
-		cut.cols = count;
-	} else if (count) {
-		cut.first_row = first;
-		cut.rows = count;
-	}
-	*ret_cut = cut;
-	return 0;
 }
 
 /* ---- sizes ---- */
@@ -282,7 +153,7 @@ static int add_piece(struct layout_builder *b, uint32_t weight, uint32_t first_r
 
 static int add_matrix(struct layout_builder *b, uint32_t weight)
 {
-	const struct pack_cut *cut = &b->l->cuts[weight];
+	const struct program_cut *cut = &b->l->cuts[weight];
 	uint64_t group = unit_bytes(&b->p->weights[weight], cut->cols);
 	uint32_t groups = (uint32_t)base_size_div_up(cut->rows, QUANT_GROUP_ROWS);
 	uint32_t most = is_looked_up(b->p, weight) ? (group % PIECE_ALIGN ? 2 : 1) : UINT32_MAX;
@@ -357,15 +228,18 @@ int pack_layout_build(
 		return base_error_set(e, -EINVAL, "layers %u to %u, part %u of %u, are not of a model of %u layers",
 			slice->first_layer, slice->first_layer + slice->layers, slice->tp_rank, slice->tp_size,
 			p->config.layers);
+	int status = program_check_parts(p, slice->tp_size, e);
+	if (status)
+		return status;
 	struct pack_layout *l = calloc(1, sizeof *l);
 	if (!l)
 		return base_error_set(e, -ENOMEM, "no memory for the layout");
 	l->extent_bytes = pack_extent_bytes(p);
 	l->files = calloc(slice->layers + 2, sizeof *l->files);
 	l->cuts = calloc(p->weights_count, sizeof *l->cuts);
-	int status = l->files && l->cuts ? 0 : base_error_set(e, -ENOMEM, "no memory for the layout");
+	status = l->files && l->cuts ? 0 : base_error_set(e, -ENOMEM, "no memory for the layout");
 	for (uint32_t i = 0; i < p->weights_count && !status; i++)
-		status = pack_cut_weight(p, slice, i, &l->cuts[i], e);
+		program_cut_weight(p, slice->tp_rank, slice->tp_size, i, &l->cuts[i]);
 	struct layout_builder b = {.p = p, .l = l};
 	if (!status) {
 		status = add_files(&b, slice);

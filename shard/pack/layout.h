@@ -37,16 +37,12 @@ struct pack_layout_file {
 	uint64_t data_bytes;
 };
 
-struct pack_cut { // the part of a weight that a slice has
-	uint32_t first_row, rows, first_col, cols;
-};
-
 struct pack_layout {
 	uint32_t extent_bytes; // most
 	struct pack_layout_file *files;
 	struct pack_layout_extent *extents;
 	struct pack_layout_piece *pieces;
-	struct pack_cut *cuts; // (weights of the program)
+	struct program_cut *cuts; // (weights of the program)
 	uint32_t files_count, extents_count, pieces_count;
 };
 
@@ -57,6 +53,3 @@ void pack_layout_destroy(struct pack_layout *l);
 
 /* The file that holds a weight: a layer's number or PACK_LAYER_*. */
 uint32_t pack_weight_file(const struct program *p, uint32_t weight);
-/* Rows and columns of a weight that the slice has. */
-int pack_cut_weight(const struct program *p, const struct pack_slice *slice, uint32_t weight, struct pack_cut *ret_cut,
-	struct base_error *e);

@@ -120,7 +120,7 @@ static int find_digest(struct packer *k)
 static int pack_vector(struct packer *k, const struct pack_layout_piece *piece)
 {
 	const struct program_weight *w = &k->p->weights[piece->weight];
-	const struct pack_cut *cut = &k->layout->cuts[piece->weight];
+	const struct program_cut *cut = &k->layout->cuts[piece->weight];
 	uint64_t element = 0;
 	int status = quant_row_bytes(w->type, 1, &element);
 	if (!status)
@@ -135,7 +135,7 @@ static int pack_vector(struct packer *k, const struct pack_layout_piece *piece)
 static int pack_rows(struct packer *k, const struct pack_layout_piece *piece)
 {
 	const struct program_weight *w = &k->p->weights[piece->weight];
-	const struct pack_cut *cut = &k->layout->cuts[piece->weight];
+	const struct program_cut *cut = &k->layout->cuts[piece->weight];
 	uint64_t row_bytes = 0, cut_bytes = 0, before = 0;
 	int status;
 	if ((status = quant_row_bytes(w->type, w->cols, &row_bytes)) ||
@@ -174,7 +174,7 @@ static int progress(struct packer *k)
 static int declare_tensor(struct packer *k, struct offload_store_writer *w, uint32_t weight, uint32_t *ret_tensor)
 {
 	const struct program_weight *from = &k->p->weights[weight];
-	const struct pack_cut *cut = &k->layout->cuts[weight];
+	const struct program_cut *cut = &k->layout->cuts[weight];
 	struct offload_store_tensor t = {
 		.type = from->rows == 1 ? QUANT_F32 : from->type,
 		.step = from->step,

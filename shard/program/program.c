@@ -29,6 +29,7 @@ const char *program_op_name(enum program_op op)
 		[PROGRAM_ADD] = "add",
 		[PROGRAM_SILU_GATE] = "silu-gate",
 		[PROGRAM_SELECT] = "select",
+		[PROGRAM_REDUCE] = "reduce",
 	};
 	return (size_t)op < base_array_size(names) ? names[op] : "unknown";
 }
@@ -110,8 +111,7 @@ static uint32_t take_buffer(const struct program *p, const struct life *lives, c
 	return (*count)++;
 }
 
-// Values of the same width whose lives do not meet share one buffer.
-static int share_values(struct program *p, struct base_error *e)
+int program_share_values(struct program *p, struct base_error *e)
 {
 	_cleanup_free_ struct life *lives = calloc(p->values_count, sizeof *lives);
 	_cleanup_free_ uint64_t *busy_until = calloc(p->values_count, sizeof *busy_until);
@@ -167,7 +167,7 @@ int program_build(const struct format_gguf *g, struct program **ret_program, str
 	if (!status)
 		status = check_all_used(g, p, e);
 	if (!status)
-		status = share_values(p, e);
+		status = program_share_values(p, e);
 	if (status) {
 		program_destroy(p);
 		return status == -ENOENT ? -EINVAL : status; // a missing key is a bad model, not a missing file

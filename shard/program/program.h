@@ -16,6 +16,7 @@
 #define PROGRAM_MAX_LAYERS 1024u
 #define PROGRAM_NAME_BYTES 64u
 #define PROGRAM_NONE UINT32_MAX
+#define PROGRAM_MAX_PARTS 16u // of a layer
 
 struct program_config {
 	char architecture[32];
@@ -40,6 +41,7 @@ enum program_op {
 	PROGRAM_ADD, // in0 += in1
 	PROGRAM_SILU_GATE, // out = silu(in0) * in1
 	PROGRAM_SELECT, // out = the rows of in0 that logits are wanted of
+	PROGRAM_REDUCE, // in0 becomes the sum over the parts, in the order of the parts; only in a slice
 };
 
 /* How tensor parallelism cuts a weight, and so where an allreduce belongs (after SPLIT_INPUT). */
@@ -94,6 +96,32 @@ uint64_t program_weight_bytes(const struct program *p); // all but an untied emb
 uint64_t program_layer_bytes(const struct program *p, uint32_t layer); // PROGRAM_NONE: outside of the layers
 uint64_t program_token_macs(const struct program *p);
 const char *program_op_name(enum program_op op);
+
+/* ---- parts of a program: slice.c ----
+ * Part r of n has whole KV heads with the query heads that use them (or, with more parts than KV heads, shares one), runs of
+ * rows of gate and up with the same columns of down, columns of attn_output, and rows of the head. Columns are cut at the
+ * borders of their type's blocks only, so every block of weights and of activations is what it is in the whole model: the
+ * parts' sums differ from the whole's in the order of additions alone. */
+
+struct program_shape { // what decides whether a model can be cut: plain numbers, for the planner
+	uint32_t heads, kv_heads, head_dim, ffn_width, vocab;
+	uint32_t attention_block, ffn_block; // most columns of a block of attn_output and of ffn_down
+};
+void program_get_shape(const struct program *p, struct program_shape *ret_shape);
+/* -EINVAL with the reason, its numbers, and the numbers of parts that are possible. */
+int program_shape_check(const struct program_shape *s, uint32_t parts, struct base_error *e);
+int program_check_parts(const struct program *p, uint32_t parts, struct base_error *e);
+
+struct program_cut { // the part of a weight
+	uint32_t first_row, rows, first_col, cols;
+};
+/* For parts that program_check_parts finds possible. */
+void program_cut_weight(
+	const struct program *p, uint32_t part, uint32_t parts, uint32_t weight, struct program_cut *ret_cut);
+/* The program that one part runs: weights (same indices), values and heads of its size, a REDUCE after each matmul that is cut by
+ * columns and after look-ups in a cut matrix. config.heads and kv_heads are the part's, width and vocab the model's. */
+int program_slice(
+	const struct program *p, uint32_t part, uint32_t parts, struct program **ret_program, struct base_error *e);
 
 /* Builders, used by the architectures. Each appends a step and returns the id of the value that it makes. They record
  * the first failure (missing tensor, wrong shape, unsupported type) in the builder, after which all are no-ops. */

@@ -116,6 +116,15 @@ struct rank {
 	uint32_t *written_by; // (kv blocks): the pass that last wrote to it, for the check
 	uint32_t pass_stamp;
 	float *logits_host; // (logits_rows, vocab): the backend's memory where that is the host's
+	float *gathered; // the same where rows come from all parts, else NULL
+
+	// With other parts of the layers, else NULL and 0.
+	struct link_group *tensor;
+	uint64_t patience_ns;
+	struct program_cut head; // rows of the head, and of a tied embedding, that this part has
+	uint32_t *embed_tokens; // (batch_tokens): rows of this part in place of the others' tokens
+	float *zeros; // (width)
+	uint8_t *tail; // of a member's pass, encoded
 	struct sample_scratch *scratch;
 	struct rank_sequence *sequences; // (sequences)
 	uint32_t *history; // (sequences, context_tokens)
@@ -135,6 +144,24 @@ int rank_plan_pass(struct rank *r, struct base_error *e);
 /* rows.c: embedding rows of tokens into y. -EBADMSG, -EIO. */
 int rank_rows_create(struct rank *r, struct base_error *e);
 int rank_rows_embed(struct rank *r, const uint32_t *tokens, uint32_t count, float *y);
+
+/* tensor.c: what the parts of a layer do together. Each returns 0, or the error that ended the group, with text. */
+#define RANK_TAIL_BYTES (BASE_ERROR_BYTES + 64u)
+struct rank_tail { // of a pass of one member; after the exchange, at member 0, of all
+	int status; // 0, -EINVAL (refused), -EBADMSG or -EIO (cold data)
+	struct base_error e;
+	uint64_t total_ns, stall_ns, cold_bytes;
+};
+uint64_t rank_tensor_bytes(const struct program *p, const struct rank_config *config); // of workspace
+int rank_tensor_create(struct rank *r);
+int rank_tensor_sum(struct rank *r, float *x, size_t count, struct base_error *e);
+/* True for all members when any refuses. */
+int rank_tensor_agree(struct rank *r, bool refuse, bool *ret_refuse, struct base_error *e);
+int rank_tensor_tails(struct rank *r, struct rank_tail *tail, struct base_error *e);
+/* The rows of logits of all parts to member 0's logits_host. */
+int rank_tensor_gather(struct rank *r, uint32_t rows, struct base_error *e);
+/* Embedding rows where every part has some: zeros for the others' tokens, so that a sum makes them whole. -EBADMSG, -EIO. */
+int rank_tensor_embed(struct rank *r, const uint32_t *tokens, uint32_t count, float *y);
 
 /* pass.c */
 int rank_check_pass(

@@ -37,7 +37,7 @@ static int mismatch(const struct rank *r, uint32_t layer, const char *what, stru
 static bool same_tensor(const struct rank *r, const struct offload_store_tensor *t, uint32_t weight)
 {
 	const struct program_weight *w = &r->program->weights[weight];
-	const struct pack_cut *cut = &r->layout->cuts[weight];
+	const struct program_cut *cut = &r->layout->cuts[weight];
 	return strcmp(t->name, w->name) == 0 && t->rows == cut->rows && t->cols == cut->cols &&
 	       t->type == (w->rows == 1 ? QUANT_F32 : w->type);
 }

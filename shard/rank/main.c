@@ -16,9 +16,11 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "shard/rank/message.h"
 #include "shard/rank/serve.h"
 
 #define CONNECT_NS (30 * BASE_NS_PER_SECOND)
+#define TENSOR_RING_BYTES (256u << 10)
 #define OOM_SCORE "500" // a rank can be started again and its requests go on; thawd cannot
 
 enum exit_code { // the parent looks at these only to tell people
@@ -30,7 +32,9 @@ enum exit_code { // the parent looks at these only to tell people
 
 struct arguments {
 	int fd, previous_fd, next_fd;
-	uint32_t stage, stages;
+	int tensor_fds[LINK_MAX_MEMBERS]; // by tp_rank, -1 at its own
+	int tensor_fds_count; // without its own
+	uint32_t stage, stages, part, parts;
 	const char *name;
 	enum base_log_level level;
 };
@@ -46,7 +50,10 @@ static void usage(FILE *out)
 		"  --stages N         how many there are (1)\n"
 		"  --previous-fd N    socket to the stage before; all but the first need it\n"
 		"  --next-fd N        socket to the stage after; all but the last need it\n"
-		"  --name TEXT        what the process is called in lists and logs (rank-STAGE)\n"
+		"  --part N           which part of its layers this is (0)\n"
+		"  --parts N          how many ranks share its layers (1)\n"
+		"  --part-fd N        socket to another part of these layers; once for each, in their order\n"
+		"  --name TEXT        what the process is called in lists and logs (rank-STAGE, rank-STAGE.PART)\n"
 		"  --log-level WORD   error, warning, notice, info or debug (info)\n"
 		"  --help, --version\n\n"
 		"SIGTERM ends it after the pass under way; SIGINT and SIGHUP are left to thawd. It dies with thawd.\n"
@@ -95,11 +102,23 @@ static int check_arguments(const struct arguments *a)
 		fprintf(stderr, "thaw-rank: --stage %u of --stages %u\n", a->stage, a->stages);
 		return -EINVAL;
 	}
+	if (a->parts == 0 || a->part >= a->parts || a->parts * a->stages >= LINK_MAX_MEMBERS) {
+		fprintf(stderr, "thaw-rank: --part %u of --parts %u in %u stages; at most %u ranks\n", a->part,
+			a->parts, a->stages, LINK_MAX_MEMBERS - 1);
+		return -EINVAL;
+	}
 	int r = check_socket("fd", a->fd, true);
 	if (!r)
 		r = check_socket("previous-fd", a->previous_fd, a->stage > 0);
 	if (!r)
 		r = check_socket("next-fd", a->next_fd, a->stage + 1 < a->stages);
+	if (!r && (uint32_t)a->tensor_fds_count + 1 != a->parts) {
+		fprintf(stderr, "thaw-rank: %d times --part-fd for --parts %u: one for each other part\n",
+			a->tensor_fds_count, a->parts);
+		r = -EINVAL;
+	}
+	for (int i = 0; i < a->tensor_fds_count && !r; i++)
+		r = check_socket("part-fd", a->tensor_fds[i], true);
 	return r;
 }
 
@@ -109,9 +128,11 @@ static int parse_arguments(int argc, char **argv, struct arguments *a)
 	static const struct option options[] = {{"fd", required_argument, NULL, 'f'},
 		{"stage", required_argument, NULL, 's'}, {"stages", required_argument, NULL, 'S'},
 		{"previous-fd", required_argument, NULL, 'p'}, {"next-fd", required_argument, NULL, 'n'},
-		{"name", required_argument, NULL, 'N'}, {"log-level", required_argument, NULL, 'l'},
-		{"help", no_argument, NULL, 'h'}, {"version", no_argument, NULL, 'V'}, {0}};
-	int c, r = 0, at = 0, stage = 0, stages = 1;
+		{"part", required_argument, NULL, 't'}, {"parts", required_argument, NULL, 'T'},
+		{"part-fd", required_argument, NULL, 'P'}, {"name", required_argument, NULL, 'N'},
+		{"log-level", required_argument, NULL, 'l'}, {"help", no_argument, NULL, 'h'},
+		{"version", no_argument, NULL, 'V'}, {0}};
+	int c, r = 0, at = 0, stage = 0, stages = 1, part = 0, parts = 1;
 	*a = (struct arguments){.fd = -1, .previous_fd = -1, .next_fd = -1, .level = BASE_LOG_INFO};
 	while (!r && (c = getopt_long(argc, argv, "", options, &at)) >= 0) {
 		if (c == 'f')
@@ -124,6 +145,12 @@ static int parse_arguments(int argc, char **argv, struct arguments *a)
 			r = parse_number("previous-fd", optarg, 1 << 20, &a->previous_fd);
 		else if (c == 'n')
 			r = parse_number("next-fd", optarg, 1 << 20, &a->next_fd);
+		else if (c == 't')
+			r = parse_number("part", optarg, LINK_MAX_MEMBERS, &part);
+		else if (c == 'T')
+			r = parse_number("parts", optarg, LINK_MAX_MEMBERS - 1, &parts);
+		else if (c == 'P' && a->tensor_fds_count < (int)LINK_MAX_MEMBERS - 1)
+			r = parse_number("part-fd", optarg, 1 << 20, &a->tensor_fds[a->tensor_fds_count++]);
 		else if (c == 'N')
 			a->name = optarg;
 		else if (c == 'l')
@@ -145,6 +172,8 @@ static int parse_arguments(int argc, char **argv, struct arguments *a)
 	}
 	a->stage = (uint32_t)stage;
 	a->stages = (uint32_t)stages;
+	a->part = (uint32_t)part;
+	a->parts = (uint32_t)parts;
 	return r ? r : check_arguments(a);
 }
 
@@ -188,25 +217,46 @@ static int start_signal_thread(_Atomic bool *stop)
 	return -r;
 }
 
-static int serve(const struct arguments *a, struct base_log *log, const _Atomic bool *stop)
+/* The coordinator and the neighbour stages. */
+static int connect_all(const struct arguments *a, struct link_group **ret_group, struct base_error *e)
 {
-	int fds[LINK_MAX_MEMBERS], r;
-	struct link_group *group;
-	struct base_error e = {0};
+	int fds[LINK_MAX_MEMBERS];
+	uint32_t me = rank_member(a->stage, a->part, a->parts);
 	for (uint32_t i = 0; i < LINK_MAX_MEMBERS; i++)
 		fds[i] = -1;
 	fds[0] = a->fd;
 	if (a->stage > 0)
-		fds[a->stage] = a->previous_fd;
+		fds[me - a->parts] = a->previous_fd;
 	if (a->stage + 1 < a->stages)
-		fds[a->stage + 2] = a->next_fd;
-	r = link_local_ops.create(fds, 1 + a->stages, 1 + a->stage, 0, 0, base_clock_now_ns() + CONNECT_NS, &group, &e);
+		fds[me + a->parts] = a->next_fd;
+	return link_local_ops.create(
+		fds, 1 + a->stages * a->parts, me, 0, 0, base_clock_now_ns() + CONNECT_NS, ret_group, e);
+}
+
+/* The other parts of the same layers, of the epoch that the coordinator said. */
+static int connect_parts(const struct arguments *a, uint64_t epoch, struct link_group **ret_group, struct base_error *e)
+{
+	int fds[LINK_MAX_MEMBERS];
+	for (uint32_t i = 0, next = 0; i < a->parts; i++)
+		fds[i] = i == a->part ? -1 : a->tensor_fds[next++];
+	return link_local_ops.create(
+		fds, a->parts, a->part, epoch, TENSOR_RING_BYTES, base_clock_now_ns() + CONNECT_NS, ret_group, e);
+}
+
+static int serve(const struct arguments *a, struct base_log *log, const _Atomic bool *stop)
+{
+	struct link_group *group = NULL, *tensor = NULL;
+	struct base_error e = {0};
+	int r = connect_all(a, &group, &e);
+	if (r == 0 && a->parts > 1)
+		r = connect_parts(a, group->epoch, &tensor, &e);
 	if (r == 0) {
-		base_log_debug(log, "connected epoch=%llu stage=%u stages=%u", (unsigned long long)group->epoch,
-			a->stage, a->stages);
-		r = rank_serve_until(&link_local_ops, group, log, stop, &e);
-		link_local_ops.close(group);
+		base_log_debug(log, "connected epoch=%llu stage=%u stages=%u part=%u parts=%u",
+			(unsigned long long)group->epoch, a->stage, a->stages, a->part, a->parts);
+		r = rank_serve_until(&link_local_ops, group, tensor, log, stop, &e);
 	}
+	link_local_ops.close(tensor);
+	link_local_ops.close(group);
 	if (r == -ECONNRESET)
 		base_log_notice(log, "ends: %s", base_error_text(&e));
 	else if (r)
@@ -223,7 +273,7 @@ int main(int argc, char **argv)
 	int r = parse_arguments(argc, argv, &a);
 	if (r)
 		return r > 0 ? EXIT_SUCCESS : EXIT_USAGE;
-	snprintf(name, sizeof name, "rank-%u", a.stage);
+	snprintf(name, sizeof name, a.parts > 1 ? "rank-%u.%u" : "rank-%u", a.stage, a.part);
 	if (!a.name)
 		a.name = name;
 	settle_process(a.name);

@@ -167,6 +167,7 @@ static void walk_assign(struct walk *w, struct rank_assign *a)
 	u32(w, &a->stage);
 	u32(w, &a->stages);
 	require(w, a->stage < a->stages, "stage");
+	u64(w, &a->patience_ns);
 	walk_config(w, &a->config);
 }
 

@@ -2,9 +2,9 @@
  * Messages between the coordinator and its ranks, and their encoding: little-endian, length-checked, versioned.
  *
  * Coordinator -> rank (tag RANK_TAG_COMMAND): ASSIGN once, then OPEN / CLOSE of sequences and PASS, in order; STOP.
- * Rank -> coordinator (tag RANK_TAG_REPLY): PROGRESS and then READY or FAILED after ASSIGN; a RESULT for each PASS (last stage),
- * STATS about once a second and after STATS_REQUEST.
- * Stage -> next stage (tag RANK_TAG_HIDDEN): HIDDEN for each pass, with what went wrong so far; after it, when its status is 0, a
+ * Rank -> coordinator (tag RANK_TAG_REPLY): PROGRESS and then READY or FAILED after ASSIGN; a RESULT for each PASS (last stage,
+ * its first rank), STATS about once a second and after STATS_REQUEST.
+ * Stage -> next stage, each rank to that of its own tp_rank (tag RANK_TAG_HIDDEN): HIDDEN for each pass, with what went wrong so far; after it, when its status is 0, a
  * second message with the hidden rows, raw float32 (tokens, width).
  * Decoding never trusts: counts and indices are checked, nothing may follow the last field, and padding is zero, so that
  * what decodes has one encoding. Pure functions on the caller's memory: any thread.
@@ -16,7 +16,7 @@
 #include "base/error.h"
 #include "shard/rank/rank.h"
 
-#define RANK_MESSAGE_VERSION 2u // a test fails when the format changes and this does not
+#define RANK_MESSAGE_VERSION 3u // a test fails when the format changes and this does not
 #define RANK_TAG_COMMAND 1u
 #define RANK_TAG_REPLY 2u
 #define RANK_TAG_HIDDEN 3u
@@ -37,11 +37,19 @@ enum rank_message_type {
 	RANK_MESSAGE_HIDDEN = 128,
 };
 
+static inline uint32_t rank_member(uint32_t stage, uint32_t tp_rank, uint32_t tp_size)
+{
+	return 1 + stage * tp_size + tp_rank;
+}
+
 const char *rank_message_name(enum rank_message_type type); // "PASS"; "?" for others
 
 struct rank_assign {
 	uint64_t epoch;
-	uint32_t stage, stages; // member 0 of the group is the coordinator, member 1 + stage the ranks
+	/* Member 0 of the group is the coordinator, member rank_member() the rank of config.slice.tp_rank of a stage; the ranks of one
+	 * stage have a group of their own, in the order of tp_rank. */
+	uint32_t stage, stages;
+	uint64_t patience_ns; // that a rank waits for the others of its stage; 0: without end
 	struct rank_config config;
 };
 

@@ -31,9 +31,8 @@ static uint64_t huge_down(uint64_t bytes)
 
 int rank_check_config(const struct program *p, const struct rank_config *c, struct base_error *e)
 {
-	if (c->slice.tp_size != 1)
-		return base_error_set(e, -ENOTSUP, "part %u of %u of each layer: one host computes whole layers only",
-			c->slice.tp_rank, c->slice.tp_size);
+	if (c->slice.tp_size > 1 && program_check_parts(p, c->slice.tp_size, e))
+		return -EINVAL;
 	if (c->batch_tokens == 0 || c->batch_tokens > RANK_MAX_BATCH_TOKENS)
 		return base_error_set(
 			e, -EINVAL, "%u tokens in a pass; 1 to %u are allowed", c->batch_tokens, RANK_MAX_BATCH_TOKENS);
@@ -178,20 +177,25 @@ uint64_t rank_workspace_bytes(const struct program *p, const struct rank_config 
 	bytes += (uint64_t)c->sequences *
 		 (sizeof(struct rank_sequence) + (uint64_t)c->context_tokens * sizeof(uint32_t));
 	bytes += (uint64_t)p->config.vocab * 20; // sampling
-	return bytes;
+	return bytes + rank_tensor_bytes(p, c);
 }
 
 int rank_get_needs(
 	const struct program *p, const struct rank_config *config, struct rank_needs *ret_needs, struct base_error *e)
 {
 	struct pack_layout *l = NULL;
+	struct program *part = NULL; // that this rank runs
 	struct rank_sizes sizes;
 	struct rank_memory m = {0};
 	int status = rank_check_config(p, config, e);
 	if (!status)
 		status = pack_layout_build(p, &config->slice, &l, e);
-	if (status)
+	if (!status)
+		status = program_slice(p, config->slice.tp_rank, config->slice.tp_size, &part, e);
+	if (status) {
+		pack_layout_destroy(l);
 		return status;
+	}
 	rank_sum_sizes(p, &config->slice, l, &sizes);
 	pack_layout_destroy(l);
 	choose_slots(config, &sizes, &m);
@@ -199,15 +203,16 @@ int rank_get_needs(
 		.weights_all_bytes = huge_up(sizes.pass_bytes + sizes.lookup_bytes),
 		.weights_min_bytes = least_bytes(&sizes),
 		.slots_bytes = m.slots_bytes,
-		.workspace_bytes = rank_workspace_bytes(p, config),
+		.workspace_bytes = rank_workspace_bytes(part, config),
 		.pass_bytes = sizes.pass_bytes,
 		.token_macs = program_token_macs(p),
 		.pinned_bytes = sizes.pinned_bytes,
 		.rows_bytes = (uint64_t)sizes.row_slots * sizes.row_span_bytes,
 		.extent_bytes = sizes.longest_bytes,
 	};
-	status = kv_block_bytes(
-		config->kv_type, config->slice.layers, p->config.kv_heads, p->config.head_dim, &needs.kv_block_bytes);
+	status = kv_block_bytes(config->kv_type, config->slice.layers, part->config.kv_heads, p->config.head_dim,
+		&needs.kv_block_bytes);
+	program_destroy(part);
 	if (status)
 		return base_error_set(
 			e, status, "heads of %u elements do not fit the KV cache's type", p->config.head_dim);

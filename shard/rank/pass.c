@@ -127,6 +127,7 @@ struct walk {
 	struct base_error *e; // of the first failure
 	const uint8_t *cold; // the extent that is held
 	uint32_t slot;
+	int ended; // what ended the group of the parts: nothing can be done any more
 };
 
 // Sine and cosine in double precision: a float angle at position 100,000 would be off by thousandths.
@@ -250,6 +251,17 @@ static void do_attend(struct walk *k, const struct program_step *step)
 	r->ops->attend(r->backend, &a);
 }
 
+// Also after a failure: the others wait for this part's numbers, whatever they are.
+static void do_reduce(struct walk *k, const struct program_step *step, uint32_t n)
+{
+	struct rank *r = k->r;
+	if (k->ended || n == 0)
+		return;
+	k->ended = rank_tensor_sum(r, r->values[step->out], (size_t)n * r->program->values[step->out].width, k->e);
+	if (k->ended)
+		k->failed = k->ended;
+}
+
 static void do_small_step(struct walk *k, const struct program_step *step, uint32_t n)
 {
 	struct rank *r = k->r;
@@ -280,8 +292,24 @@ static void do_small_step(struct walk *k, const struct program_step *step, uint3
 		break;
 	case PROGRAM_EMBED:
 	case PROGRAM_MATMUL:
+	case PROGRAM_REDUCE:
 		break; // done elsewhere
 	}
+}
+
+static void embed(struct walk *k, float *x)
+{
+	struct rank *r = k->r;
+	uint32_t file = r->program->config.tied_head ? PACK_LAYER_HEAD : PACK_LAYER_EMBED;
+	bool cut = r->program->weights[r->program->steps[0].weight].rows < r->program->config.vocab;
+	k->failed = cut ? rank_tensor_embed(r, k->pass->tokens, k->tokens, x)
+			: rank_rows_embed(r, k->pass->tokens, k->tokens, x);
+	if (!k->failed)
+		return;
+	char name[64];
+	pack_file_name(file, r->config.slice.tp_rank, r->config.slice.tp_size, name);
+	base_error_set(k->e, k->failed, "%s/%s: rows of the token embedding: %s", r->config.store_directory, name,
+		k->failed == -EBADMSG ? "checksum does not match, read twice" : strerrordesc_np(-k->failed));
 }
 
 static void walk_ops(struct walk *k)
@@ -290,25 +318,17 @@ static void walk_ops(struct walk *k)
 	float *x = r->values[r->program->steps[0]
 				     .out]; // the residual: what goes from layer to layer, and from stage to stage
 	size_t hidden_bytes = (size_t)k->tokens * r->program->config.width * sizeof(float);
-	if (r->first_stage) {
-		// Before anything of the ring is taken: a failure leaves the stream where it is.
-		k->failed = rank_rows_embed(r, k->pass->tokens, k->tokens, x);
-		if (k->failed) {
-			char name[64];
-			pack_file_name(PACK_LAYER_EMBED, 0, 1, name);
-			base_error_set(k->e, k->failed, "%s/%s: rows of the token embedding: %s",
-				r->config.store_directory, name,
-				k->failed == -EBADMSG ? "checksum does not match, read twice"
-						      : strerrordesc_np(-k->failed));
-			return;
-		}
-	} else {
+	if (r->first_stage)
+		embed(k, x);
+	else
 		r->ops->upload(r->backend, x, k->pass->hidden_in, hidden_bytes);
-	}
+	bool leave_ring = k->failed; // nothing of it is taken yet: the stream stays where it is
 	for (uint32_t i = 0; i < r->op_count; i++) {
 		const struct rank_op *op = &r->op[i];
 		uint32_t n = op->selected ? k->rows : k->tokens;
-		if (op->step->op == PROGRAM_MATMUL)
+		if (op->step->op == PROGRAM_REDUCE)
+			do_reduce(k, op->step, n);
+		else if (op->step->op == PROGRAM_MATMUL && !leave_ring)
 			do_matmul(k, op, n);
 		else if (!k->failed && n > 0)
 			do_small_step(k, op->step, n);
@@ -332,7 +352,7 @@ static void write_outputs(struct walk *k)
 	struct rank *r = k->r;
 	const struct rank_pass *pass = k->pass;
 	uint32_t row = 0, vocab = r->program->config.vocab;
-	if (k->rows && r->logits_host != r->values[r->program->logits])
+	if (k->rows && !r->gathered && r->logits_host != r->values[r->program->logits])
 		r->ops->download(r->backend, r->logits_host, r->values[r->program->logits],
 			(size_t)k->rows * vocab * sizeof(float));
 	for (uint32_t i = 0; i < pass->entries_count && r->last_stage; i++) {
@@ -356,30 +376,92 @@ static void write_outputs(struct walk *k)
 	}
 }
 
+// What the other parts made of the pass, to the first one.
+static int finish_together(struct walk *k)
+{
+	struct rank_pass_result *result = k->result;
+	struct rank_tail tail = {
+		.status = k->failed,
+		.total_ns = result->total_ns,
+		.stall_ns = result->stall_ns,
+		.cold_bytes = result->cold_bytes,
+	};
+	if (k->failed)
+		tail.e = *k->e;
+	int status = rank_tensor_tails(k->r, &tail, k->e);
+	if (!status && k->rows)
+		status = rank_tensor_gather(k->r, k->rows, k->e);
+	if (status)
+		return status;
+	if (!k->failed && tail.status)
+		*k->e = tail.e;
+	k->failed = tail.status;
+	result->total_ns = tail.total_ns;
+	result->stall_ns = tail.stall_ns;
+	result->cold_bytes = tail.cold_bytes;
+	return 0;
+}
+
+/* A pass that one part refuses all refuse, for the first one's reason. */
+static int agree(struct rank *r, int refused, struct base_error *e)
+{
+	bool refuse = false;
+	struct base_error why = *e;
+	int status = rank_tensor_agree(r, refused, &refuse, e);
+	if (status || !refuse)
+		return status;
+	struct rank_tail tail = {.status = refused, .e = why};
+	status = rank_tensor_tails(r, &tail, e);
+	if (status)
+		return status;
+	return base_error_set(e, -EINVAL, "%s", tail.status ? tail.e.message : "another part refused the pass");
+}
+
+static void run(struct walk *k)
+{
+	struct rank *r = k->r;
+	uint64_t start = base_clock_now_ns();
+	struct offload_stream_stats before = {0}, after = {0};
+	if (r->stream)
+		offload_stream_get_stats(r->stream, &before);
+	prepare(k);
+	walk_ops(k);
+	if (r->stream)
+		offload_stream_get_stats(r->stream, &after);
+	k->result->total_ns = base_clock_now_ns() - start;
+	k->result->stall_ns = after.stall_ns - before.stall_ns;
+	k->result->cold_bytes = r->placement.cold_bytes;
+}
+
 int rank_run(struct rank *r, const struct rank_pass *pass, struct rank_pass_result *result, struct base_error *e)
 {
 	uint64_t start = base_clock_now_ns();
-	struct offload_stream_stats before = {0}, after = {0};
+	struct base_error own = {0};
+	e = e ? e : &own;
+	if (r->config.slice.tp_size > 1 && !r->tensor)
+		return base_error_set(e, -EINVAL, "a part of layers without the other parts");
 	int status = rank_check_pass(r, pass, result, e);
+	if (r->tensor)
+		status = agree(r, status, e);
 	if (status)
 		return status;
-	if (r->stream)
-		offload_stream_get_stats(r->stream, &before);
 	struct walk k = {.r = r, .pass = pass, .result = result, .e = e};
 	result->outputs_count = 0;
-	prepare(&k);
-	walk_ops(&k);
+	run(&k);
+	uint64_t stall_ns = result->stall_ns;
+	status = k.ended;
+	if (r->tensor && !status)
+		status = finish_together(&k);
+	if (status)
+		return status;
 	for (uint32_t i = 0; i < pass->entries_count; i++)
 		result->entry_status[i] = k.failed;
-	if (!k.failed)
+	if (!k.failed && r->config.slice.tp_rank == 0)
 		write_outputs(&k);
-	if (r->stream)
-		offload_stream_get_stats(r->stream, &after);
-	result->total_ns = base_clock_now_ns() - start;
-	result->stall_ns = after.stall_ns - before.stall_ns;
-	result->cold_bytes = r->placement.cold_bytes;
+	uint64_t took_ns = base_clock_now_ns() - start;
+	result->total_ns = took_ns > result->total_ns ? took_ns : result->total_ns;
 	atomic_fetch_add_explicit(&r->passes, 1, memory_order_relaxed);
-	atomic_fetch_add_explicit(&r->pass_ns, result->total_ns, memory_order_relaxed);
-	atomic_fetch_add_explicit(&r->compute_ns, result->total_ns - result->stall_ns, memory_order_relaxed);
+	atomic_fetch_add_explicit(&r->pass_ns, took_ns, memory_order_relaxed);
+	atomic_fetch_add_explicit(&r->compute_ns, took_ns - stall_ns, memory_order_relaxed);
 	return 0;
 }

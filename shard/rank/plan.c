@@ -24,7 +24,8 @@ static bool step_on_stage(const struct rank *r, uint32_t s)
 	const struct pack_slice *slice = &r->config.slice;
 	if (step->layer != PROGRAM_NONE)
 		return step->layer >= slice->first_layer && step->layer - slice->first_layer < slice->layers;
-	return step->op == PROGRAM_EMBED ? r->first_stage : r->last_stage;
+	bool embeds = step->op == PROGRAM_EMBED || step->op == PROGRAM_REDUCE; // the sum of looked-up rows
+	return embeds ? r->first_stage : r->last_stage;
 }
 
 static int index_pieces(struct planner *k)

@@ -17,6 +17,19 @@ static int no_memory(struct base_error *e)
 	return base_error_set(e, -ENOMEM, "no memory for the workspace");
 }
 
+/* What this rank runs of the whole program. */
+static int take_part(struct rank *r, struct base_error *e)
+{
+	const struct pack_slice *s = &r->config.slice;
+	struct program *part = NULL;
+	int status = s->tp_size > 1 ? program_slice(r->program, s->tp_rank, s->tp_size, &part, e) : 0;
+	if (status || !part)
+		return status;
+	program_destroy(r->program);
+	r->program = part;
+	return 0;
+}
+
 static int load_program(struct rank *r, struct base_error *e)
 {
 	struct format_gguf *g = NULL;
@@ -35,6 +48,8 @@ static int load_program(struct rank *r, struct base_error *e)
 		status = rank_check_config(r->program, &r->config, e);
 	if (!status)
 		status = pack_layout_build(r->program, &r->config.slice, &r->layout, e);
+	if (!status)
+		status = take_part(r, e);
 	if (status)
 		return status;
 	const struct pack_slice *s = &r->config.slice;
@@ -145,6 +160,8 @@ static int take_workspace(struct rank *r, struct base_error *e)
 	// Both backends so far compute in host memory: what they hold is read and written in place.
 	r->cos_sin_host = r->cos_sin;
 	r->logits_host = r->values[r->program->logits];
+	if (rank_tensor_create(r))
+		return no_memory(e);
 	for (uint32_t i = 0; i < c->sequences; i++)
 		r->sequences[i].history = r->history + (size_t)i * c->context_tokens;
 	set_rope_frequencies(r);
@@ -210,7 +227,7 @@ void rank_destroy(struct rank *r)
 	program_destroy(r->program);
 	void *tables[] = {r->stores, r->fds, r->hot, r->ring, r->row_slots, r->lookup_piece, r->values, r->vectors,
 		r->op, r->runs, r->parts, r->part_offsets, r->rope_frequencies, r->attend_tokens, r->embed_rows,
-		r->selected, r->written_by, r->sequences, r->history};
+		r->selected, r->written_by, r->sequences, r->history, r->gathered, r->embed_tokens, r->zeros, r->tail};
 	for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++)
 		free(tables[i]);
 	free(r);

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "offload/stream.h"
 #include "shard/kv/kv.h"
+#include "shard/link/link.h"
 #include "shard/pack/pack.h"
 #include "shard/program/program.h"
 #include "shard/sample/sample.h"
@@ -106,7 +107,7 @@ struct rank_output {
 };
 
 struct rank_pass_result {
-	struct rank_output *outputs; // caller's room: logits_rows of them
+	struct rank_output *outputs; // caller's room: logits_rows of them; NULL where tp_rank is not 0
 	uint32_t outputs_count;
 	float *hidden_out; // (tokens, width): room for the next stage; NULL on the last stage
 	int *entry_status; // caller's room, (entries): 0 or -EBADMSG, -EIO (the pass failed for this entry)
@@ -120,12 +121,20 @@ void rank_destroy(struct rank *r);
 void rank_get_placement(const struct rank *r, struct rank_placement *ret_placement);
 const struct program *rank_program(const struct rank *r);
 
+/* A rank with slice.tp_size > 1 computes with the other parts of its layers: member i of the group is the rank with
+ * slice.tp_rank i. Before the first pass; the group stays the caller's, and is used by rank_run alone from then on. No member
+ * waits for another one longer than patience_ns (0: without end). -EINVAL when the group does not fit the slice. */
+int rank_join(struct rank *r, struct link_group *tensor, uint64_t patience_ns, struct base_error *e);
+
 /* A sequence's sampling state: params and the prompt's length. Its tokens are learnt from the passes. -ENOSPC, -EEXIST, -EINVAL. */
 int rank_sequence_open(struct rank *r, uint32_t sequence, const struct sample_params *params, uint32_t prompt_tokens);
 void rank_sequence_close(struct rank *r, uint32_t sequence);
 
 /* One traversal. -EINVAL with text for a pass that is not well-formed (nothing ran); 0 otherwise, even when cold data failed:
- * entry_status says so, and e the layer, the file and the place in it. */
+ * entry_status says so, and e the layer, the file and the place in it.
+ * With other parts of the layers: all members run the same passes. What one of them refuses all refuse; outputs, the first failure
+ * and the sums of times and bytes are with member 0, hidden rows are the same bits on each. -ECONNRESET, -ETIMEDOUT, -EPROTO
+ * with text: the group ended, and the rank can only be destroyed. */
 int rank_run(struct rank *r, const struct rank_pass *pass, struct rank_pass_result *result, struct base_error *e);
 
 /* For tests: the logits rows of the last run, (logits rows, vocab), in the order of outputs. */

@@ -13,7 +13,7 @@
 
 static int index_groups(struct rank *r, uint32_t weight)
 {
-	const struct pack_cut *cut = &r->layout->cuts[weight];
+	const struct program_cut *cut = &r->layout->cuts[weight];
 	uint64_t row_bytes = 0;
 	int status = quant_row_bytes(r->program->weights[weight].type, cut->cols, &row_bytes);
 	r->lookup_group_bytes = row_bytes * QUANT_GROUP_ROWS;

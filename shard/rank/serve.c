@@ -24,7 +24,7 @@ struct outgoing {
 
 struct serve {
 	const struct link_ops *link;
-	struct link_group *group;
+	struct link_group *group, *tensor;
 	struct base_log *log;
 	const _Atomic bool *stop;
 	struct base_error *error;
@@ -44,6 +44,8 @@ struct serve {
 	struct rank_assign assign;
 	uint32_t width;
 	bool first, last; // of the stages
+	bool answers; // the first rank of the last stage
+	uint32_t before, after; // members: the rank of the stage before and after with the same tp_rank
 	struct link_request hidden_in;
 	uint8_t *head_in; // HIDDEN of the stage before
 	float *rows_in; // (batch_tokens, width)
@@ -161,9 +163,15 @@ static int check_assign(const struct serve *s, struct base_error *e)
 	if (a->epoch != s->group->epoch)
 		return base_error_set(e, -EINVAL, "rank: assigned for epoch %llu, its group is of epoch %llu",
 			(unsigned long long)a->epoch, (unsigned long long)s->group->epoch);
-	if (a->stages + 1 != s->group->members || a->stage + 1 != s->group->me)
-		return base_error_set(e, -EINVAL, "rank: assigned as stage %u of %u, it is member %u of %u", a->stage,
-			a->stages, s->group->me, s->group->members);
+	const struct pack_slice *slice = &a->config.slice;
+	if ((uint64_t)a->stages * slice->tp_size + 1 != s->group->members ||
+		rank_member(a->stage, slice->tp_rank, slice->tp_size) != s->group->me)
+		return base_error_set(e, -EINVAL,
+			"rank: assigned as part %u of %u of stage %u of %u, it is member %u of %u", slice->tp_rank,
+			slice->tp_size, a->stage, a->stages, s->group->me, s->group->members);
+	if (slice->tp_size > 1 && !s->tensor)
+		return base_error_set(e, -EINVAL, "rank: assigned part %u of %u, it has no link to the other parts",
+			slice->tp_rank, slice->tp_size);
 	if (a->config.batch_tokens == 0 || a->config.sequences == 0)
 		return base_error_set(e, -EINVAL, "rank: assigned with no tokens or no sequences in a pass");
 	return 0;
@@ -187,7 +195,7 @@ static int take_pass_buffers(struct serve *s, struct base_error *e)
 	uint64_t row_bytes = s->width * sizeof(float);
 	int r = 0;
 	s->result.room_bytes = HEAD_BYTES + (size_t)c->logits_rows * OUTPUT_BYTES;
-	if (s->last) {
+	if (s->answers) {
 		r = take((void **)&s->result.data, 1, s->result.room_bytes, "a result", e);
 		if (!r)
 			r = take((void **)&s->outputs, c->logits_rows, sizeof *s->outputs, "outputs", e);
@@ -211,10 +219,16 @@ static int load(struct serve *s, struct base_error *e)
 	int r = check_assign(s, e);
 	if (!r)
 		r = rank_create(&s->assign.config, &s->rank, e, on_progress, s);
+	if (!r && s->tensor)
+		r = rank_join(s->rank, s->tensor, s->assign.patience_ns, e);
 	if (r)
 		return r;
+	const struct pack_slice *slice = &s->assign.config.slice;
 	s->first = s->assign.stage == 0;
 	s->last = s->assign.stage + 1 == s->assign.stages;
+	s->answers = s->last && slice->tp_rank == 0;
+	s->before = s->group->me - slice->tp_size; // of the first stage: not used
+	s->after = s->group->me + slice->tp_size;
 	s->width = rank_program(s->rank)->config.width;
 	return take_pass_buffers(s, e);
 }
@@ -251,14 +265,14 @@ static int handle_assign(struct serve *s, const struct rank_assign *assign)
 
 static int receive_from_before(struct serve *s, void *data, size_t room_bytes)
 {
-	s->link->receive(s->group, s->group->me - 1, RANK_TAG_HIDDEN, data, room_bytes, &s->hidden_in);
+	s->link->receive(s->group, s->before, RANK_TAG_HIDDEN, data, room_bytes, &s->hidden_in);
 	return wait_for(s, &s->hidden_in);
 }
 
 /* What the stages before made of this pass, and its rows. The outcome's arrays stay valid for the pass. */
 static int receive_hidden(struct serve *s, const struct rank_pass *pass, struct rank_outcome *ret_so_far)
 {
-	uint32_t before = s->group->me - 2; // stage
+	uint32_t before = s->assign.stage - 1;
 	struct rank_message m;
 	int status = receive_from_before(s, s->head_in, HEAD_BYTES);
 	if (!status)
@@ -284,8 +298,8 @@ static int receive_hidden(struct serve *s, const struct rank_pass *pass, struct 
 	return status;
 }
 
-/* Runs the pass and joins its outcome with that of the stages before. */
-static void run_pass(struct serve *s, struct rank_pass *pass, float *rows_out, struct rank_outcome *o)
+/* Runs the pass and joins its outcome with that of the stages before. An error: the ranks of this stage have come apart. */
+static int run_pass(struct serve *s, struct rank_pass *pass, float *rows_out, struct rank_outcome *o)
 {
 	struct rank_pass_result result = {
 		.outputs = s->outputs, .hidden_out = rows_out, .entry_status = s->entry_status};
@@ -293,6 +307,8 @@ static void run_pass(struct serve *s, struct rank_pass *pass, float *rows_out, s
 	memset(s->entry_status, 0, sizeof s->entry_status);
 	struct base_error e = {0};
 	o->status = rank_run(s->rank, pass, &result, &e);
+	if (o->status && o->status != -EINVAL)
+		return base_error_set(s->error, o->status, "rank: %s", base_error_text(&e));
 	if (o->status || !o->e.message[0]) // the first stage's failure counts
 		o->e = e;
 	if (o->status) {
@@ -300,7 +316,7 @@ static void run_pass(struct serve *s, struct rank_pass *pass, float *rows_out, s
 		o->e.code = o->status;
 		if (!o->e.message[0])
 			base_error_set(&o->e, o->status, "stage %u: %s", s->assign.stage, base_error_text(&o->e));
-		return;
+		return 0;
 	}
 	for (uint32_t i = 0; i < pass->entries_count && o->entry_status; i++) {
 		if (o->entry_status[i])
@@ -309,10 +325,11 @@ static void run_pass(struct serve *s, struct rank_pass *pass, float *rows_out, s
 	o->entries_count = pass->entries_count;
 	o->entry_status = s->entry_status;
 	o->outputs = result.outputs;
-	o->outputs_count = s->last ? result.outputs_count : 0;
+	o->outputs_count = s->answers ? result.outputs_count : 0;
 	o->total_ns = result.total_ns > o->total_ns ? result.total_ns : o->total_ns;
 	o->stall_ns += result.stall_ns;
 	o->cold_bytes += result.cold_bytes;
+	return 0;
 }
 
 static int handle_pass(struct serve *s, struct rank_pass *pass)
@@ -334,13 +351,14 @@ static int handle_pass(struct serve *s, struct rank_pass *pass)
 		return status;
 	m.result.pass = pass->pass;
 	if (!m.result.status)
-		run_pass(s, pass, s->last ? NULL : (float *)rows->data, &m.result);
+		status = run_pass(s, pass, s->last ? NULL : (float *)rows->data, &m.result);
+	if (status || (s->last && !s->answers))
+		return status;
 	if (s->last)
 		return send_message(s, head, 0, RANK_TAG_REPLY, &m);
-	uint32_t next = s->group->me + 1;
-	status = send_message(s, head, next, RANK_TAG_HIDDEN, &m);
+	status = send_message(s, head, s->after, RANK_TAG_HIDDEN, &m);
 	if (!status && !m.result.status)
-		send_bytes(s, rows, next, RANK_TAG_HIDDEN, (size_t)pass->tokens_count * s->width * sizeof(float));
+		send_bytes(s, rows, s->after, RANK_TAG_HIDDEN, (size_t)pass->tokens_count * s->width * sizeof(float));
 	s->hidden_turn = 1 - s->hidden_turn;
 	return status;
 }
@@ -442,6 +460,8 @@ static void finish(struct serve *s, int status)
 	}
 	s->link->revoke(s->group);
 	s->link->progress(s->group, UINT32_MAX);
+	if (s->tensor)
+		s->tensor->ops->revoke(s->tensor);
 	for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
 		free(all[i]->data);
 	rank_destroy(s->rank);
@@ -455,8 +475,8 @@ static void finish(struct serve *s, int status)
 	free(s);
 }
 
-int rank_serve_until(const struct link_ops *link, struct link_group *group, struct base_log *log,
-	const _Atomic bool *stop, struct base_error *e)
+int rank_serve_until(const struct link_ops *link, struct link_group *group, struct link_group *tensor,
+	struct base_log *log, const _Atomic bool *stop, struct base_error *e)
 {
 	struct serve *s = calloc(1, sizeof *s);
 	struct base_error own;
@@ -464,6 +484,7 @@ int rank_serve_until(const struct link_ops *link, struct link_group *group, stru
 		return base_error_set(e, -ENOMEM, "rank: no memory");
 	s->link = link;
 	s->group = group;
+	s->tensor = tensor;
 	s->log = log;
 	s->stop = stop;
 	s->error = e ? e : &own;
@@ -481,7 +502,8 @@ int rank_serve_until(const struct link_ops *link, struct link_group *group, stru
 	return r;
 }
 
-int rank_serve(const struct link_ops *link, struct link_group *group, struct base_log *log, struct base_error *e)
+int rank_serve(const struct link_ops *link, struct link_group *group, struct link_group *tensor, struct base_log *log,
+	struct base_error *e)
 {
-	return rank_serve_until(link, group, log, NULL, e);
+	return rank_serve_until(link, group, tensor, log, NULL, e);
 }

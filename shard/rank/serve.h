@@ -2,9 +2,11 @@
  * The life of a rank behind a link: waits for ASSIGN, loads, then runs passes until STOP or until the group is revoked.
  * `thaw-rank` calls it with the sockets it inherited; tests call it in threads of one process.
  *
- * Group: member 0 the coordinator, member 1 + stage the ranks. The coordinator sends OPEN, CLOSE and PASS to every
- * stage, in the same order. Several passes may be queued on the link; they run in order. Stage 0 reads tokens, later
- * stages receive hidden rows from the stage before. A stage goes on to its next pass while the next stage still computes:
+ * Groups: `group` has the coordinator as member 0 and all ranks (rank_member of message.h); `tensor` has the ranks of one stage,
+ * by tp_rank, and is NULL where each stage is one rank. The coordinator sends OPEN, CLOSE and PASS to every rank, in the same
+ * order. Several passes may be queued on the link; they run in order. Stage 0 reads tokens, later
+ * stages receive hidden rows from the stage before, each rank from that of its own tp_rank, so that no rank waits for a second
+ * hop; the first rank of a stage collects what the others have to say. A stage goes on to its next pass while the next stage still computes:
  * its rows are buffered twice here and in the link's ring, so a ring with room for the rows of a pass
  * (batch_tokens * width * 4 bytes) lets all stages work at the same time.
  * A pass that one stage refuses is skipped by the later ones, and the last one reports it; an entry that failed in one
@@ -13,7 +15,7 @@
  *
  * (The end of a neighbour that stopped first may overtake STOP: then -ECONNRESET.)
  *
- * One thread, the stage thread. The group is revoked at the end; the caller closes it. Returns 0 after STOP (or *stop), -ECONNRESET when the
+ * One thread, the stage thread. The groups are revoked at the end; the caller closes them. Returns 0 after STOP (or *stop), -ECONNRESET when the
  * group ended, -EBADMSG or -EPROTO with text for a peer that breaks the protocol, or the error of ASSIGN (which
  * was also sent as FAILED).
  */
@@ -26,8 +28,9 @@
 #include "base/log.h"
 #include "shard/link/link.h"
 
-int rank_serve(const struct link_ops *link, struct link_group *group, struct base_log *log, struct base_error *e);
+int rank_serve(const struct link_ops *link, struct link_group *group, struct link_group *tensor, struct base_log *log,
+	struct base_error *e);
 
 /* The same, and ends after the pass under way when *stop becomes true (noticed within 200 ms); stop may be NULL. */
-int rank_serve_until(const struct link_ops *link, struct link_group *group, struct base_log *log,
-	const _Atomic bool *stop, struct base_error *e);
+int rank_serve_until(const struct link_ops *link, struct link_group *group, struct link_group *tensor,
+	struct base_log *log, const _Atomic bool *stop, struct base_error *e);

@@ -134,9 +134,8 @@ static void contents_equal_the_source(struct source *s, uint32_t tp_size)
 		float *want = source_matrix(s, w);
 		uint64_t covered = 0;
 		for (uint32_t rank = 0; rank < tp_size; rank++) {
-			struct pack_slice slice = {0, s->p->config.layers, rank, tp_size};
-			struct pack_cut cut;
-			assert_int_equal(pack_cut_weight(s->p, &slice, i, &cut, NULL), 0);
+			struct program_cut cut;
+			program_cut_weight(s->p, rank, tp_size, i, &cut);
 			struct offload_store *store = open_store(&result, pack_weight_file(s->p, i), rank, tp_size);
 			uint32_t tensors, at = 0;
 			const struct offload_store_tensor *t = offload_store_tensors(store, &tensors);
@@ -203,10 +202,11 @@ static void cuts_that_cannot_be_are_refused(void **state)
 	struct base_error e = {0};
 	source_init(&s, &m);
 	assert_int_equal(pack(&s, 0, 3, &result, &e), -EINVAL);
-	assert_non_null(strstr(e.message, "attn_q.weight cannot be cut for 3 ranks: its heads do not divide"));
+	assert_non_null(strstr(e.message,
+		"cannot be cut into 3 parts: its 4 heads, which share 2 KV heads, do not divide by 3 (possible: 1)"));
 	assert_int_equal(pack(&s, 0, 2, &result, &e), -EINVAL);
-	assert_non_null(
-		strstr(e.message, "attn_output.weight cannot be cut for 2 ranks: its heads do not end at borders"));
+	assert_non_null(strstr(e.message, "the 128 columns of attn_output for 2 heads do not end at a border of its "
+					  "type's blocks of 256"));
 	assert_int_equal(pack(&s, 2, 2, &result, &e), -EINVAL);
 	source_finish(&s);
 }
@@ -217,11 +217,10 @@ static void ranks_beyond_the_kv_heads_share_them(void **state)
 	struct source s;
 	source_init(&s, &m);
 	for (uint32_t rank = 0; rank < 4; rank++) {
-		struct pack_slice slice = {0, 2, rank, 4};
-		struct pack_cut cut;
+		struct program_cut cut;
 		for (uint32_t i = 0; i < s.p->weights_count; i++) {
 			const struct program_weight *w = &s.p->weights[i];
-			assert_int_equal(pack_cut_weight(s.p, &slice, i, &cut, NULL), 0);
+			program_cut_weight(s.p, rank, 4, i, &cut);
 			if (w->split == PROGRAM_SPLIT_KV_HEADS) {
 				assert_int_equal(cut.first_row, rank / 2 * 16);
 				assert_int_equal(cut.rows, 16);

@@ -14,63 +14,88 @@ static const struct link_ops *const ops = &link_local_ops;
 static void *stage_main(void *arg)
 {
 	struct stage *s = arg;
-	struct link_group *g;
+	struct link_group *g = NULL, *parts = NULL;
 	s->status = ops->create(s->fds, s->members, s->me, 0, 0, SECONDS(10), &g, &s->error);
-	if (s->status)
-		return NULL;
-	s->status = rank_serve_until(ops, g, NULL, &s->stop, &s->error);
+	if (!s->status && s->parts > 1)
+		s->status =
+			ops->create(s->part_fds, s->parts, s->part, g->epoch, 65536, SECONDS(10), &parts, &s->error);
+	if (!s->status)
+		s->status = rank_serve_until(ops, g, parts, NULL, &s->stop, &s->error);
+	ops->close(parts);
 	ops->close(g);
 	return NULL;
 }
 
+static void connect_pair(int *a, int *b)
+{
+	int pair[2];
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+	*a = pair[0];
+	*b = pair[1];
+}
+
 void fleet_start(struct fleet *f, uint32_t stages, size_t ring_bytes)
 {
-	int fds[1 + STAGES] = {-1, -1, -1, -1}, pair[2];
+	fleet_start_parts(f, stages, 1, ring_bytes);
+}
+
+void fleet_start_parts(struct fleet *f, uint32_t stages, uint32_t parts, size_t ring_bytes)
+{
+	int fds[1 + RANKS];
 	struct base_error e;
 	memset(f, 0, sizeof *f);
+	memset(fds, 0xff, sizeof fds);
 	f->stages = stages;
-	for (uint32_t i = 0; i < stages; i++)
+	f->parts = parts;
+	f->ranks = stages * parts;
+	for (uint32_t i = 0; i < f->ranks; i++) {
 		memset(f->stage[i].fds, 0xff, sizeof f->stage[i].fds);
-	for (uint32_t i = 0; i < stages; i++) {
-		assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
-		fds[1 + i] = pair[0];
-		f->stage[i].fds[0] = pair[1];
-		if (i + 1 == stages)
-			break;
-		assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
-		f->stage[i].fds[2 + i] = pair[0];
-		f->stage[i + 1].fds[1 + i] = pair[1];
+		memset(f->stage[i].part_fds, 0xff, sizeof f->stage[i].part_fds);
 	}
-	for (uint32_t i = 0; i < stages; i++) {
-		f->stage[i].members = 1 + stages;
-		f->stage[i].me = 1 + i;
+	for (uint32_t i = 0; i < f->ranks; i++) {
+		struct stage *s = &f->stage[i];
+		s->parts = parts;
+		s->part = i % parts;
+		s->members = 1 + f->ranks;
+		s->me = 1 + i;
+		connect_pair(&fds[1 + i], &s->fds[0]);
+		if (i + parts < f->ranks)
+			connect_pair(&s->fds[1 + i + parts], &f->stage[i + parts].fds[1 + i]);
+		for (uint32_t other = i + 1; other < (i / parts + 1) * parts; other++)
+			connect_pair(&s->part_fds[other % parts], &f->stage[other].part_fds[s->part]);
+	}
+	for (uint32_t i = 0; i < f->ranks; i++)
 		assert_int_equal(pthread_create(&f->stage[i].thread, NULL, stage_main, &f->stage[i]), 0);
-	}
-	assert_int_equal(ops->create(fds, 1 + stages, 0, EPOCH, ring_bytes, SECONDS(10), &f->group, &e), 0);
+	assert_int_equal(ops->create(fds, 1 + f->ranks, 0, EPOCH, ring_bytes, SECONDS(10), &f->group, &e), 0);
 	assert_int_equal(rank_message_scratch_create(&f->scratch), 0);
 }
 
-void fleet_tell(struct fleet *f, uint32_t stage, const struct rank_message *m)
+uint32_t fleet_last(const struct fleet *f)
+{
+	return (f->stages - 1) * f->parts;
+}
+
+void fleet_tell(struct fleet *f, uint32_t rank, const struct rank_message *m)
 {
 	struct link_request r;
 	int64_t n = rank_message_encode(m, f->out, sizeof f->out);
 	assert_true(n > 0);
-	ops->send(f->group, 1 + stage, RANK_TAG_COMMAND, f->out, (size_t)n, &r);
+	ops->send(f->group, 1 + rank, RANK_TAG_COMMAND, f->out, (size_t)n, &r);
 	assert_int_equal(ops->wait(f->group, &r, SECONDS(10)), 0);
 }
 
 void fleet_tell_all(struct fleet *f, const struct rank_message *m)
 {
-	for (uint32_t i = 0; i < f->stages; i++)
+	for (uint32_t i = 0; i < f->ranks; i++)
 		fleet_tell(f, i, m);
 }
 
-int fleet_hear(struct fleet *f, uint32_t stage)
+int fleet_hear(struct fleet *f, uint32_t rank)
 {
 	for (;;) {
 		struct link_request r;
 		struct base_error e;
-		ops->receive(f->group, 1 + stage, RANK_TAG_REPLY, f->room, sizeof f->room, &r);
+		ops->receive(f->group, 1 + rank, RANK_TAG_REPLY, f->room, sizeof f->room, &r);
 		int status = ops->wait(f->group, &r, SECONDS(10));
 		if (status == -ETIMEDOUT)
 			ops->cancel(f->group, &r);
@@ -88,17 +113,17 @@ int fleet_hear(struct fleet *f, uint32_t stage)
 
 void fleet_stop(struct fleet *f, int expected)
 {
-	struct link_request r[STAGES];
+	struct link_request r[RANKS];
 	int64_t n = rank_message_encode(&(struct rank_message){.type = RANK_MESSAGE_STOP}, f->out, sizeof f->out);
-	for (uint32_t i = 0; i < f->stages && expected == 0; i++)
+	for (uint32_t i = 0; i < f->ranks && expected == 0; i++)
 		ops->send(f->group, 1 + i, RANK_TAG_COMMAND, f->out, (size_t)n, &r[i]);
 	if (expected)
 		ops->revoke(f->group);
 	bool stopped = false;
-	for (uint32_t i = 0; i < f->stages; i++) {
+	for (uint32_t i = 0; i < f->ranks; i++) {
 		pthread_join(f->stage[i].thread, NULL);
 		stopped |= f->stage[i].status == expected;
-		if (f->stages == 1 || f->stage[i].status != -ECONNRESET) // or a neighbour's end came before the STOP
+		if (f->ranks == 1 || f->stage[i].status != -ECONNRESET) // or a neighbour's end came before the STOP
 			assert_int_equal(f->stage[i].status, expected);
 	}
 	assert_true(stopped);

@@ -13,20 +13,22 @@
 
 #define SECONDS(n) (base_clock_now_ns() + (n)*BASE_NS_PER_SECOND)
 #define STAGES 3u // at most
+#define RANKS 6u // at most: stages * parts
 #define EPOCH 5u
 
 struct stage {
 	pthread_t thread;
-	int fds[1 + STAGES];
-	uint32_t members, me;
+	int fds[1 + RANKS]; // of the group of all
+	int part_fds[RANKS]; // of the group of its stage
+	uint32_t members, me, parts, part;
 	int status;
 	struct base_error error;
 	_Atomic bool stop;
 };
 
 struct fleet { // the coordinator and its ranks
-	uint32_t stages;
-	struct stage stage[STAGES];
+	uint32_t stages, parts, ranks; // rank: stage * parts + part
+	struct stage stage[RANKS];
 	struct link_group *group;
 	struct rank_message_scratch *scratch;
 	struct rank_message in;
@@ -35,9 +37,11 @@ struct fleet { // the coordinator and its ranks
 };
 
 void fleet_start(struct fleet *f, uint32_t stages, size_t ring_bytes);
-void fleet_tell(struct fleet *f, uint32_t stage, const struct rank_message *m); // to one stage
+void fleet_start_parts(struct fleet *f, uint32_t stages, uint32_t parts, size_t ring_bytes);
+void fleet_tell(struct fleet *f, uint32_t rank, const struct rank_message *m); // to one rank
 void fleet_tell_all(struct fleet *f, const struct rank_message *m);
-/* The next reply of a stage into f->in; STATS and PROGRESS are counted and skipped. 0 or the link's -errno. */
-int fleet_hear(struct fleet *f, uint32_t stage);
+/* The next reply of a rank into f->in; STATS and PROGRESS are counted and skipped. 0 or the link's -errno. */
+int fleet_hear(struct fleet *f, uint32_t rank);
+uint32_t fleet_last(const struct fleet *f); // the rank that answers
 /* STOP when 0 is what the ranks shall end with, else revoke. */
 void fleet_stop(struct fleet *f, int expected);
