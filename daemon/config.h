@@ -54,6 +54,7 @@ struct config {
 		uint32_t threads; // 0: all CPUs of the cpuset
 		char kv_type[8]; // f16, q8
 		uint32_t stages; // pipeline stages on this host (processes); 1 unless testing
+		uint32_t tensor; // ranks that share the layers of each stage
 	} compute;
 	struct {
 		char engine[16]; // auto, uring, sync

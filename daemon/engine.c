@@ -337,9 +337,11 @@ static void *engine_thread(void *argument)
 
 static int check_config(const struct engine_config *c, struct base_error *error)
 {
-	if (!c->stages || c->stages > ENGINE_MAX_STAGES || !c->tokenizer ||
+	uint32_t parts = c->parts ? c->parts : 1;
+	if (!c->stages || c->stages > ENGINE_MAX_RANKS || parts > ENGINE_MAX_RANKS / c->stages || !c->tokenizer ||
 		(!c->starter.gather && (!c->starter.start || !c->starter.stop)))
-		return base_error_set(error, -EINVAL, "engine: %u stages, at most %u", c->stages, ENGINE_MAX_STAGES);
+		return base_error_set(error, -EINVAL, "engine: %u stages of %u ranks each, at most %u ranks", c->stages,
+			parts, ENGINE_MAX_RANKS);
 	if (!c->max_running || c->max_running > RANK_MAX_SEQUENCES)
 		return base_error_set(
 			error, -EINVAL, "engine: %u sequences at once, 1 to %u", c->max_running, RANK_MAX_SEQUENCES);
@@ -404,8 +406,8 @@ int engine_create(const struct engine_config *config, struct engine **ret_engine
 	e->config.model_name = e->model_name;
 	e->vocab = text_tokenizer_vocab(config->tokenizer);
 	e->state = e->load.state = ENGINE_LOADING;
-	e->load.stages = config->stages;
 	pthread_mutex_init(&e->lock, NULL);
+	engine_link_set_ranks(e, config->stages, config->parts ? config->parts : 1);
 	status = take_memory(e);
 	if (!status)
 		status = -pthread_create(&e->thread, NULL, engine_thread, e);

@@ -19,18 +19,22 @@
 
 enum engine_state { ENGINE_LOADING, ENGINE_READY, ENGINE_RECOVERING, ENGINE_DRAINING, ENGINE_FAILED, ENGINE_STOPPED };
 
+#define ENGINE_MAX_RANKS 16u
+
 struct engine_gathered { // the ranks of one epoch, on several hosts
 	struct link_group *group; // the engine's from now on: member 0 is this process
 	uint64_t epoch; // higher than any before
 	uint32_t stages; // at most engine_config.stages
-	const struct rank_assign *assign; // (stages), copied
+	uint32_t parts; // of the layers of each stage; 0 is 1
+	const struct rank_assign *assign; // (stages, parts), copied
 	double bound_pass_ns_disk, bound_pass_ns_memory, bound_token_ns_compute;
 };
 
-/* How ranks come to life: processes in thawd, threads in tests. start() returns a connected socket for each stage. */
+/* How ranks come to life: processes in thawd, threads in tests. start() is called for each rank in order and returns a connected
+ * socket; rank: stage * parts + part. */
 struct engine_starter {
-	int (*start)(void *context, uint32_t stage, int *ret_fd, struct base_error *e);
-	void (*stop)(void *context, uint32_t stage); // makes sure that it is gone; called before a restart
+	int (*start)(void *context, uint32_t rank, int *ret_fd, struct base_error *e);
+	void (*stop)(void *context, uint32_t rank); // makes sure that it is gone; called before a restart
 	/* Or, where the ranks are on other hosts too: all at once, for a new plan each time. -EAGAIN: not yet, ask again; -EHOSTDOWN: the
 	 * hosts that are there cannot do it, and requests are refused until they can. Both with text. It may
 	 * take as long as a connection does. */
@@ -61,7 +65,9 @@ enum engine_reject {
 struct engine_config {
 	const char *model_name;
 	uint32_t stages; // with gather(): the most that there can be
-	struct rank_assign assign[16]; // for each stage; epoch and stage are filled in by the engine
+	uint32_t parts; // of the layers of each stage (tensor parallelism); 0 is 1
+	/* For each rank; epoch, stage, stages and patience_ns are filled in by the engine. config.slice says what it has. */
+	struct rank_assign assign[ENGINE_MAX_RANKS];
 	const struct text_tokenizer *tokenizer; // outlives the engine
 	uint32_t max_waiting; // requests in the queue
 	uint64_t max_waiting_bytes; // of memory that they hold; one that waits alone may have more. 0: no limit
@@ -115,9 +121,10 @@ struct engine_load {
 	double tokens_per_second; // last seconds
 	double achieved_ratio; // of the last passes
 	char binding[16];
-	struct rank_placement placement[16];
-	struct rank_stats stats[16];
-	uint32_t stages;
+	struct rank_placement placement[ENGINE_MAX_RANKS];
+	struct rank_stats stats[ENGINE_MAX_RANKS];
+	struct pack_slice slice[ENGINE_MAX_RANKS]; // what each rank has of the model
+	uint32_t stages, parts, ranks; // rank: stage * parts + part
 };
 void engine_get_load(struct engine *e, struct engine_load *ret_load);
 

@@ -17,7 +17,6 @@
 #include "daemon/scheduler.h"
 #include "daemon/sequence.h"
 
-#define ENGINE_MAX_STAGES 16u
 #define ENGINE_RATE_SLOTS 6u // seconds that tokens_per_second looks at
 #define ENGINE_AGING_NS (10 * 1000000000ull) // waiting that long is worth a priority class
 #define ENGINE_CONNECT_NS (20 * 1000000000ull) // for ranks to start and say hello
@@ -65,11 +64,11 @@ struct engine_fresh { // a result that was not given out yet; the result points 
 	uint32_t position; // of the token that is scored
 };
 
-struct engine_message { // on its way to all stages
+struct engine_message { // on its way to all ranks
 	uint8_t *data; // (room_bytes)
 	size_t room_bytes;
-	struct link_request request[ENGINE_MAX_STAGES];
-	uint32_t stages; // how many of request[] are in use
+	struct link_request request[ENGINE_MAX_RANKS];
+	uint32_t requests; // how many of request[] are in use
 };
 
 struct engine {
@@ -100,7 +99,7 @@ struct engine {
 	struct link_group *group; // NULL between ranks
 	uint64_t epoch;
 	uint64_t starts; // of the ranks, ever
-	uint32_t stages; // of this epoch
+	uint32_t stages, parts, ranks; // of this epoch; ranks: stages * parts
 	uint64_t down_ns; // since when no hosts can hold the model; 0: some can
 	bool regather; // lock: asked for, with:
 	char regather_why[128]; // lock
@@ -110,13 +109,12 @@ struct engine {
 	uint64_t retry_ns; // when lost ranks are started again
 	uint64_t heard_ns; // last message of any rank; what `stuck` is measured from
 	struct rank_message_scratch *scratch;
-	uint8_t *reply[ENGINE_MAX_STAGES]; // (reply_bytes)
+	uint8_t *reply[ENGINE_MAX_RANKS]; // (reply_bytes)
 	size_t reply_bytes;
-	struct link_request receive[ENGINE_MAX_STAGES];
-	bool ready[ENGINE_MAX_STAGES];
-	uint64_t stage_done[ENGINE_MAX_STAGES], stage_total[ENGINE_MAX_STAGES]; // bytes loaded
+	struct link_request receive[ENGINE_MAX_RANKS];
+	bool ready[ENGINE_MAX_RANKS];
+	uint64_t rank_done[ENGINE_MAX_RANKS], rank_total[ENGINE_MAX_RANKS]; // bytes loaded
 	uint32_t kv_blocks; // of the first epoch: a later one must not have fewer
-	double cold_factor; // cold bytes of all stages / those of the last one
 	struct engine_message *messages; // (messages_count)
 	uint32_t messages_count, large_count; // the first large_count are for passes
 	uint32_t *closes; // (max_running)
@@ -146,7 +144,8 @@ void engine_link_stop(struct engine *e);
 void engine_link_poll(struct engine *e); // messages in
 void engine_link_lost(struct engine *e, const char *why);
 void engine_link_leave(struct engine *e, const char *why); // the same without a failure
-/* Encodes e->out and sends it to every stage. False: the ranks were lost meanwhile. */
+void engine_link_set_ranks(struct engine *e, uint32_t stages, uint32_t parts); // of the next epoch
+/* Encodes e->out and sends it to every rank. False: the ranks were lost meanwhile. */
 bool engine_link_send(struct engine *e, bool large);
 
 /* engine_pass.c */

@@ -17,6 +17,15 @@
 #define BACKOFF_NS (100 * 1000000ull)
 #define BACKOFF_MOST 6u // doublings
 
+static const char *rank_name(const struct engine *e, uint32_t rank, char out[static 48])
+{
+	if (e->parts > 1)
+		snprintf(out, 48, "stage %u part %u", rank / e->parts, rank % e->parts);
+	else
+		snprintf(out, 48, "stage %u", rank);
+	return out;
+}
+
 /* ---- memory ---- */
 
 /* Room for the largest PASS that the scheduler can build. */
@@ -29,6 +38,20 @@ static size_t pass_bytes(const struct engine_config *c)
 static size_t reply_bytes(const struct engine_config *c)
 {
 	return (64u << 10) + (size_t)c->max_running * 8 + (size_t)c->logits_rows * (64 + 8 * SAMPLE_MAX_LOGPROBS);
+}
+
+void engine_link_set_ranks(struct engine *e, uint32_t stages, uint32_t parts)
+{
+	e->stages = stages;
+	e->parts = parts;
+	e->ranks = stages * parts;
+	pthread_mutex_lock(&e->lock);
+	e->load.stages = stages;
+	e->load.parts = parts;
+	e->load.ranks = e->ranks;
+	for (uint32_t i = 0; i < e->ranks; i++)
+		e->load.slice[i] = e->config.assign[i].config.slice;
+	pthread_mutex_unlock(&e->lock);
 }
 
 /* The first stages + 1 messages are for passes, the others small: an OPEN and a CLOSE for every slot. */
@@ -51,7 +74,8 @@ int engine_link_init(struct engine *e)
 			return -ENOMEM;
 	}
 	e->reply_bytes = reply_bytes(c);
-	for (uint32_t i = 0; i < c->stages; i++) {
+	uint32_t replies = c->starter.gather ? ENGINE_MAX_RANKS : e->ranks; // plans differ
+	for (uint32_t i = 0; i < replies; i++) {
 		e->reply[i] = malloc(e->reply_bytes);
 		if (!e->reply[i])
 			return -ENOMEM;
@@ -64,7 +88,7 @@ void engine_link_finish(struct engine *e)
 	for (uint32_t i = 0; e->messages && i < e->messages_count; i++)
 		free(e->messages[i].data);
 	free(e->messages);
-	for (uint32_t i = 0; i < ENGINE_MAX_STAGES; i++)
+	for (uint32_t i = 0; i < ENGINE_MAX_RANKS; i++)
 		free(e->reply[i]);
 	rank_message_scratch_destroy(e->scratch);
 }
@@ -82,12 +106,12 @@ static void count_link(struct engine *e, uint64_t sent_bytes, uint64_t received_
 
 static bool idle(struct engine *e, struct engine_message *m)
 {
-	for (uint32_t i = 0; i < m->stages; i++) {
+	for (uint32_t i = 0; i < m->requests; i++) {
 		if (m->request[i].status == -EINPROGRESS &&
 			e->group->ops->test(e->group, &m->request[i]) == -EINPROGRESS)
 			return false;
 	}
-	m->stages = 0;
+	m->requests = 0;
 	return true;
 }
 
@@ -101,11 +125,11 @@ static struct engine_message *take_message(struct engine *e, bool large)
 	}
 	/* The ranks have not read what they were sent long ago; the oldest is not known, but any will do. */
 	struct engine_message *m = &e->messages[first];
-	for (uint32_t i = 0; i < m->stages; i++) {
+	for (uint32_t i = 0; i < m->requests; i++) {
 		if (e->group->ops->wait(e->group, &m->request[i], deadline) == -ETIMEDOUT)
 			return NULL;
 	}
-	m->stages = 0;
+	m->requests = 0;
 	return m;
 }
 
@@ -124,9 +148,9 @@ bool engine_link_send(struct engine *e, bool large)
 		engine_link_lost(e, why);
 		return false;
 	}
-	m->stages = e->stages;
-	count_link(e, (uint64_t)n * m->stages, 0, 0);
-	for (uint32_t i = 0; i < m->stages; i++)
+	m->requests = e->ranks;
+	count_link(e, (uint64_t)n * m->requests, 0, 0);
+	for (uint32_t i = 0; i < m->requests; i++)
 		e->group->ops->send(e->group, 1 + i, RANK_TAG_COMMAND, m->data, (size_t)n, &m->request[i]);
 	return true;
 }
@@ -143,7 +167,7 @@ static void close_group(struct engine *e)
 	}
 	e->group = NULL;
 	for (uint32_t i = 0; i < e->messages_count; i++)
-		e->messages[i].stages = 0;
+		e->messages[i].requests = 0;
 }
 
 static void lost(struct engine *e, const char *why)
@@ -194,22 +218,21 @@ static void start_failed(struct engine *e, const struct base_error *error)
 
 static int connect_ranks(struct engine *e, struct base_error *error)
 {
-	int fds[1 + ENGINE_MAX_STAGES];
-	uint32_t stages = e->stages = e->config.stages;
+	int fds[1 + ENGINE_MAX_RANKS];
 	int status = 0;
-	for (uint32_t i = 0; i <= ENGINE_MAX_STAGES; i++)
+	for (uint32_t i = 0; i <= ENGINE_MAX_RANKS; i++)
 		fds[i] = -1;
-	for (uint32_t i = 0; i < stages; i++) {
+	for (uint32_t i = 0; i < e->ranks; i++) {
 		if (e->starts > 1)
 			e->config.starter.stop(e->config.starter.context, i);
 	}
-	for (uint32_t i = 0; i < stages && !status; i++)
+	for (uint32_t i = 0; i < e->ranks && !status; i++)
 		status = e->config.starter.start(e->config.starter.context, i, &fds[1 + i], error);
 	if (!status)
-		status = link_local_ops.create(fds, 1 + stages, 0, e->epoch, ENGINE_RING_BYTES,
+		status = link_local_ops.create(fds, 1 + e->ranks, 0, e->epoch, ENGINE_RING_BYTES,
 			base_clock_now_ns() + ENGINE_CONNECT_NS, &e->group, error);
 	if (status) {
-		for (uint32_t i = 0; i < stages; i++) {
+		for (uint32_t i = 0; i < e->ranks; i++) {
 			if (fds[1 + i] >= 0)
 				close(fds[1 + i]);
 		}
@@ -225,18 +248,18 @@ static int gather_ranks(struct engine *e, struct base_error *error)
 	if (status)
 		return status;
 	e->group = g.group;
-	if (!g.stages || g.stages > e->config.stages || g.epoch <= e->epoch)
-		return base_error_set(error, -EPROTO, "the plan has %u stages, at most %u, and epoch %llu after %llu",
-			g.stages, e->config.stages, (unsigned long long)g.epoch, (unsigned long long)e->epoch);
+	uint32_t parts = g.parts ? g.parts : 1;
+	if (!g.stages || g.stages > e->config.stages || parts > ENGINE_MAX_RANKS / g.stages || g.epoch <= e->epoch)
+		return base_error_set(error, -EPROTO,
+			"the plan has %u stages of %u ranks, at most %u stages and %u ranks, and epoch %llu after %llu",
+			g.stages, parts, e->config.stages, ENGINE_MAX_RANKS, (unsigned long long)g.epoch,
+			(unsigned long long)e->epoch);
 	e->epoch = g.epoch;
-	e->stages = g.stages;
-	memcpy(e->config.assign, g.assign, g.stages * sizeof *g.assign);
+	memcpy(e->config.assign, g.assign, (size_t)g.stages * parts * sizeof *g.assign);
+	engine_link_set_ranks(e, g.stages, parts);
 	e->config.bound_pass_ns_disk = g.bound_pass_ns_disk;
 	e->config.bound_pass_ns_memory = g.bound_pass_ns_memory;
 	e->config.bound_token_ns_compute = g.bound_token_ns_compute;
-	pthread_mutex_lock(&e->lock);
-	e->load.stages = g.stages;
-	pthread_mutex_unlock(&e->lock);
 	return 0;
 }
 
@@ -258,34 +281,35 @@ static bool gather_later(struct engine *e, int status, const struct base_error *
 	return true;
 }
 
-static void post_receive(struct engine *e, uint32_t stage)
+static void post_receive(struct engine *e, uint32_t rank)
 {
-	e->group->ops->receive(
-		e->group, 1 + stage, RANK_TAG_REPLY, e->reply[stage], e->reply_bytes, &e->receive[stage]);
+	e->group->ops->receive(e->group, 1 + rank, RANK_TAG_REPLY, e->reply[rank], e->reply_bytes, &e->receive[rank]);
 }
 
-/* Each stage gets its own ASSIGN. */
-static bool send_assign(struct engine *e, uint32_t stage)
+/* Each rank gets its own ASSIGN. */
+static bool send_assign(struct engine *e, uint32_t rank)
 {
 	struct engine_message *m = take_message(e, false);
 	if (!m)
 		return false;
-	e->out = (struct rank_message){.type = RANK_MESSAGE_ASSIGN, .assign = e->config.assign[stage]};
+	e->out = (struct rank_message){.type = RANK_MESSAGE_ASSIGN, .assign = e->config.assign[rank]};
 	e->out.assign.epoch = e->epoch;
-	e->out.assign.stage = stage;
+	e->out.assign.stage = rank / e->parts;
 	e->out.assign.stages = e->stages;
+	e->out.assign.patience_ns = e->config.stuck_ns;
 	int64_t n = rank_message_encode(&e->out, m->data, m->room_bytes);
 	if (n < 0)
 		return false;
-	m->stages = 1;
+	m->requests = 1;
 	count_link(e, (uint64_t)n, 0, 0);
-	e->group->ops->send(e->group, 1 + stage, RANK_TAG_COMMAND, m->data, (size_t)n, &m->request[0]);
+	e->group->ops->send(e->group, 1 + rank, RANK_TAG_COMMAND, m->data, (size_t)n, &m->request[0]);
 	return true;
 }
 
 void engine_link_start(struct engine *e)
 {
 	struct base_error error = {0};
+	char name[48];
 	int status;
 	if (e->config.starter.gather) {
 		status = gather_ranks(e, &error);
@@ -308,15 +332,15 @@ void engine_link_start(struct engine *e)
 	e->down_ns = 0;
 	e->heard_ns = base_clock_now_ns();
 	e->io_failures = 0;
-	for (uint32_t i = 0; i < e->stages; i++) {
+	for (uint32_t i = 0; i < e->ranks; i++) {
 		e->ready[i] = false;
-		e->stage_done[i] = e->stage_total[i] = 0;
+		e->rank_done[i] = e->rank_total[i] = 0;
 		post_receive(e, i);
 	}
-	for (uint32_t i = 0; i < e->stages; i++) {
+	for (uint32_t i = 0; i < e->ranks; i++) {
 		if (send_assign(e, i))
 			continue;
-		base_error_set(&error, -EPROTO, "stage %u could not be told its part", i);
+		base_error_set(&error, -EPROTO, "%s could not be told what to load", rank_name(e, i, name));
 		start_failed(e, &error);
 		return;
 	}
@@ -329,53 +353,54 @@ void engine_link_stop(struct engine *e)
 		uint64_t deadline = base_clock_now_ns() + STOP_NS;
 		if (engine_link_send(e, false)) {
 			for (uint32_t i = 0; i < e->messages_count; i++) {
-				for (uint32_t k = 0; k < e->messages[i].stages; k++)
+				for (uint32_t k = 0; k < e->messages[i].requests; k++)
 					e->group->ops->wait(e->group, &e->messages[i].request[k], deadline);
 			}
 			/* A rank that stops closes its end: until then it may still be reading. */
-			for (uint32_t i = 0; i < e->stages; i++) {
+			for (uint32_t i = 0; i < e->ranks; i++) {
 				while (e->group->ops->wait(e->group, &e->receive[i], deadline) == 0)
 					post_receive(e, i);
 			}
 		}
 	}
 	close_group(e);
-	for (uint32_t i = 0; !e->config.starter.gather && i < e->stages; i++)
+	for (uint32_t i = 0; !e->config.starter.gather && i < e->ranks; i++)
 		e->config.starter.stop(e->config.starter.context, i);
 }
 
 /* ---- messages in ---- */
 
 /* What makes everything slower and can be mended. Once: a restart finds the same. */
-static void tell_placement(struct engine *e, uint32_t stage)
+static void tell_placement(struct engine *e, uint32_t rank)
 {
-	const struct rank_placement *p = &e->load.placement[stage];
+	const struct rank_placement *p = &e->load.placement[rank];
+	char name[48];
 	if (e->starts > 1)
 		return;
 	if (p->fallback[0])
 		engine_emit_event(e, "warning", "io_uring_refused",
-			"stage %u reads with threads, which costs CPU and bandwidth: %s; allow io_uring_setup, "
+			"%s reads with threads, which costs CPU and bandwidth: %s; allow io_uring_setup, "
 			"io_uring_enter "
 			"and io_uring_register",
-			stage, p->fallback);
+			rank_name(e, rank, name), p->fallback);
 	if (strcmp(p->pages, "small") == 0)
 		engine_emit_event(e, "warning", "huge_pages_refused",
-			"stage %u has its weights in small pages, which makes passes slower: set "
+			"%s has its weights in small pages, which makes passes slower: set "
 			"/sys/kernel/mm/transparent_hugepage/enabled to madvise, or vm.nr_hugepages",
-			stage);
+			rank_name(e, rank, name));
 	if (p->extents && !p->direct_io)
 		engine_emit_event(e, "warning", "direct_io_refused",
-			"stage %u reads through the page cache, which takes memory and bandwidth: the store's file "
+			"%s reads through the page cache, which takes memory and bandwidth: the store's file "
 			"system has no O_DIRECT; put store.path on a local ext4 or XFS",
-			stage);
+			rank_name(e, rank, name));
 }
 
-/* All stages are ready: passes may go. */
+/* All ranks are ready: passes may go. */
 static void all_ready(struct engine *e)
 {
 	uint32_t blocks = UINT32_MAX;
 	uint64_t cold = 0;
-	for (uint32_t i = 0; i < e->stages; i++) {
+	for (uint32_t i = 0; i < e->ranks; i++) {
 		const struct rank_placement *p = &e->load.placement[i];
 		blocks = p->kv_blocks < blocks ? p->kv_blocks : blocks;
 		cold += p->cold_bytes;
@@ -393,8 +418,6 @@ static void all_ready(struct engine *e)
 	}
 	if (!e->kv_blocks)
 		e->kv_blocks = blocks;
-	uint64_t last = e->load.placement[e->stages - 1].cold_bytes;
-	e->cold_factor = last ? (double)cold / (double)last : 1;
 	pthread_mutex_lock(&e->lock);
 	e->limit_tokens = scheduler_limit_tokens(e->scheduler);
 	pthread_mutex_unlock(&e->lock);
@@ -403,14 +426,14 @@ static void all_ready(struct engine *e)
 	engine_set_state(e, ENGINE_READY, NULL);
 }
 
-static void on_progress(struct engine *e, uint32_t stage)
+static void on_progress(struct engine *e, uint32_t rank)
 {
-	e->stage_done[stage] = e->in.progress.done_bytes;
-	e->stage_total[stage] = e->in.progress.total_bytes;
+	e->rank_done[rank] = e->in.progress.done_bytes;
+	e->rank_total[rank] = e->in.progress.total_bytes;
 	uint64_t done = 0, total = 0;
-	for (uint32_t i = 0; i < e->stages; i++) {
-		done += e->stage_done[i];
-		total += e->stage_total[i];
+	for (uint32_t i = 0; i < e->ranks; i++) {
+		done += e->rank_done[i];
+		total += e->rank_total[i];
 	}
 	pthread_mutex_lock(&e->lock);
 	e->load.load_done_bytes = done;
@@ -418,31 +441,31 @@ static void on_progress(struct engine *e, uint32_t stage)
 	pthread_mutex_unlock(&e->lock);
 }
 
-static void on_ready(struct engine *e, uint32_t stage)
+static void on_ready(struct engine *e, uint32_t rank)
 {
 	pthread_mutex_lock(&e->lock);
-	e->load.placement[stage] = e->in.ready;
+	e->load.placement[rank] = e->in.ready;
 	pthread_mutex_unlock(&e->lock);
-	e->ready[stage] = true;
-	for (uint32_t i = 0; i < e->stages; i++) {
+	e->ready[rank] = true;
+	for (uint32_t i = 0; i < e->ranks; i++) {
 		if (!e->ready[i])
 			return;
 	}
 	all_ready(e);
 }
 
-static void on_message(struct engine *e, uint32_t stage)
+static void on_message(struct engine *e, uint32_t rank)
 {
-	char why[96];
+	char why[96], name[48];
 	bool loading = e->state != ENGINE_READY;
 	switch (e->in.type) {
 	case RANK_MESSAGE_PROGRESS:
 		if (loading)
-			on_progress(e, stage);
+			on_progress(e, rank);
 		return;
 	case RANK_MESSAGE_READY:
-		if (loading && !e->ready[stage]) {
-			on_ready(e, stage);
+		if (loading && !e->ready[rank]) {
+			on_ready(e, rank);
 			return;
 		}
 		break;
@@ -453,44 +476,44 @@ static void on_message(struct engine *e, uint32_t stage)
 		}
 		break;
 	case RANK_MESSAGE_RESULT:
-		if (!loading && stage == e->stages - 1) {
+		if (!loading && rank == (e->stages - 1) * e->parts) {
 			engine_pass_result(e);
 			return;
 		}
 		break;
 	case RANK_MESSAGE_STATS:
 		pthread_mutex_lock(&e->lock);
-		e->load.stats[stage] = e->in.stats;
+		e->load.stats[rank] = e->in.stats;
 		pthread_mutex_unlock(&e->lock);
 		return;
 	default:
 		break;
 	}
-	snprintf(why, sizeof why, "stage %u sent message %d out of turn", stage, (int)e->in.type);
+	snprintf(why, sizeof why, "%s sent message %d out of turn", rank_name(e, rank, name), (int)e->in.type);
 	engine_link_lost(e, why);
 }
 
-/* One finished receive of a stage: decodes, handles, and posts the next. */
-static void take_reply(struct engine *e, uint32_t stage)
+/* One finished receive of a rank: decodes, handles, and posts the next. */
+static void take_reply(struct engine *e, uint32_t rank)
 {
 	struct base_error error = {0};
-	char why[BASE_ERROR_BYTES + 64];
+	char why[BASE_ERROR_BYTES + 64], name[48];
 	e->heard_ns = base_clock_now_ns();
-	count_link(e, 0, e->receive[stage].bytes, 0);
-	int status = rank_message_decode(e->reply[stage], e->receive[stage].bytes, e->scratch, &e->in, &error);
+	count_link(e, 0, e->receive[rank].bytes, 0);
+	int status = rank_message_decode(e->reply[rank], e->receive[rank].bytes, e->scratch, &e->in, &error);
 	if (status == -EPROTONOSUPPORT) { // another try would find the same program
 		error.code = status;
 		start_failed(e, &error);
 		return;
 	}
 	if (status) {
-		snprintf(why, sizeof why, "stage %u: %s", stage, base_error_text(&error));
+		snprintf(why, sizeof why, "%s: %s", rank_name(e, rank, name), base_error_text(&error));
 		engine_link_lost(e, why);
 		return;
 	}
-	on_message(e, stage);
+	on_message(e, rank);
 	if (e->group)
-		post_receive(e, stage);
+		post_receive(e, rank);
 }
 
 void engine_link_poll(struct engine *e)
@@ -498,13 +521,13 @@ void engine_link_poll(struct engine *e)
 	for (uint32_t round = 0; round < POLL_ROUNDS; round++) {
 		bool any = false;
 		e->group->ops->progress(e->group, 16);
-		for (uint32_t i = 0; i < e->stages; i++) {
+		for (uint32_t i = 0; i < e->ranks; i++) {
 			int status = e->group->ops->test(e->group, &e->receive[i]);
 			if (status == -EINPROGRESS)
 				continue;
 			if (status < 0) {
-				char why[96];
-				snprintf(why, sizeof why, "stage %u: %s", i,
+				char why[96], name[48];
+				snprintf(why, sizeof why, "%s: %s", rank_name(e, i, name),
 					status == -ECONNRESET ? "the process is gone" : strerrordesc_np(-status));
 				count_link(e, 0, 0, 1);
 				engine_link_lost(e, why);

@@ -92,7 +92,7 @@ static void account(struct engine *e, const struct scheduler_pass *p, uint64_t r
 	uint32_t positions = p->pass.tokens_count, generated = 0, prompt = 0;
 	enum engine_binding binding;
 	double bound = engine_stats_bound(e, positions, &binding), total = (double)e->in.result.total_ns;
-	double bytes = (double)e->in.result.cold_bytes * e->cold_factor;
+	double bytes = (double)e->in.result.cold_bytes; // of all ranks
 	for (uint32_t i = 0; i < p->pass.entries_count; i++) {
 		const struct scheduler_pass_entry *n = &p->entries[i];
 		if (n->want == RANK_WANT_SAMPLE)

@@ -234,9 +234,16 @@ static void write_states(const struct snapshot *s, FILE *out)
 	}
 }
 
+static const char *rank_labels(const struct engine_load *l, uint32_t rank, char out[static 48])
+{
+	uint32_t parts = l->parts ? l->parts : 1;
+	snprintf(out, 48, "stage=\"%" PRIu32 "\",tp_rank=\"%" PRIu32 "\"", rank / parts, rank % parts);
+	return out;
+}
+
 static void write_fields(const struct snapshot *s, FILE *out)
 {
-	char name[MAX_LABEL_BYTES * 2];
+	char name[MAX_LABEL_BYTES * 2], labels[48];
 	for (size_t f = 0; f < base_array_size(model_fields); f++) {
 		family(out, model_fields[f].name, model_fields[f].type, model_fields[f].help);
 		for (uint32_t i = 0; i < s->count; i++) {
@@ -250,11 +257,11 @@ static void write_fields(const struct snapshot *s, FILE *out)
 		bool offload = strncmp(stage_fields[f].name, "offload_", 8) == 0;
 		family(out, stage_fields[f].name, stage_fields[f].type, stage_fields[f].help);
 		for (uint32_t i = 0; i < s->count; i++) {
-			for (uint32_t stage = 0; stage < s->models[i].load.stages; stage++) {
-				fprintf(out, "thaw_%s{model_name=\"%s\",stage=\"%" PRIu32 "\"%s%s%s}",
-					stage_fields[f].name, escape(s->models[i].name, name), stage,
+			for (uint32_t rank = 0; rank < s->models[i].load.ranks; rank++) {
+				fprintf(out, "thaw_%s{model_name=\"%s\",%s%s%s%s}", stage_fields[f].name,
+					escape(s->models[i].name, name), rank_labels(&s->models[i].load, rank, labels),
 					offload ? ",device=\"" : "", offload ? drive : "", offload ? "\"" : "");
-				field_value(out, &stage_fields[f], &s->models[i].load.stats[stage]);
+				field_value(out, &stage_fields[f], &s->models[i].load.stats[rank]);
 			}
 		}
 	}
@@ -262,50 +269,50 @@ static void write_fields(const struct snapshot *s, FILE *out)
 
 static void write_stage_sums(const struct snapshot *s, FILE *out)
 {
-	char name[MAX_LABEL_BYTES * 2];
+	char name[MAX_LABEL_BYTES * 2], labels[48];
 	family(out, "stage_bubble_seconds_total", "counter",
 		"Time in passes without computing: waits for reads and others.");
 	for (uint32_t i = 0; i < s->count; i++) {
-		for (uint32_t stage = 0; stage < s->models[i].load.stages; stage++) {
-			const struct rank_stats *r = &s->models[i].load.stats[stage];
+		for (uint32_t rank = 0; rank < s->models[i].load.ranks; rank++) {
+			const struct rank_stats *r = &s->models[i].load.stats[rank];
 			uint64_t ns = r->pass_ns > r->compute_ns ? r->pass_ns - r->compute_ns : 0;
 			fprintf(out,
-				"thaw_stage_bubble_seconds_total{model_name=\"%s\",stage=\"%" PRIu32 "\"} %" PRIu64
-				".%09" PRIu64 "\n",
-				escape(s->models[i].name, name), stage, ns / 1000000000, ns % 1000000000);
+				"thaw_stage_bubble_seconds_total{model_name=\"%s\",%s} %" PRIu64 ".%09" PRIu64 "\n",
+				escape(s->models[i].name, name), rank_labels(&s->models[i].load, rank, labels),
+				ns / 1000000000, ns % 1000000000);
 		}
 	}
 	family(out, "offload_read_seconds", "summary", "Latencies of the reads of cold extents.");
 	for (uint32_t i = 0; i < s->count; i++) {
-		for (uint32_t stage = 0; stage < s->models[i].load.stages; stage++) {
-			const struct offload_stream_stats *o = &s->models[i].load.stats[stage].stream;
+		for (uint32_t rank = 0; rank < s->models[i].load.ranks; rank++) {
+			const struct offload_stream_stats *o = &s->models[i].load.stats[rank].stream;
 			const char *drive = server_store_drive(s->server);
 			escape(s->models[i].name, name);
+			rank_labels(&s->models[i].load, rank, labels);
 			fprintf(out,
-				"thaw_offload_read_seconds_sum{model_name=\"%s\",stage=\"%" PRIu32
-				"\",device=\"%s\"} %" PRIu64 ".%09" PRIu64 "\n",
-				name, stage, drive, o->read_latency_ns / 1000000000, o->read_latency_ns % 1000000000);
+				"thaw_offload_read_seconds_sum{model_name=\"%s\",%s,device=\"%s\"} %" PRIu64
+				".%09" PRIu64 "\n",
+				name, labels, drive, o->read_latency_ns / 1000000000, o->read_latency_ns % 1000000000);
 			fprintf(out,
-				"thaw_offload_read_seconds_count{model_name=\"%s\",stage=\"%" PRIu32
-				"\",device=\"%s\"} %" PRIu64 "\n",
-				name, stage, drive, o->reads);
+				"thaw_offload_read_seconds_count{model_name=\"%s\",%s,device=\"%s\"} %" PRIu64 "\n",
+				name, labels, drive, o->reads);
 		}
 	}
 }
 
 static void write_memory(const struct snapshot *s, FILE *out)
 {
-	char name[MAX_LABEL_BYTES * 2];
-	family(out, "memory_bytes", "gauge", "Where the bytes of each stage live.");
+	char name[MAX_LABEL_BYTES * 2], labels[48];
+	family(out, "memory_bytes", "gauge", "Where the bytes of each rank live.");
 	for (uint32_t i = 0; i < s->count; i++)
-		for (uint32_t stage = 0; stage < s->models[i].load.stages; stage++)
+		for (uint32_t rank = 0; rank < s->models[i].load.ranks; rank++)
 			for (size_t p = 0; p < base_array_size(memory_parts); p++)
 				fprintf(out,
-					"thaw_memory_bytes{model_name=\"%s\",stage=\"%" PRIu32 "\",device=\"CPU%" PRIu32
+					"thaw_memory_bytes{model_name=\"%s\",%s,device=\"CPU%" PRIu32
 					"\",tier=\"%s\",component=\"%s\"} %" PRIu64 "\n",
-					escape(s->models[i].name, name), stage, stage, memory_parts[p].tier,
-					memory_parts[p].component,
-					*(const uint64_t *)((const char *)&s->models[i].load.placement[stage] +
+					escape(s->models[i].name, name), rank_labels(&s->models[i].load, rank, labels),
+					rank, memory_parts[p].tier, memory_parts[p].component,
+					*(const uint64_t *)((const char *)&s->models[i].load.placement[rank] +
 							    memory_parts[p].offset));
 	family(out, "memory_plan_bytes", "gauge", "Budgets that the plan decided.");
 	for (uint32_t i = 0; i < s->count; i++) {
@@ -320,11 +327,11 @@ static void write_memory(const struct snapshot *s, FILE *out)
 	}
 	family(out, "io_uring_available", "gauge", "1: cold weights are read with io_uring.");
 	for (uint32_t i = 0; i < s->count; i++)
-		for (uint32_t stage = 0; stage < s->models[i].load.stages; stage++)
-			if (s->models[i].load.placement[stage].engine[0])
-				fprintf(out, "thaw_io_uring_available{model_name=\"%s\",stage=\"%" PRIu32 "\"} %d\n",
-					escape(s->models[i].name, name), stage,
-					strcmp(s->models[i].load.placement[stage].engine, "uring") == 0);
+		for (uint32_t rank = 0; rank < s->models[i].load.ranks; rank++)
+			if (s->models[i].load.placement[rank].engine[0])
+				fprintf(out, "thaw_io_uring_available{model_name=\"%s\",%s} %d\n",
+					escape(s->models[i].name, name), rank_labels(&s->models[i].load, rank, labels),
+					strcmp(s->models[i].load.placement[rank].engine, "uring") == 0);
 }
 
 static void write_histogram(

@@ -41,7 +41,8 @@ struct server_entry {
 	struct text_tokenizer *tokenizer;
 	char **specials;
 	struct rank_config rank; // of the whole model
-	struct rank_needs needs[16];
+	struct rank_needs needs[ENGINE_MAX_RANKS];
+	uint32_t packing_part; // for progress
 	struct supervisor *supervisor; // lock, for pids
 };
 

@@ -22,7 +22,7 @@
 /* What the processes hold beside weights, KV and a rank's workspace: heaps, stacks, code, gRPC, page tables, the file's
  * metadata; the vocabulary's tables grow with it. Measured: 25 MiB for one stage and 49,000 tokens, 12 of them page cache. */
 #define DAEMON_BYTES (16ull << 20)
-#define STAGE_BYTES (8ull << 20)
+#define RANK_BYTES (8ull << 20)
 #define TOKEN_BYTES 128ull
 
 /* ---- entries ---- */
@@ -201,31 +201,50 @@ static void fill_rank_config(struct server_entry *x, uint32_t context_tokens)
 	snprintf(r->engine, sizeof r->engine, "%s", c->offload.engine);
 }
 
-static struct pack_slice stage_slice(const struct server_entry *x, uint32_t stage)
+static uint32_t ranks_of(const struct server_entry *x)
+{
+	return x->server->config.compute.stages * x->server->config.compute.tensor;
+}
+
+static struct pack_slice rank_slice(const struct server_entry *x, uint32_t rank)
 {
 	uint32_t stages = x->server->config.compute.stages, layers = x->program->config.layers;
+	uint32_t parts = x->server->config.compute.tensor, stage = rank / parts;
 	uint32_t first = (uint32_t)((uint64_t)layers * stage / stages),
 		 end = (uint32_t)((uint64_t)layers * (stage + 1) / stages);
-	return (struct pack_slice){.first_layer = first, .layers = end - first, .tp_size = 1};
+	return (struct pack_slice){
+		.first_layer = first, .layers = end - first, .tp_rank = rank % parts, .tp_size = parts};
+}
+
+static int check_ranks(const struct server_entry *x, struct base_error *e)
+{
+	uint32_t stages = x->server->config.compute.stages, parts = x->server->config.compute.tensor;
+	if (stages > x->program->config.layers)
+		return base_error_set(
+			e, -EINVAL, "compute.stages is %u, the model has %u layers", stages, x->program->config.layers);
+	if (ranks_of(x) > ENGINE_MAX_RANKS)
+		return base_error_set(e, -EINVAL, "compute.stages is %u and compute.tensor %u: %u ranks, at most %u",
+			stages, parts, ranks_of(x), ENGINE_MAX_RANKS);
+	return program_check_parts(x->program, parts, e) ? base_error_prefix(e, "compute.tensor") : 0;
 }
 
 /* What the stages need together, and the processes: a budget is for all of thaw's memory. */
 static int sum_needs(struct server_entry *x, struct rank_needs *ret_sum, struct base_error *e)
 {
-	uint32_t stages = x->server->config.compute.stages;
+	uint32_t ranks = ranks_of(x);
 	struct rank_needs sum = {
-		.workspace_bytes = (x->counts_daemon ? DAEMON_BYTES : 0) + stages * STAGE_BYTES +
+		.workspace_bytes = (x->counts_daemon ? DAEMON_BYTES : 0) + ranks * RANK_BYTES +
 				   x->program->config.vocab * TOKEN_BYTES,
 	};
-	if (stages > x->program->config.layers)
-		return base_error_set(
-			e, -EINVAL, "compute.stages is %u, the model has %u layers", stages, x->program->config.layers);
-	for (uint32_t i = 0; i < stages; i++) {
+	int status = check_ranks(x, e);
+	if (status)
+		return status;
+	for (uint32_t i = 0; i < ranks; i++) {
 		struct rank_config c = x->rank;
 		struct rank_needs *n = &x->needs[i];
-		c.slice = stage_slice(x, i);
-		c.weights_budget_bytes /= stages;
-		int status = rank_get_needs(x->program, &c, n, e);
+		c.slice = rank_slice(x, i);
+		c.weights_budget_bytes /= ranks;
+		status = rank_get_needs(x->program, &c, n, e);
 		if (status)
 			return status;
 		sum.weights_all_bytes += n->weights_all_bytes;
@@ -434,10 +453,11 @@ static int on_pack_progress(void *context, enum pack_phase phase, uint64_t done_
 {
 	struct server_entry *x = context;
 	enum server_phase p = phase == PACK_PHASE_DIGEST ? SERVER_PHASE_DIGEST : SERVER_PHASE_PACK;
+	uint64_t parts = p == SERVER_PHASE_PACK ? x->server->config.compute.tensor : 1; // about the same for each
 	pthread_mutex_lock(&x->server->lock);
 	bool stop = x->unload || x->server->stop, changed = x->info->phase != p;
-	x->info->done_bytes = done_bytes;
-	x->info->total_bytes = total_bytes;
+	x->info->done_bytes = done_bytes + (parts > 1 ? x->packing_part * total_bytes : 0);
+	x->info->total_bytes = total_bytes * parts;
 	x->info->phase = p;
 	if (changed)
 		x->phase_ns = base_clock_now_ns();
@@ -447,25 +467,31 @@ static int on_pack_progress(void *context, enum pack_phase phase, uint64_t done_
 
 static int pack(struct server_entry *x, struct pack_result *ret_result, struct base_error *e)
 {
-	const struct pack_config c = {
+	struct pack_config c = {
 		.store_path = x->server->config.store.path,
 		.slice = x->rank.slice,
 		.progress = on_pack_progress,
 		.context = x,
 	};
-	int status = pack_model(x->gguf, x->program, &c, ret_result, e);
-	if (status)
-		return status;
+	uint64_t written = 0, reused = 0;
+	c.slice.tp_size = x->server->config.compute.tensor;
+	for (uint32_t part = 0; part < c.slice.tp_size; part++) {
+		c.slice.tp_rank = x->packing_part = part;
+		int status = pack_model(x->gguf, x->program, &c, ret_result, e);
+		if (status)
+			return status;
+		written += ret_result->written_bytes;
+		reused += ret_result->reused_bytes;
+	}
 	memcpy(x->rank.digest, ret_result->digest, sizeof x->rank.digest);
 	pthread_mutex_lock(&x->server->lock);
 	for (int i = 0; i < 16; i++)
 		snprintf(x->info->digest + 2 * i, 3, "%02x", ret_result->digest[i]);
 	pthread_mutex_unlock(&x->server->lock);
-	if (ret_result->written_bytes) {
+	if (written) {
 		char a[BASE_UNITS_TEXT_BYTES], b[BASE_UNITS_TEXT_BYTES], text[128];
-		snprintf(text, sizeof text, "%s written, %s there already",
-			base_units_format_bytes(ret_result->written_bytes, a),
-			base_units_format_bytes(ret_result->reused_bytes, b));
+		snprintf(text, sizeof text, "%s written, %s there already", base_units_format_bytes(written, a),
+			base_units_format_bytes(reused, b));
 		server_emit_event(x->server, "notice", "model_packed", x->info->name, text);
 	}
 	return 0;
@@ -515,31 +541,42 @@ static void on_engine_event(void *context, const char *severity, const char *kin
 	server_emit_event(x->server, severity, kind, x->info->name, text);
 }
 
-/* Each stage's part of the budgets: by what it holds. */
-static void fill_assign(
-	const struct server_entry *x, const char *directory, uint32_t stage, struct rank_config *ret_config)
+/* CPUs of its own for each rank; where there are fewer, each takes one thread that the kernel moves about. */
+static void fill_cpus(const struct server_entry *x, uint32_t rank, struct rank_config *r)
 {
-	const struct topology_plan *p = &x->info->plan;
 	const struct config *c = &x->server->config;
 	const struct topology_machine *m = &x->server->machine;
-	const struct rank_needs *n = &x->needs[stage];
-	uint32_t stages = c->compute.stages;
-	struct rank_config *r = ret_config;
-	*r = x->rank;
-	r->slice = stage_slice(x, stage);
-	snprintf(r->store_directory, sizeof r->store_directory, "%s", directory);
-	double share = (double)n->weights_all_bytes / (double)x->info->plan_input.weights_all_bytes;
-	r->weights_budget_bytes = stages == 1 ? p->weights_bytes : (uint64_t)((double)p->weights_bytes * share);
-	if (r->weights_budget_bytes < n->weights_min_bytes)
-		r->weights_budget_bytes = n->weights_min_bytes;
-	r->kv_budget_bytes = p->kv_blocks * n->kv_block_bytes;
-	r->workspace_budget_bytes = stages == 1 ? p->workspace_bytes : n->workspace_bytes;
+	uint32_t ranks = ranks_of(x);
 	uint32_t cpus = m->cpus < base_array_size(r->cpus) ? m->cpus : (uint32_t)base_array_size(r->cpus);
-	bool split = stages > 1 && cpus >= stages;
-	uint32_t first = split ? cpus * stage / stages : 0, end = split ? cpus * (stage + 1) / stages : cpus;
+	if (cpus < ranks) {
+		r->cpus_count = 0;
+		r->threads = 1;
+		return;
+	}
+	uint32_t first = cpus * rank / ranks, end = cpus * (rank + 1) / ranks;
 	r->cpus_count = end - first;
 	memcpy(r->cpus, m->cpu + first, r->cpus_count * sizeof *r->cpus);
 	r->threads = c->compute.threads && c->compute.threads < r->cpus_count ? c->compute.threads : r->cpus_count;
+}
+
+/* Each rank's part of the budgets: by what it holds. */
+static void fill_assign(
+	const struct server_entry *x, const char *directory, uint32_t rank, struct rank_config *ret_config)
+{
+	const struct topology_plan *p = &x->info->plan;
+	const struct rank_needs *n = &x->needs[rank];
+	uint32_t ranks = ranks_of(x);
+	struct rank_config *r = ret_config;
+	*r = x->rank;
+	r->slice = rank_slice(x, rank);
+	snprintf(r->store_directory, sizeof r->store_directory, "%s", directory);
+	double share = (double)n->weights_all_bytes / (double)x->info->plan_input.weights_all_bytes;
+	r->weights_budget_bytes = ranks == 1 ? p->weights_bytes : (uint64_t)((double)p->weights_bytes * share);
+	if (r->weights_budget_bytes < n->weights_min_bytes)
+		r->weights_budget_bytes = n->weights_min_bytes;
+	r->kv_budget_bytes = p->kv_blocks * n->kv_block_bytes;
+	r->workspace_budget_bytes = ranks == 1 ? p->workspace_bytes : n->workspace_bytes;
+	fill_cpus(x, rank, r);
 }
 
 static int start_engine(struct server_entry *x, const char *directory, struct base_error *e)
@@ -555,6 +592,7 @@ static int start_engine(struct server_entry *x, const char *directory, struct ba
 	*g = (struct engine_config){
 		.model_name = x->info->name,
 		.stages = c->compute.stages,
+		.parts = c->compute.tensor,
 		.tokenizer = x->tokenizer,
 		.max_waiting = c->scheduler.max_waiting,
 		.max_waiting_bytes = c->scheduler.max_waiting_memory_bytes,
@@ -572,9 +610,9 @@ static int start_engine(struct server_entry *x, const char *directory, struct ba
 		.events = {.event = on_engine_event, .context = x},
 		.log = s->log,
 	};
-	for (uint32_t i = 0; i < c->compute.stages; i++)
+	for (uint32_t i = 0; i < ranks_of(x); i++)
 		fill_assign(x, directory, i, &g->assign[i].config);
-	int status = supervisor_create(s->rank_path, c->compute.stages, s->log, &supervisor);
+	int status = supervisor_create(s->rank_path, c->compute.stages, c->compute.tensor, s->log, &supervisor);
 	if (status)
 		return base_error_set(e, status, "no memory");
 	g->starter = supervisor_starter(supervisor);

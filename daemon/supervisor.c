@@ -19,7 +19,6 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 
-#define MAX_STAGES 16u
 #define GRACE_MS 300 // for a rank that was told to stop, before SIGKILL
 #define KILL_MS 5000 // for the kernel to end it, which it does not while a read hangs in a driver
 #define KILL_ROUND_NS 10000000
@@ -31,43 +30,58 @@ struct child {
 	pid_t pid; // 0: none; lock
 	int pidfd;
 	bool killed; // and waited for: it outlived SIGKILL
-	int next_fd; // the end of the socket to the stage before that the next stage gets; -1
+	int kept_fd[ENGINE_MAX_RANKS]; // of a rank that started before: this one's end of their socket; -1
 };
 
 struct supervisor {
 	char rank_path[PATH_MAX];
-	uint32_t stages;
+	uint32_t stages, parts, ranks; // rank: stage * parts + part
 	struct base_log *log;
 	pthread_mutex_t lock; // pids
-	struct child child[MAX_STAGES];
+	struct child child[ENGINE_MAX_RANKS];
 };
 
-int supervisor_create(const char *rank_path, uint32_t stages, struct base_log *log, struct supervisor **ret_supervisor)
+int supervisor_create(const char *rank_path, uint32_t stages, uint32_t parts, struct base_log *log,
+	struct supervisor **ret_supervisor)
 {
-	if (!stages || stages > MAX_STAGES || strlen(rank_path) >= PATH_MAX)
+	if (!stages || !parts || stages > ENGINE_MAX_RANKS / parts || strlen(rank_path) >= PATH_MAX)
 		return -EINVAL;
 	struct supervisor *s = calloc(1, sizeof *s);
 	if (!s)
 		return -ENOMEM;
 	snprintf(s->rank_path, sizeof s->rank_path, "%s", rank_path);
 	s->stages = stages;
+	s->parts = parts;
+	s->ranks = stages * parts;
 	s->log = log;
 	pthread_mutex_init(&s->lock, NULL);
-	for (uint32_t i = 0; i < MAX_STAGES; i++)
-		s->child[i].pidfd = s->child[i].next_fd = -1;
+	for (uint32_t i = 0; i < ENGINE_MAX_RANKS; i++) {
+		s->child[i].pidfd = -1;
+		memset(s->child[i].kept_fd, 0xff, sizeof s->child[i].kept_fd);
+	}
 	*ret_supervisor = s;
 	return 0;
 }
 
-static void log_exit(struct supervisor *s, uint32_t stage, pid_t pid, const siginfo_t *info)
+static const char *rank_name(const struct supervisor *s, uint32_t rank, char out[static 24])
 {
-	if (info->si_code == CLD_EXITED && info->si_status == 0)
-		base_log_debug(s->log, "rank of stage %u ended pid=%d", stage, (int)pid);
-	else if (info->si_code == CLD_EXITED)
-		base_log_warning(
-			s->log, "rank of stage %u ended with exit code %d pid=%d", stage, info->si_status, (int)pid);
+	if (s->parts > 1)
+		snprintf(out, 24, "%u.%u", rank / s->parts, rank % s->parts);
 	else
-		base_log_warning(s->log, "rank of stage %u was ended by signal %d (%s) pid=%d", stage, info->si_status,
+		snprintf(out, 24, "%u", rank);
+	return out;
+}
+
+static void log_exit(struct supervisor *s, uint32_t rank, pid_t pid, const siginfo_t *info)
+{
+	char name[24];
+	rank_name(s, rank, name);
+	if (info->si_code == CLD_EXITED && info->si_status == 0)
+		base_log_debug(s->log, "rank %s ended pid=%d", name, (int)pid);
+	else if (info->si_code == CLD_EXITED)
+		base_log_warning(s->log, "rank %s ended with exit code %d pid=%d", name, info->si_status, (int)pid);
+	else
+		base_log_warning(s->log, "rank %s was ended by signal %d (%s) pid=%d", name, info->si_status,
 			sigdescr_np(info->si_status), (int)pid);
 }
 
@@ -84,9 +98,9 @@ static bool wait_end(const struct child *c, uint64_t until_ns)
 }
 
 /* False: it lives, or a debugger holds it. */
-static bool reap(struct supervisor *s, uint32_t stage)
+static bool reap(struct supervisor *s, uint32_t rank)
 {
-	struct child *c = &s->child[stage];
+	struct child *c = &s->child[rank];
 	siginfo_t info = {0};
 	int r;
 	while ((r = waitid(P_PIDFD, (id_t)c->pidfd, &info, WEXITED | WNOHANG)) < 0 && errno == EINTR)
@@ -94,7 +108,7 @@ static bool reap(struct supervisor *s, uint32_t stage)
 	if (r == 0 && !info.si_pid)
 		return false;
 	if (r == 0)
-		log_exit(s, stage, c->pid, &info);
+		log_exit(s, rank, c->pid, &info);
 	close(c->pidfd);
 	c->pidfd = -1;
 	c->killed = false;
@@ -104,20 +118,27 @@ static bool reap(struct supervisor *s, uint32_t stage)
 	return true;
 }
 
+static void close_fd(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+	*fd = -1;
+}
+
 /* One that outlives SIGKILL keeps its place: the next stop or start reaps it, or says that it is there. */
-static void stop(void *context, uint32_t stage)
+static void stop(void *context, uint32_t rank)
 {
 	struct supervisor *s = context;
-	struct child *c = &s->child[stage];
-	if (c->next_fd >= 0)
-		close(c->next_fd);
-	c->next_fd = -1;
-	if (!c->pid || reap(s, stage) || c->killed)
+	struct child *c = &s->child[rank];
+	char name[24];
+	for (uint32_t i = 0; i < s->ranks; i++)
+		close_fd(&c->kept_fd[i]);
+	if (!c->pid || reap(s, rank) || c->killed)
 		return;
 	if (!wait_end(c, base_clock_now_ns() + GRACE_MS * 1000000ull))
 		pidfd_send_signal(c->pidfd, SIGKILL, NULL, 0);
 	uint64_t until = base_clock_now_ns() + KILL_MS * 1000000ull;
-	while (wait_end(c, until) && !reap(s, stage)) {
+	while (wait_end(c, until) && !reap(s, rank)) {
 		if (base_clock_now_ns() >= until)
 			break;
 		nanosleep(&(struct timespec){.tv_nsec = KILL_ROUND_NS}, NULL);
@@ -125,17 +146,17 @@ static void stop(void *context, uint32_t stage)
 	if (!c->pid)
 		return;
 	c->killed = true;
-	base_log_error(s->log, "rank of stage %u does not end %u s after SIGKILL: it hangs in the kernel pid=%d", stage,
-		KILL_MS / 1000, (int)c->pid);
+	base_log_error(s->log, "rank %s does not end %u s after SIGKILL: it hangs in the kernel pid=%d",
+		rank_name(s, rank, name), KILL_MS / 1000, (int)c->pid);
 }
 
 void supervisor_destroy(struct supervisor *s)
 {
 	if (!s)
 		return;
-	for (uint32_t i = 0; i < s->stages; i++)
+	for (uint32_t i = 0; i < s->ranks; i++)
 		stop(s, i);
-	for (uint32_t i = 0; i < s->stages; i++) {
+	for (uint32_t i = 0; i < s->ranks; i++) {
 		if (s->child[i].pidfd >= 0)
 			close(s->child[i].pidfd); // a zombie until thawd ends
 	}
@@ -148,7 +169,7 @@ static const char *level_name(const struct base_log *log)
 	return base_log_level_name(log ? atomic_load(&log->level) : BASE_LOG_WARNING);
 }
 
-enum { TO_THAWD, TO_PREVIOUS, TO_NEXT, SOCKETS };
+enum { TO_THAWD, TO_PREVIOUS, TO_NEXT, TO_PARTS, SOCKETS = TO_PARTS + ENGINE_MAX_RANKS };
 
 /* The child's sockets get the numbers from 3 on, in two steps, so that no dup2 hits one that is still needed. Nothing else
  * is inherited, whatever a library opened without O_CLOEXEC, or thawd itself was given. */
@@ -164,6 +185,8 @@ static int add_sockets(posix_spawn_file_actions_t *actions, const int *fds)
 	for (int i = 0; i < SOCKETS && !status; i++) {
 		if (fds[i] >= 0)
 			status = posix_spawn_file_actions_adddup2(actions, spare + i, FIRST_CHILD_FD + i);
+		else
+			status = posix_spawn_file_actions_addclose(actions, FIRST_CHILD_FD + i);
 	}
 	if (!status)
 		status = posix_spawn_file_actions_addclosefrom_np(actions, FIRST_CHILD_FD + SOCKETS);
@@ -185,38 +208,61 @@ static int set_attributes(posix_spawnattr_t *attributes)
 		attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETPGROUP);
 }
 
-static int spawn(struct supervisor *s, uint32_t stage, const int *fds, struct base_error *e)
+struct command { // of a rank
+	char text[8 + SOCKETS][32];
+	const char *argv[12 + 2 * SOCKETS];
+	uint32_t texts, count;
+};
+
+static void add_option(struct command *c, const char *option, uint32_t number)
 {
-	static const char *const options[SOCKETS] = {"--fd", "--previous-fd", "--next-fd"};
-	char number[SOCKETS][12], at[12], of[12], name[32];
-	const char *argv[20] = {
-		s->rank_path, "--stage", at, "--stages", of, "--name", name, "--log-level", level_name(s->log)};
-	size_t n = 9;
+	snprintf(c->text[c->texts], sizeof c->text[0], "%u", number);
+	c->argv[c->count++] = option;
+	c->argv[c->count++] = c->text[c->texts++];
+}
+
+static void write_command(const struct supervisor *s, uint32_t rank, const int *fds, struct command *ret)
+{
+	static const char *const options[] = {"--fd", "--previous-fd", "--next-fd", "--part-fd"};
+	char name[24];
+	ret->argv[ret->count++] = s->rank_path;
+	add_option(ret, "--stage", rank / s->parts);
+	add_option(ret, "--stages", s->stages);
+	if (s->parts > 1) {
+		add_option(ret, "--part", rank % s->parts);
+		add_option(ret, "--parts", s->parts);
+	}
+	ret->argv[ret->count++] = "--name";
+	snprintf(ret->text[ret->texts], sizeof ret->text[0], "rank-%s", rank_name(s, rank, name));
+	ret->argv[ret->count++] = ret->text[ret->texts++];
+	ret->argv[ret->count++] = "--log-level";
+	ret->argv[ret->count++] = level_name(s->log);
+	for (uint32_t i = 0; i < SOCKETS; i++) {
+		if (fds[i] >= 0)
+			add_option(ret, options[i < TO_PARTS ? i : TO_PARTS], FIRST_CHILD_FD + i);
+	}
+}
+
+static int spawn(struct supervisor *s, uint32_t rank, const int *fds, struct base_error *e)
+{
+	struct command command = {0};
+	char name[24];
 	posix_spawn_file_actions_t actions;
 	posix_spawnattr_t attributes;
 	posix_spawn_file_actions_init(&actions);
 	posix_spawnattr_init(&attributes);
-	snprintf(at, sizeof at, "%u", stage);
-	snprintf(of, sizeof of, "%u", s->stages);
-	snprintf(name, sizeof name, "rank-%u", stage);
-	for (int i = 0; i < SOCKETS; i++) {
-		if (fds[i] < 0)
-			continue;
-		snprintf(number[i], sizeof number[i], "%d", FIRST_CHILD_FD + i);
-		argv[n++] = options[i];
-		argv[n++] = number[i];
-	}
+	write_command(s, rank, fds, &command);
 	int status = add_sockets(&actions, fds);
 	if (!status)
 		status = set_attributes(&attributes);
 	pid_t pid = 0;
 	if (!status)
-		status = -posix_spawn(&pid, s->rank_path, &actions, &attributes, (char *const *)argv, environ);
+		status = -posix_spawn(&pid, s->rank_path, &actions, &attributes, (char *const *)command.argv, environ);
 	posix_spawn_file_actions_destroy(&actions);
 	posix_spawnattr_destroy(&attributes);
 	if (status)
 		return base_error_set(e, status, "%s: cannot be started: %s", s->rank_path, strerrordesc_np(-status));
-	struct child *c = &s->child[stage];
+	struct child *c = &s->child[rank];
 	c->pidfd = pidfd_open(pid, 0);
 	if (c->pidfd < 0) {
 		status = -errno;
@@ -227,46 +273,65 @@ static int spawn(struct supervisor *s, uint32_t stage, const int *fds, struct ba
 	pthread_mutex_lock(&s->lock);
 	c->pid = pid;
 	pthread_mutex_unlock(&s->lock);
-	base_log_debug(s->log, "rank of stage %u started pid=%d", stage, (int)pid);
+	base_log_debug(s->log, "rank %s started pid=%d", rank_name(s, rank, name), (int)pid);
 	return 0;
 }
 
-static int start(void *context, uint32_t stage, int *ret_fd, struct base_error *e)
+/* Where a rank's socket to another one goes, or -1: they do not talk. */
+static int socket_to(const struct supervisor *s, uint32_t rank, uint32_t other)
+{
+	if (rank / s->parts == other / s->parts)
+		return rank == other ? -1 : TO_PARTS + (int)(other % s->parts);
+	return other + s->parts == rank ? TO_PREVIOUS : rank + s->parts == other ? TO_NEXT : -1;
+}
+
+/* Its ends of all sockets: to those that run the kept ones, to those that come new ones. */
+static int take_sockets(struct supervisor *s, uint32_t rank, int *fds)
+{
+	for (uint32_t i = 0; i < s->ranks; i++) {
+		int at = socket_to(s, rank, i), pair[2];
+		if (at < 0)
+			continue;
+		if (i < rank) {
+			fds[at] = s->child[rank].kept_fd[i];
+			s->child[rank].kept_fd[i] = -1;
+			continue;
+		}
+		if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
+			return -errno;
+		fds[at] = pair[0];
+		close_fd(&s->child[i].kept_fd[rank]);
+		s->child[i].kept_fd[rank] = pair[1];
+	}
+	return 0;
+}
+
+static int start(void *context, uint32_t rank, int *ret_fd, struct base_error *e)
 {
 	struct supervisor *s = context;
-	struct child *c = &s->child[stage];
-	int mine[2] = {-1, -1}, mesh[2] = {-1, -1};
-	if (c->pid && !reap(s, stage))
+	struct child *c = &s->child[rank];
+	int mine[2] = {-1, -1}, fds[SOCKETS];
+	char name[24];
+	memset(fds, 0xff, sizeof fds);
+	if (c->pid && !reap(s, rank))
 		return base_error_set(e, -EBUSY,
-			"the last rank of stage %u, process %d, does not end: it hangs in the kernel, and has its "
-			"memory; "
-			"dmesg may say which drive",
-			stage, (int)c->pid);
-	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, mine) < 0 ||
-		(stage + 1 < s->stages && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, mesh) < 0)) {
-		int status = -errno;
-		if (mine[0] >= 0) {
-			close(mine[0]);
-			close(mine[1]);
-		}
-		return base_error_set(
-			e, status, "socketpair for the rank of stage %u: %s", stage, strerrordesc_np(-status));
-	}
-	struct child *before = stage ? &s->child[stage - 1] : NULL;
-	const int fds[SOCKETS] = {
-		[TO_THAWD] = mine[1], [TO_PREVIOUS] = before ? before->next_fd : -1, [TO_NEXT] = mesh[0]};
-	int status = spawn(s, stage, fds, e);
-	close(mine[1]);
-	if (before) {
-		if (before->next_fd >= 0)
-			close(before->next_fd);
-		before->next_fd = -1;
-	}
-	if (mesh[0] >= 0)
-		close(mesh[0]);
-	c->next_fd = mesh[1];
+			"the last rank %s, process %d, does not end: it hangs in the kernel, and has its memory; dmesg "
+			"may "
+			"say which drive",
+			rank_name(s, rank, name), (int)c->pid);
+	int status = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, mine) < 0 ? -errno : 0;
+	fds[TO_THAWD] = mine[1];
+	if (!status)
+		status = take_sockets(s, rank, fds);
 	if (status)
-		close(mine[0]);
+		base_error_set(
+			e, status, "socketpair for rank %s: %s", rank_name(s, rank, name), strerrordesc_np(-status));
+	else
+		status = spawn(s, rank, fds, e);
+	for (int i = 0; i < SOCKETS; i++)
+		close_fd(&fds[i]);
+	if (status)
+		close_fd(&mine[0]);
 	else
 		*ret_fd = mine[0];
 	return status;
@@ -281,7 +346,7 @@ uint32_t supervisor_pids(struct supervisor *s, pid_t *ret_pids, uint32_t room)
 {
 	uint32_t n = 0;
 	pthread_mutex_lock(&s->lock);
-	for (uint32_t i = 0; i < s->stages && n < room; i++) {
+	for (uint32_t i = 0; i < s->ranks && n < room; i++) {
 		if (s->child[i].pid)
 			ret_pids[n++] = s->child[i].pid;
 	}

@@ -4,10 +4,11 @@
  * The engine's thread starts and stops through the starter; pids may be read by any thread. Ranks run in a process group of
  * their own, so that ^C at a terminal reaches thawd alone, which drains first. The death of a rank shows as the end of
  * its socket; its exit status is logged when it is reaped, in stop. That takes 5.3 s at most: a rank that hangs in the kernel
- * outlives SIGKILL, and until it is gone its stage cannot be started again (-EBUSY).
+ * outlives SIGKILL, and until it is gone it cannot be started again (-EBUSY).
  *
- * A rank has sockets to thawd and to the stages beside it, with the descriptors 3 (thawd), 4 (the stage before) and 5 (the
- * stage after).
+ * A rank has sockets to thawd, to the ranks of its own part in the stages beside it, and to the other parts of its stage, with the
+ * descriptors 3 (thawd), 4 (the stage before), 5 (the stage after), and from 6 on (the other parts, in their order). Ranks
+ * are started in order: a socket between two of them is made with the first and kept for the second.
  */
 #pragma once
 
@@ -20,7 +21,8 @@
 
 struct supervisor;
 /* rank_path: the program. Starts nothing yet. */
-int supervisor_create(const char *rank_path, uint32_t stages, struct base_log *log, struct supervisor **ret_supervisor);
+int supervisor_create(const char *rank_path, uint32_t stages, uint32_t parts, struct base_log *log,
+	struct supervisor **ret_supervisor);
 void supervisor_destroy(struct supervisor *s); // kills what is left; NULL is fine
 struct engine_starter supervisor_starter(struct supervisor *s);
 uint32_t supervisor_pids(struct supervisor *s, pid_t *ret_pids, uint32_t room);

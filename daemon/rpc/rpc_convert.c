@@ -157,7 +157,7 @@ void rpc_convert_load(
 	m->tokens_per_second = l->tokens_per_second;
 	m->achieved_ratio = l->achieved_ratio;
 	m->binding = (char *)l->binding;
-	m->n_ranks = l->stages < 16 ? l->stages : 16;
+	m->n_ranks = l->ranks < 16 ? l->ranks : 16;
 	m->ranks = out->rank_list;
 	for (size_t s = 0; s < m->n_ranks; s++) {
 		convert_rank(&l->stats[s], &out->ranks[s]);
@@ -222,19 +222,20 @@ static void convert_plan(const struct topology_plan *p, Thaw__Admin__V1__Plan *m
 	m->lift = (char *)p->lift;
 }
 
-static void convert_shard(const struct server_model_info *i, uint32_t stage, const struct topology_machine *machine,
+static void convert_shard(const struct server_model_info *i, uint32_t rank, const struct topology_machine *machine,
 	struct rpc_convert_placement *out)
 {
-	const struct rank_placement *p = &i->load.placement[stage];
-	Thaw__Admin__V1__Shard *m = &out->shards[stage];
+	const struct rank_placement *p = &i->load.placement[rank];
+	const struct pack_slice *slice = &i->load.slice[rank];
+	Thaw__Admin__V1__Shard *m = &out->shards[rank];
 	thaw__admin__v1__shard__init(m);
-	snprintf(out->devices[stage], sizeof(out->devices[stage]), "CPU%u", stage);
-	m->stage = stage;
+	snprintf(out->devices[rank], sizeof(out->devices[rank]), "CPU%u", rank);
+	m->stage = rank / (i->load.parts ? i->load.parts : 1);
+	m->tp_rank = slice->tp_rank;
 	m->node = (char *)machine->host;
-	m->device = out->devices[stage];
-	m->first_layer = (uint32_t)((uint64_t)i->layers * stage / i->load.stages);
-	m->last_layer = (uint32_t)((uint64_t)i->layers * (stage + 1) / i->load.stages);
-	m->last_layer -= m->last_layer > m->first_layer;
+	m->device = out->devices[rank];
+	m->first_layer = slice->first_layer;
+	m->last_layer = slice->first_layer + slice->layers - (slice->layers > 0);
 	m->hot_bytes = p->hot_bytes;
 	m->cold_bytes = p->cold_bytes;
 	m->slot_bytes = p->slot_bytes;
@@ -248,7 +249,7 @@ static void convert_shard(const struct server_model_info *i, uint32_t stage, con
 	m->isa = (char *)p->isa;
 	m->direct_io = p->direct_io;
 	m->fallback = (char *)p->fallback;
-	out->shard_list[stage] = m;
+	out->shard_list[rank] = m;
 }
 
 void rpc_convert_placement(
@@ -263,7 +264,7 @@ void rpc_convert_placement(
 	convert_plan(&i->plan, &out->plan);
 	m->input = &out->input;
 	m->plan = &out->plan;
-	m->n_shards = i->load.stages < 16 ? i->load.stages : 16;
+	m->n_shards = i->load.ranks < 16 ? i->load.ranks : 16;
 	m->shards = out->shard_list;
 	for (uint32_t s = 0; s < m->n_shards; s++)
 		convert_shard(i, s, machine, out);

@@ -25,7 +25,14 @@ class DaemonTest(unittest.TestCase):
 
     def test_killed_rank_in_eight_streams(self):
         """kill -9 of the rank in the middle of 8 streams: each ends with the tokens that it would have had."""
-        d = self.loaded("memory.weights=12MiB")
+        self.kill_in_eight_streams("memory.weights=12MiB")
+
+    def test_killed_part_in_eight_streams(self):
+        """The same of one of four ranks: two stages of two parts each."""
+        self.kill_in_eight_streams("memory.weights=24MiB", "compute.stages=2", "compute.tensor=2")
+
+    def kill_in_eight_streams(self, *sets):
+        d = self.loaded(*sets)
         prompts = [f"this is stream {i} of eight" for i in range(8)]
 
         def run_all(kill):
@@ -39,16 +46,16 @@ class DaemonTest(unittest.TestCase):
             if kill:
                 wait_for("eight running requests", lambda: d.status().startswith("1 of 1 models ready, 8 requests"))
                 time.sleep(0.2)
-                os.kill(d.ranks()[0], signal.SIGKILL)
+                os.kill(sorted(d.ranks())[kill - 1], signal.SIGKILL)
             for t in threads:
                 t.join()
             return results
 
-        want = run_all(False)
+        want = run_all(0)
         self.assertTrue(all(len(w) == 40 for w in want))
-        for _ in range(2):
+        for kill in (1, len(d.ranks())):
             before = d.log().count("event=rank_lost")
-            self.assertEqual(run_all(True), want)
+            self.assertEqual(run_all(kill), want)
             self.assertEqual(d.log().count("event=rank_lost"), before + 1)
         self.assertEqual(d.stop(), 0)
 
@@ -200,6 +207,24 @@ class DaemonTest(unittest.TestCase):
         wait_for("new ranks", lambda: "event=rank_restarted" in d.log())
         self.assertEqual(d.generate("the same words", 20), want)
         self.assertEqual(d.stop(), 0)
+
+    def test_parts(self):
+        """Three stages of two parts: who has what; the same tokens in every life. Parts that cannot be: the reason."""
+        d = self.loaded("compute.stages=3", "compute.tensor=2")
+        shards = json.loads(d.ctl("placement").stdout)["placements"][0]["shards"]
+        self.assertEqual([(s.get("stage", 0), s.get("tp_rank", 0), s.get("first_layer", 0), s["last_layer"]) for s in shards],
+                         [(0, 0, 0, 1), (0, 1, 0, 1), (1, 0, 2, 4), (1, 1, 2, 4), (2, 0, 5, 7), (2, 1, 5, 7)])
+        self.assertEqual(len(d.ranks()), 6)
+        want = d.generate("the same words", 20)
+        self.assertEqual(d.stop(), 0)
+        d.told.clear()
+        d.start().wait_ready()
+        self.assertEqual(d.generate("the same words", 20), want)
+        self.assertEqual(d.stop(), 0)
+        d.told.clear()
+        d.start("compute.tensor=3")
+        wait_for("the refusal", lambda: "event=model_failed" in d.log())
+        self.assertRegex(d.log(), r"compute.tensor: .*its 4 heads, which share 2 KV heads, do not divide by 3 \(possible: 1, 2")
 
 
 if __name__ == "__main__":

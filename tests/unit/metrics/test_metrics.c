@@ -55,7 +55,8 @@ uint32_t server_list_models(struct server *s, struct server_model_info *ret_info
 		m->load.requests_total[REQUEST_FINISH_STOP] = 7;
 		m->load.generated_tokens_total = UINT64_C(9007199254740993);
 		m->load.last_pass_wall_ns = UINT64_C(1700000000123456789);
-		m->load.stages = 2;
+		m->load.stages = m->load.ranks = 2;
+		m->load.parts = 1;
 		m->load.stats[1].stream.read_bytes = 4096;
 		m->load.stats[1].compute_ns = 1500000000;
 		m->load.stats[1].pass_ns = 2000000000;
@@ -277,21 +278,25 @@ static void the_text_is_well_formed(void **state)
 	expect_line(text, "thaw_kv_cache_usage_ratio{model_name=\"plain\"} 0.25");
 	expect_line(text, "thaw_generated_tokens_total{model_name=\"plain\"} 9007199254740993");
 	expect_line(text, "thaw_last_pass_timestamp_seconds{model_name=\"plain\"} 1700000000.123456789");
-	expect_line(text, "thaw_offload_read_bytes_total{model_name=\"plain\",stage=\"1\",device=\"nvme0n1\"} 4096");
+	expect_line(text, "thaw_offload_read_bytes_total{model_name=\"plain\",stage=\"1\",tp_rank=\"0\",device="
+			  "\"nvme0n1\"} 4096");
+	expect_line(text, "thaw_offload_read_seconds_sum{model_name=\"plain\",stage=\"1\",tp_rank=\"0\",device="
+			  "\"nvme0n1\"} 0.250000000");
+	expect_line(text,
+		"thaw_offload_read_seconds_count{model_name=\"plain\",stage=\"1\",tp_rank=\"0\",device=\"nvme0n1\"} 5");
 	expect_line(
-		text, "thaw_offload_read_seconds_sum{model_name=\"plain\",stage=\"1\",device=\"nvme0n1\"} 0.250000000");
-	expect_line(text, "thaw_offload_read_seconds_count{model_name=\"plain\",stage=\"1\",device=\"nvme0n1\"} 5");
-	expect_line(text, "thaw_stage_bubble_seconds_total{model_name=\"plain\",stage=\"1\"} 0.500000000");
-	expect_line(text, "thaw_memory_bytes{model_name=\"plain\",stage=\"1\",device=\"CPU1\",tier=\"host\","
-			  "component=\"kv\"} 4321");
+		text, "thaw_stage_bubble_seconds_total{model_name=\"plain\",stage=\"1\",tp_rank=\"0\"} 0.500000000");
+	expect_line(text,
+		"thaw_memory_bytes{model_name=\"plain\",stage=\"1\",tp_rank=\"0\",device=\"CPU1\",tier=\"host\","
+		"component=\"kv\"} 4321");
 	expect_line(text, "thaw_requests_rejected_total{model_name=\"plain\",reason=\"queue_full\"} 0");
 	expect_line(text, "thaw_requests_rejected_total{model_name=\"plain\",reason=\"too_long\"} 6");
 	expect_line(text, "thaw_waiting_bytes{model_name=\"plain\"} 8765");
 	expect_line(text, "thaw_link_bytes_total{model_name=\"plain\",op=\"send\"} 111");
 	expect_line(text, "thaw_link_bytes_total{model_name=\"plain\",op=\"receive\"} 222");
 	expect_line(text, "thaw_link_errors_total{model_name=\"plain\"} 2");
-	expect_line(text, "thaw_stage_busy_seconds_total{model_name=\"plain\",stage=\"1\"} 1.500000000");
-	expect_line(text, "thaw_io_uring_available{model_name=\"plain\",stage=\"1\"} 0");
+	expect_line(text, "thaw_stage_busy_seconds_total{model_name=\"plain\",stage=\"1\",tp_rank=\"0\"} 1.500000000");
+	expect_line(text, "thaw_io_uring_available{model_name=\"plain\",stage=\"1\",tp_rank=\"0\"} 0");
 	expect_line(text, "thaw_memory_plan_bytes{model_name=\"plain\",component=\"kv\"} 77");
 	expect_line(text, "thaw_inter_token_latency_seconds_bucket{model_name=\"plain\",le=\"0.001\"} 1");
 	expect_line(text, "thaw_inter_token_latency_seconds_bucket{model_name=\"plain\",le=\"100\"} 3");

@@ -44,6 +44,7 @@ static struct rank_message sample(size_t i)
 		m.assign = (struct rank_assign){.epoch = 1ull << 40,
 			.stage = 1,
 			.stages = 2,
+			.patience_ns = 77,
 			.config = {.store_directory = "/var/lib/thaw/store/0123",
 				.model_path = "/m.gguf",
 				.digest = {1, 2, 3, 255},
@@ -243,7 +244,7 @@ static void test_the_version_names_the_format(void **state)
 	static const struct {
 		uint32_t version;
 		uint64_t format;
-	} known = {2, 0xeb4e061d6db67e5aull};
+	} known = {3, 0x5d03f1dae139b7f3ull};
 	uint64_t h = 0xcbf29ce484222325ull;
 	struct rank_message m;
 	for (size_t i = 0; (m = sample(i)).type; i++) {

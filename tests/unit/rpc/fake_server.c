@@ -369,7 +369,8 @@ static void fill_info(struct server *s, struct server_model_info *i)
 	i->bos = FAKE_BOS;
 	i->eos = TEXT_NO_TOKEN;
 	i->load.state = ENGINE_READY;
-	i->load.stages = 1;
+	i->load.stages = i->load.parts = i->load.ranks = 1;
+	i->load.slice[0] = (struct pack_slice){.layers = 4, .tp_size = 1};
 	i->load.epoch = 7;
 	i->load.placement[0] = (struct rank_placement){.hot_bytes = 60, .cold_bytes = 40, .engine = "uring"};
 	pthread_mutex_lock(&s->engine.lock);
@@ -432,7 +433,7 @@ int server_plan_model(struct server *s, const char *path, uint64_t weights_bytes
 	if (code)
 		return base_error_set(e, code, "memory.weights is 12 bytes short");
 	fill_info(s, ret_info);
-	ret_info->load.stages = 0;
+	ret_info->load.stages = ret_info->load.ranks = 0;
 	ret_info->plan.weights_bytes = weights_bytes;
 	return 0;
 }
