@@ -80,7 +80,10 @@ static void print_zsh(FILE *out)
 		print_zsh_text(ctl_verbs[i].help, out);
 		fprintf(out, "'\n");
 	}
-	fprintf(out, "\t)\n\tif [[ -z $verb ]]; then\n\t\t_describe verb verbs\n\t\treturn\n\tfi\n\tcase $verb in\n");
+	fprintf(out, "\t)\n\tif [[ -z $verb ]]; then\n\t\t_describe verb verbs\n\t\treturn\n\tfi\n"
+		     // To _arguments the verb is the command, so that it is not offered as its own first word.
+		     "\tlocal -i at=${words[(i)$verb]}\n\twords=(\"${(@)words[at,-1]}\")\n\t(( CURRENT -= at - 1 ))\n"
+		     "\tcase $verb in\n");
 	for (size_t i = 0; i < ctl_verbs_count; i++) {
 		const struct ctl_verb *v = &ctl_verbs[i];
 		fprintf(out, "\t%s) _arguments \\\n", v->name);
@@ -101,11 +104,13 @@ static void print_zsh(FILE *out)
 			fprintf(out, "' \\\n");
 		}
 		if (v->words)
-			fprintf(out, "\t\t'*:word:(%s %s)' ;;\n", v->name, v->words);
+			fprintf(out, "\t\t'*:word:(%s)' ;;\n", v->words);
 		else
 			fprintf(out, "\t\t'*:file:_files' ;;\n");
 	}
-	fprintf(out, "\tesac\n}\ncompdef _thawctl thawctl\n");
+	// Autoloaded, the file is the body of the function that the first TAB calls; sourced, it only defines it.
+	fprintf(out, "\tesac\n}\nif [[ $funcstack[1] == _thawctl ]]; then\n\t_thawctl \"$@\"\nelse\n"
+		     "\tcompdef _thawctl thawctl\nfi\n");
 }
 
 static void print_fish_text(const char *text, FILE *out)
