@@ -295,8 +295,7 @@ static uint64_t turn(struct engine *e)
 	uint64_t until = SCHEDULER_NEVER, now = base_clock_now_ns(), next;
 	take_incoming(e);
 	expire(e, now);
-	if (e->config.starter.gather)
-		take_regather(e);
+	take_regather(e);
 	if (e->group)
 		engine_link_poll(e);
 	if (e->state == ENGINE_READY)

@@ -96,7 +96,7 @@ int engine_submit(struct engine *e, struct request *r, uint64_t *ret_retry_after
 int engine_abort(struct engine *e, const char *id); // -ENOENT
 void engine_abort_all(struct engine *e);
 void engine_drain(struct engine *e, bool on); // no new requests; running ones finish
-/* The ranks are to be gathered anew, with the next plan: its requests go on there. Nobody is to blame for it. */
+/* The ranks are to be gathered anew, with the next plan, or started anew where they are on this host: requests go on there. Nobody is to blame for it. */
 void engine_regather(struct engine *e, const char *why);
 
 struct engine_load {

@@ -22,6 +22,8 @@
 #define ENGINE_CONNECT_NS (20 * 1000000000ull) // for ranks to start and say hello
 #define ENGINE_DOWN_NS (30 * 1000000000ull) // that running requests wait for hosts to come back
 #define ENGINE_RETRY_NS (1000000000ull) // advice to a client that was refused
+#define ENGINE_LOSSES 16u
+#define ENGINE_LOSS_NS (60 * 1000000000ull) // between two events of the same place
 #define ENGINE_RING_BYTES (256u << 10)
 
 struct engine_output {
@@ -125,6 +127,11 @@ struct engine {
 	struct request_event event; // scratch: large
 	struct rank_message out, in; // scratch: large
 	char data_loss[BASE_ERROR_BYTES]; // of the pass whose result is being taken
+	struct { // places of which an event was given out lately
+		uint64_t place; // hash of the words, 0: none
+		uint64_t told_ns;
+		uint32_t quiet; // requests since
+	} losses[ENGINE_LOSSES];
 	double recent_bound_ns, recent_pass_ns; // decaying sums
 };
 

@@ -420,6 +420,7 @@ static void all_ready(struct engine *e)
 		e->kv_blocks = blocks;
 	pthread_mutex_lock(&e->lock);
 	e->limit_tokens = scheduler_limit_tokens(e->scheduler);
+	e->load.data_loss[0] = '\0'; // these opened the files anew
 	pthread_mutex_unlock(&e->lock);
 	engine_emit_event(e, "notice", e->starts > 1 ? "rank_restarted" : "engine_ready", "epoch %llu, %u KV blocks",
 		(unsigned long long)e->epoch, blocks);

@@ -154,6 +154,36 @@ static bool take_output(struct engine *e, const struct scheduler_pass *p, const 
 	return true;
 }
 
+/* One event for each place in a while, not for each request that meets it. */
+static void tell_loss(struct engine *e, const struct engine_stream *s, const char *reason)
+{
+	uint64_t place = 0xcbf29ce484222325ull, now = base_clock_now_ns();
+	for (const char *c = reason; *c; c++)
+		place = (place ^ (uint8_t)*c) * 0x100000001b3ull;
+	uint32_t at = 0;
+	for (uint32_t i = 0; i < ENGINE_LOSSES; i++) {
+		if (e->losses[i].place == place) {
+			at = i;
+			break;
+		}
+		if (e->losses[i].told_ns < e->losses[at].told_ns)
+			at = i;
+	}
+	bool known = e->losses[at].place == place;
+	if (known && now < e->losses[at].told_ns + ENGINE_LOSS_NS) {
+		e->losses[at].quiet++;
+		return;
+	}
+	uint32_t quiet = known ? e->losses[at].quiet : 0;
+	e->losses[at].place = place;
+	e->losses[at].told_ns = now;
+	e->losses[at].quiet = 0;
+	char others[48] = "";
+	if (quiet)
+		snprintf(others, sizeof others, " (and %u since the last event)", quiet);
+	engine_emit_event(e, "error", "data_loss", "request %s%s: %s", s->request->id, others, reason);
+}
+
 static void entry_failed(struct engine *e, struct scheduler_sequence *q, int status)
 {
 	struct base_error reason = e->in.result.e;
@@ -164,13 +194,15 @@ static void entry_failed(struct engine *e, struct scheduler_sequence *q, int sta
 	base_error_prefix(&reason, "weights on the drive are bad");
 	memcpy(e->data_loss, reason.message, sizeof e->data_loss);
 	mark_over(e, q->job->user, -EBADMSG, reason.message);
-	engine_emit_event(e, "error", "data_loss", "request %s: %s",
-		((struct engine_stream *)q->job->user)->request->id, reason.message);
+	tell_loss(e, q->job->user, reason.message);
 	scheduler_finish(e->scheduler, q);
 }
 
 static void publish_data_loss(struct engine *e)
 {
+	bool over = e->load.data_loss[0] && !e->data_loss[0];
+	if (over)
+		engine_emit_event(e, "notice", "data_whole", "cold weights are read well again");
 	pthread_mutex_lock(&e->lock);
 	memcpy(e->load.data_loss, e->data_loss, sizeof e->load.data_loss);
 	pthread_mutex_unlock(&e->lock);

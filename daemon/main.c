@@ -192,7 +192,7 @@ static void tell_health(struct daemon *d, uint32_t count)
 {
 	uint64_t h = mix(1, server_ready(d->server));
 	for (uint32_t i = 0; i < count; i++) {
-		h = mix(mix(h, d->infos[i].phase), d->infos[i].load.state);
+		h = mix(mix(mix(h, d->infos[i].phase), d->infos[i].load.state), d->infos[i].load.data_loss[0] != 0);
 		for (const char *p = d->infos[i].name; *p; p++)
 			h = mix(h, (uint64_t)*p);
 	}

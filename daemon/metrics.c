@@ -72,6 +72,8 @@ static int explain_model(const struct server_model_info *m, char *out, size_t ro
 			m->load.failure[0] ? m->load.failure : base_error_text(&m->error));
 	if (m->phase == SERVER_PHASE_READY && m->load.state != ENGINE_READY)
 		return snprintf(out, room, "model %s has no rank for now: %s\n", m->name, m->load.failure);
+	if (m->phase == SERVER_PHASE_READY && m->load.data_loss[0])
+		return snprintf(out, room, "model %s fails its requests: %s\n", m->name, m->load.data_loss);
 	return snprintf(out, room, "model %s: %s, %" PRIu64 " of %" PRIu64 " bytes\n", m->name,
 		server_phase_name(m->phase), m->done_bytes, m->total_bytes);
 }

@@ -125,6 +125,39 @@ static void server_free(struct server *s)
 	free(s);
 }
 
+static void stop_loader(struct server *s)
+{
+	pthread_mutex_lock(&s->lock);
+	s->stop = true;
+	pthread_cond_broadcast(&s->changed);
+	pthread_mutex_unlock(&s->lock);
+	pthread_join(s->loader, NULL);
+}
+
+static int start_threads(struct server *s, struct base_error *e)
+{
+	int status = -pthread_create(&s->loader, NULL, server_loader_thread, s);
+	if (status)
+		return base_error_set(e, status, "loader thread: %s", strerrordesc_np(-status));
+	status = -pthread_create(&s->unloader, NULL, server_unloader_thread, s);
+	if (status) {
+		stop_loader(s);
+		return base_error_set(e, status, "unloader thread: %s", strerrordesc_np(-status));
+	}
+	return 0;
+}
+
+/* What the loader has at hand is given up first, then every model is unloaded. */
+static void stop_threads(struct server *s)
+{
+	stop_loader(s);
+	pthread_mutex_lock(&s->lock);
+	s->loader_gone = true;
+	pthread_cond_broadcast(&s->changed);
+	pthread_mutex_unlock(&s->lock);
+	pthread_join(s->unloader, NULL);
+}
+
 int server_create(const struct config *config, struct base_log *log, struct server **ret_server, struct base_error *e)
 {
 	struct server *s = calloc(1, sizeof *s);
@@ -148,13 +181,12 @@ int server_create(const struct config *config, struct base_log *log, struct serv
 		status = lock_store(s, e);
 	if (!status)
 		find_drive(s);
-	if (!status && (status = -pthread_create(&s->loader, NULL, server_loader_thread, s)) < 0)
-		base_error_set(e, status, "loader thread: %s", strerrordesc_np(-status));
+	if (!status)
+		status = start_threads(s, e);
 	if (status) {
 		server_free(s);
 		return status;
 	}
-	s->loader_runs = true;
 	*ret_server = s;
 	return 0;
 }
@@ -163,11 +195,7 @@ void server_destroy(struct server *s)
 {
 	if (!s)
 		return;
-	pthread_mutex_lock(&s->lock);
-	s->stop = true;
-	pthread_cond_broadcast(&s->changed);
-	pthread_mutex_unlock(&s->lock);
-	pthread_join(s->loader, NULL);
+	stop_threads(s);
 	server_free(s);
 }
 
@@ -179,7 +207,7 @@ static struct server_entry *find(struct server *s, const char *name)
 	struct server_entry *found = NULL;
 	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
 		struct server_entry *x = s->entry[i];
-		if (!x || x->hidden)
+		if (!x || x->hidden || x->preparing)
 			continue;
 		if (name[0] && strcmp(x->info->name, name) == 0)
 			return x;
@@ -225,7 +253,7 @@ uint32_t server_list_models(struct server *s, struct server_model_info *ret_info
 	uint32_t n = 0;
 	pthread_mutex_lock(&s->lock);
 	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES && n < room; i++) {
-		if (s->entry[i] && !s->entry[i]->hidden)
+		if (s->entry[i] && !s->entry[i]->hidden && !s->entry[i]->preparing)
 			copy_info(s->entry[i], &ret_infos[n++]);
 	}
 	pthread_mutex_unlock(&s->lock);
@@ -248,7 +276,7 @@ static int not_found(struct server *s, const char *name, struct base_error *e)
 	char names[300] = "";
 	size_t at = 0;
 	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
-		if (s->entry[i] && !s->entry[i]->hidden && at < sizeof names - 1)
+		if (s->entry[i] && !s->entry[i]->hidden && !s->entry[i]->preparing && at < sizeof names - 1)
 			at += (size_t)snprintf(
 				names + at, sizeof names - at, "%s%s", at ? ", " : "", s->entry[i]->info->name);
 	}
@@ -300,37 +328,48 @@ void server_release_model(struct server *s, const struct server_model *m)
 
 /* ---- load, unload ---- */
 
-static int check_name(const struct server_entry *old, struct base_error *e)
+/* Lock held. Takes name and place, so that of two that load the same model one does, and the other is told before it reads
+ * anything. A failed model gives its name up, later. */
+static int reserve(struct server *s, struct server_entry *x, struct base_error *e)
 {
-	if (!old || old->info->phase == SERVER_PHASE_FAILED)
-		return 0;
-	return base_error_set(e, -EEXIST, "a model called %s is there already (%s): unload it, or choose another name",
-		old->info->name, server_phase_name(old->info->phase));
-}
-
-/* Lock held. A failed model gives its name up. */
-static int put(struct server *s, struct server_entry *x, struct base_error *e)
-{
-	struct server_entry *old = find(s, x->info->name);
+	const struct server_entry *old = find(s, x->info->name);
 	uint32_t place = SERVER_MAX_ENTRIES, shown = 0;
+	if (s->stop)
+		return base_error_set(e, -EHOSTDOWN, "thawd is stopping");
 	if (old && old->info->phase != SERVER_PHASE_FAILED)
 		return base_error_set(e, -EEXIST,
 			"a model called %s is there already (%s): unload it, or choose another name", x->info->name,
 			server_phase_name(old->info->phase));
 	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
-		if (!s->entry[i])
+		const struct server_entry *y = s->entry[i];
+		if (y && y->preparing && strcmp(y->info->name, x->info->name) == 0)
+			return base_error_set(
+				e, -EEXIST, "a model called %s is being loaded by another call", x->info->name);
+		if (!y)
 			place = place < i ? place : i;
-		else if (!s->entry[i]->hidden && s->entry[i] != old)
+		else if (!y->hidden && y != old)
 			shown++;
 	}
 	if (place == SERVER_MAX_ENTRIES || shown >= CONFIG_MAX_MODELS)
 		return base_error_set(e, -ENOSPC, "%u models are loaded, which is the most: unload one", shown);
-	if (old)
-		old->hidden = old->unload = true;
+	x->preparing = true;
 	s->entry[place] = x;
+	return 0;
+}
+
+/* Lock held. It is seen from now on, or forgotten. */
+static void settle(struct server *s, struct server_entry *x, bool stays)
+{
+	struct server_entry *old = find(s, x->info->name);
+	x->preparing = false;
+	for (uint32_t i = 0; !stays && i < SERVER_MAX_ENTRIES; i++) {
+		if (s->entry[i] == x)
+			s->entry[i] = NULL;
+	}
+	if (stays && old)
+		old->hidden = old->unload = true;
 	x->queued = ++s->queued;
 	pthread_cond_broadcast(&s->changed);
-	return 0;
 }
 
 /* keep: a model that cannot be loaded stays in the table, FAILED, for people to see. */
@@ -342,24 +381,22 @@ static int load_model(struct server *s, const struct config_model *wanted, bool 
 	if (!x)
 		return status ? status : base_error_set(e, -ENOMEM, "no memory for model %s", model.path);
 	pthread_mutex_lock(&s->lock);
-	status = s->stop ? base_error_set(e, -EHOSTDOWN, "thawd is stopping") : check_name(find(s, x->info->name), e);
+	status = reserve(s, x, e);
 	pthread_mutex_unlock(&s->lock);
-	keep = keep && !status;
-	if (!status)
-		status = server_entry_prepare(x, 0, 0, e);
+	if (status) {
+		server_entry_destroy(x);
+		return status;
+	}
+	status = server_entry_prepare(x, 0, 0, e);
+	bool stays = !status || keep;
+	pthread_mutex_lock(&s->lock);
 	if (status && keep) {
 		x->info->phase = SERVER_PHASE_FAILED;
 		x->info->error = *e;
 		x->info->error.code = status;
 	}
-	bool stays = !status || keep;
-	if (stays) {
-		pthread_mutex_lock(&s->lock);
-		int full = put(s, x, e);
-		pthread_mutex_unlock(&s->lock);
-		status = full ? full : status;
-		stays = !full;
-	}
+	settle(s, x, stays);
+	pthread_mutex_unlock(&s->lock);
 	if (!stays)
 		server_entry_destroy(x);
 	return status;
@@ -457,7 +494,7 @@ bool server_ready(struct server *s)
 		if (!x || x->unload || x->info->phase != SERVER_PHASE_READY)
 			continue;
 		engine_get_load(x->model.engine, &load);
-		ready = load.state == ENGINE_READY;
+		ready = load.state == ENGINE_READY && !load.data_loss[0];
 	}
 	pthread_mutex_unlock(&s->lock);
 	return ready && !server_draining(s);

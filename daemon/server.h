@@ -2,7 +2,7 @@
  * The daemon's state as rpc, metrics and ctl see it: the table of models and what can be asked of it. rpc knows this
  * header and no other part of the daemon.
  *
- * All calls: any thread. Getters copy a snapshot. load and unload run on the loader thread; progress is read with get_model.
+ * All calls: any thread. Getters copy a snapshot. Loading and unloading run on a thread each; progress is read with get_model.
  */
 #pragma once
 
@@ -69,11 +69,11 @@ int server_acquire_model(struct server *s, const char *name, const struct server
 	uint64_t *ret_retry_after_ns, struct base_error *e);
 void server_release_model(struct server *s, const struct server_model *m);
 
-/* Checks file, program, tokenizer and budgets (so up to some 100 ms, not for a thread that must not block), then starts loading; -EEXIST name in use, -ENOENT no such file, -ENOMEM does not fit, -EINVAL. */
+/* Checks file, program, tokenizer and budgets (so up to some 100 ms, not for a thread that must not block), then starts loading; -EEXIST name in use, also by a call that is at it now, -ENOENT no such file, -ENOMEM does not fit, -EINVAL. */
 int server_load_model(struct server *s, const struct config_model *model, struct base_error *e);
 /* The models of the config, each as by server_load_model; one that cannot be loaded stays listed as FAILED. */
 void server_load_configured(struct server *s);
-/* Returns at once. Running requests get daemon.drain to finish; meanwhile the model is listed as UNLOADED, then it is gone. */
+/* Returns at once; a load under way is given up. Running requests get daemon.drain to finish; meanwhile the model is listed as UNLOADED, then it is gone. */
 int server_unload_model(struct server *s, const char *name, struct base_error *e);
 /* Dry run for a file, with budgets as given (0: the configured ones). */
 int server_plan_model(struct server *s, const char *path, uint64_t weights_bytes, uint64_t kv_bytes,
@@ -82,7 +82,7 @@ int server_abort(struct server *s, const char *request_id); // -ENOENT
 
 void server_drain(struct server *s, bool on);
 bool server_draining(const struct server *s);
-/* Live: the process. Ready: some model can answer. */
+/* Live: the process. Ready: some model can answer: it has its ranks, and its last pass could read all of its weights. */
 bool server_ready(struct server *s);
 /* Every engine's thread came round lately: the watchdog may be fed. */
 bool server_healthy(struct server *s);

@@ -2,7 +2,8 @@
  * What the files of the server share. Only daemon/server*.c include this.
  *
  *   server.c         create, destroy, table of models, getters
- *   server_load.c    the loader thread: checks, pack, plan, engine; unloading
+ *   server_load.c    the loader thread: checks, pack, plan, engine; repair of the store
+ *   server_unload.c  the unloader thread
  *   server_events.c  the ring of events
  *   server_probe.c   what the topology probe asks of offload and backend
  */
@@ -21,8 +22,8 @@
 #define SERVER_EVENTS 1024u
 #define SERVER_MAX_ENTRIES (2 * CONFIG_MAX_MODELS) // those that are being unloaded among them
 
-/* phase: QUEUED -> DIGEST -> PACK -> LOAD -> READY; any -> FAILED; any -> UNLOADED, after which the loader thread takes it out of the table.
- * The fields below `model` are the loader thread's; the others are the lock's. */
+/* phase: QUEUED -> DIGEST -> PACK -> LOAD -> READY; any -> FAILED; any -> UNLOADED, after which the unloader takes it out of the table.
+ * The fields below `gguf` are the loader's while it is busy, then the unloader's; the others are the lock's. */
 struct server_entry {
 	struct server *server;
 	struct server_model model; // handed out; const once engine is set
@@ -30,6 +31,10 @@ struct server_entry {
 	struct config_model config;
 	uint32_t references;
 	bool unload; // asked for
+	bool preparing; // its name is taken, and nothing else is known yet: only the caller that loads it sees it
+	bool busy; // the loader is at it
+	bool damaged; // cold data of it failed since the last repair
+	uint64_t repair_after_ns; // not before
 	bool hidden; // a failed one whose name was taken by another
 	uint64_t queued; // order of loading
 	uint64_t phase_ns; // when the phase began, for eta
@@ -56,15 +61,15 @@ struct server {
 	uint64_t started_wall_ns;
 
 	pthread_mutex_t lock;
-	pthread_cond_t changed; // for the loader thread
+	pthread_cond_t changed; // for the loader and the unloader
 	struct server_entry *entry[SERVER_MAX_ENTRIES];
 	uint64_t queued; // ever
 	_Atomic bool draining;
 	_Atomic uint64_t drain_ns; // reloadable
 	bool stop;
 	struct topology_bandwidths bandwidths;
-	pthread_t loader;
-	bool loader_runs;
+	pthread_t loader, unloader;
+	bool loader_gone;
 
 	pthread_mutex_t events_lock;
 	pthread_cond_t events_changed; // CLOCK_MONOTONIC
@@ -78,6 +83,7 @@ void server_events_finish(struct server *s);
 
 /* server_load.c */
 void *server_loader_thread(void *server);
+void server_stop_engine(struct server_entry *x); // and its ranks; nobody holds a reference
 /* The model has its name. */
 struct server_entry *server_entry_create(struct server *s, const struct config_model *model);
 void server_entry_destroy(struct server_entry *x);
@@ -86,6 +92,9 @@ int server_entry_prepare(struct server_entry *x, uint64_t weights_bytes, uint64_
 /* Lock held: when the model that counted thawd's own memory is gone, another one does. */
 void server_count_daemon(struct server *s);
 void server_set_phase(struct server_entry *x, enum server_phase phase, const struct base_error *error);
+
+/* server_unload.c */
+void *server_unloader_thread(void *server);
 
 /* server_probe.c */
 int server_probe_drive(const char *directory, const char *engine, double *ret_bytes_per_s);

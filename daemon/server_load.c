@@ -14,8 +14,8 @@
 #include "topology/probe.h"
 #include "topology/scan.h"
 
-#define LOOK_NS 10000000 // between looks at an engine that loads or drains
-#define REFERENCES_NS (10 * BASE_NS_PER_SECOND) // that calls get to let go of a model whose requests have ended
+#define LOOK_NS 10000000 // between looks at an engine that loads
+#define REPAIR_PAUSE_NS (600 * BASE_NS_PER_SECOND) // between two readings of a whole store
 #define LOGITS_ROWS 64u // of a pass at most, when memory.workspace has room: what scores can fill
 #define MIN_AUTO_CONTEXT 2048u
 #define MAX_RESTARTS 5u
@@ -465,15 +465,18 @@ static int on_pack_progress(void *context, enum pack_phase phase, uint64_t done_
 	return stop ? 1 : 0;
 }
 
-static int pack(struct server_entry *x, struct pack_result *ret_result, struct base_error *e)
+/* repair: the digest of the store whose files are to be read and mended, or NULL. */
+static int pack(struct server_entry *x, const uint8_t *repair, struct pack_result *ret_result, struct base_error *e)
 {
 	struct pack_config c = {
 		.store_path = x->server->config.store.path,
 		.slice = x->rank.slice,
+		.repair = repair,
 		.progress = on_pack_progress,
 		.context = x,
 	};
 	uint64_t written = 0, reused = 0;
+	struct pack_result repaired = {0}; // of the parts before
 	c.slice.tp_size = x->server->config.compute.tensor;
 	for (uint32_t part = 0; part < c.slice.tp_size; part++) {
 		c.slice.tp_rank = x->packing_part = part;
@@ -482,13 +485,21 @@ static int pack(struct server_entry *x, struct pack_result *ret_result, struct b
 			return status;
 		written += ret_result->written_bytes;
 		reused += ret_result->reused_bytes;
+		if (!ret_result->repaired_files)
+			continue;
+		size_t used = strlen(repaired.repaired);
+		snprintf(repaired.repaired + used, sizeof repaired.repaired - used, "%s%s", used ? ", " : "",
+			ret_result->repaired);
+		repaired.repaired_files += ret_result->repaired_files;
 	}
+	ret_result->repaired_files = repaired.repaired_files;
+	memcpy(ret_result->repaired, repaired.repaired, sizeof repaired.repaired);
 	memcpy(x->rank.digest, ret_result->digest, sizeof x->rank.digest);
 	pthread_mutex_lock(&x->server->lock);
 	for (int i = 0; i < 16; i++)
 		snprintf(x->info->digest + 2 * i, 3, "%02x", ret_result->digest[i]);
 	pthread_mutex_unlock(&x->server->lock);
-	if (written) {
+	if (written && !repair) {
 		char a[BASE_UNITS_TEXT_BYTES], b[BASE_UNITS_TEXT_BYTES], text[128];
 		snprintf(text, sizeof text, "%s written, %s there already", base_units_format_bytes(written, a),
 			base_units_format_bytes(reused, b));
@@ -539,6 +550,12 @@ static void on_engine_event(void *context, const char *severity, const char *kin
 {
 	struct server_entry *x = context;
 	server_emit_event(x->server, severity, kind, x->info->name, text);
+	if (strcmp(kind, "data_loss") != 0)
+		return;
+	pthread_mutex_lock(&x->server->lock);
+	x->damaged = true;
+	pthread_cond_broadcast(&x->server->changed);
+	pthread_mutex_unlock(&x->server->lock);
 }
 
 /* CPUs of its own for each rank; where there are fewer, each takes one thread that the kernel moves about. */
@@ -629,7 +646,7 @@ static int start_engine(struct server_entry *x, const char *directory, struct ba
 }
 
 /* Ends engine and ranks of an entry. Nobody holds a reference. */
-static void stop_engine(struct server_entry *x)
+void server_stop_engine(struct server_entry *x)
 {
 	pthread_mutex_lock(&x->server->lock);
 	struct engine *engine = x->model.engine;
@@ -662,25 +679,66 @@ static int wait_for_engine(struct server_entry *x, struct base_error *e)
 	}
 }
 
+/* ---- repair: store files whose data is not what was written ---- */
+
+static int repair(struct server_entry *x, const struct base_error *why, struct base_error *e)
+{
+	struct pack_result packed;
+	char text[BASE_ERROR_BYTES + 320];
+	uint8_t digest[16];
+	memcpy(digest, x->rank.digest, sizeof digest);
+	server_emit_event(x->server, "error", "store_corrupt", x->info->name, base_error_text(why));
+	int status = pack(x, digest, &packed, e);
+	if (status) {
+		struct base_error own = *e;
+		return base_error_set(e, status, "%s; %s", base_error_text(why), base_error_text(&own));
+	}
+	if (packed.repaired_files)
+		snprintf(text, sizeof text, "packed anew from %s: %s; look at the drive's health", x->config.path,
+			packed.repaired);
+	else
+		snprintf(text, sizeof text, "all files of the store were read and match their checksums now");
+	server_emit_event(x->server, "warning", "store_repaired", x->info->name, text);
+	return 0;
+}
+
+static int start_and_wait(struct server_entry *x, const char *directory, struct base_error *e)
+{
+	server_set_phase(x, SERVER_PHASE_LOAD, NULL);
+	int status = start_engine(x, directory, e);
+	if (!status)
+		status = wait_for_engine(x, e);
+	if (status)
+		server_stop_engine(x);
+	return status;
+}
+
 static int load(struct server_entry *x, struct base_error *e)
 {
 	struct pack_result packed;
+	struct base_error why;
 	server_set_phase(x, SERVER_PHASE_DIGEST, NULL);
-	int status = pack(x, &packed, e);
+	int status = pack(x, NULL, &packed, e);
 	if (status)
 		return status;
+	if (cancelled(x))
+		return -ECANCELED;
 	probe(x, packed.directory);
 	/* Again, with what was measured and with the memory that is free now. */
 	status = plan_entry(x, 0, 0, e);
 	if (status)
 		return status;
 	memcpy(x->rank.digest, packed.digest, sizeof x->rank.digest);
-	server_set_phase(x, SERVER_PHASE_LOAD, NULL);
-	status = start_engine(x, packed.directory, e);
-	if (!status)
-		status = wait_for_engine(x, e);
+	status = start_and_wait(x, packed.directory, e);
+	if (status != -EBADMSG || cancelled(x))
+		return status;
+	why = *e;
+	status = repair(x, &why, e);
 	if (status)
-		stop_engine(x);
+		return status;
+	status = start_and_wait(x, packed.directory, e);
+	if (status == -EBADMSG)
+		base_error_prefix(e, "the store was packed anew, and is bad again: the drive loses data");
 	return status;
 }
 
@@ -709,80 +767,47 @@ static void load_entry(struct server_entry *x)
 	server_emit_event(s, "notice", "model_ready", x->info->name, text);
 }
 
-/* ---- unloading ---- */
-
-static void drain_engine(struct server_entry *x)
+/* Of a model that serves: its requests are refused for a while instead of failed, and those that run go on afterwards. */
+static void repair_entry(struct server_entry *x)
 {
 	struct server *s = x->server;
-	uint64_t until = base_clock_now_ns() + atomic_load(&s->drain_ns);
+	struct base_error e = {0}, why = {0};
 	_cleanup_free_ struct engine_load *load = calloc(1, sizeof *load);
-	engine_drain(x->model.engine, true);
-	while (load && base_clock_now_ns() < until) {
-		engine_get_load(x->model.engine, load);
-		pthread_mutex_lock(&s->lock);
-		bool stop = s->stop;
-		pthread_mutex_unlock(&s->lock);
-		if (stop || load->state == ENGINE_FAILED || load->running + load->waiting == 0)
-			break;
-		pause_ns(LOOK_NS);
-	}
-	engine_abort_all(x->model.engine);
-}
-
-static bool wait_for_references(struct server_entry *x)
-{
-	uint64_t until = base_clock_now_ns() + REFERENCES_NS;
-	for (; base_clock_now_ns() < until; pause_ns(LOOK_NS)) {
-		pthread_mutex_lock(&x->server->lock);
-		bool free = x->references == 0;
-		pthread_mutex_unlock(&x->server->lock);
-		if (free)
-			return true;
-	}
-	return false;
-}
-
-static void unload_entry(struct server_entry *x)
-{
-	struct server *s = x->server;
-	server_set_phase(x, SERVER_PHASE_UNLOADED, NULL);
-	if (x->model.engine)
-		drain_engine(x);
-	while (!wait_for_references(x)) {
-		base_log_error(s->log, "model %s: %u calls do not let go of it", x->info->name, x->references);
-		pthread_mutex_lock(&s->lock);
-		bool stop = s->stop;
-		pthread_mutex_unlock(&s->lock);
-		if (stop)
-			return; // its memory stays: better than to pull it from under them
-	}
-	if (!x->hidden)
-		server_emit_event(s, "notice", "model_unloaded", x->info->name, "its memory is free");
-	stop_engine(x);
-	pthread_mutex_lock(&s->lock);
-	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
-		if (s->entry[i] == x)
-			s->entry[i] = NULL;
-	}
-	server_count_daemon(s);
-	pthread_mutex_unlock(&s->lock);
-	server_entry_destroy(x);
+	if (!load)
+		return;
+	engine_get_load(x->model.engine, load);
+	base_error_set(&why, -EBADMSG, "%s", load->data_loss[0] ? load->data_loss : "cold weights could not be read");
+	server_set_phase(x, SERVER_PHASE_PACK, NULL);
+	int status = repair(x, &why, &e);
+	if (status && cancelled(x))
+		return;
+	if (status)
+		server_emit_event(s, "error", "store_repair_failed", x->info->name, base_error_text(&e));
+	else
+		engine_regather(x->model.engine, "the store was checked and mended");
+	server_set_phase(x, SERVER_PHASE_READY, NULL);
 }
 
 /* ---- the thread ---- */
 
-/* Lock held. Unloading first: it makes room. */
+/* Lock held. Unloading comes first, since it makes room; but it does not wait for a load that is under way. */
 static struct server_entry *next_work(struct server *s)
 {
-	struct server_entry *next = NULL;
+	struct server_entry *load = NULL, *damaged = NULL;
+	uint64_t now = base_clock_now_ns();
+	bool room = true;
 	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
 		struct server_entry *x = s->entry[i];
-		if (x && x->unload)
-			return x;
-		if (x && x->info->phase == SERVER_PHASE_QUEUED && (!next || x->queued < next->queued))
-			next = x;
+		if (!x || x->preparing)
+			continue;
+		if (x->unload)
+			room = false;
+		else if (x->info->phase == SERVER_PHASE_QUEUED && (!load || x->queued < load->queued))
+			load = x;
+		else if (x->damaged && x->info->phase == SERVER_PHASE_READY && now >= x->repair_after_ns)
+			damaged = x;
 	}
-	return next;
+	return load && room ? load : damaged;
 }
 
 void *server_loader_thread(void *server)
@@ -796,18 +821,20 @@ void *server_loader_thread(void *server)
 			pthread_cond_wait(&s->changed, &s->lock);
 			continue;
 		}
-		bool unload = x->unload;
+		bool damaged = x->info->phase == SERVER_PHASE_READY;
+		x->busy = true;
+		x->damaged = false;
 		pthread_mutex_unlock(&s->lock);
-		if (unload)
-			unload_entry(x);
+		if (damaged)
+			repair_entry(x);
 		else
 			load_entry(x);
 		pthread_mutex_lock(&s->lock);
+		if (damaged)
+			x->repair_after_ns = base_clock_now_ns() + REPAIR_PAUSE_NS;
+		x->busy = false;
+		pthread_cond_broadcast(&s->changed);
 	}
 	pthread_mutex_unlock(&s->lock);
-	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
-		if (s->entry[i])
-			unload_entry(s->entry[i]);
-	}
 	return NULL;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // grpc.health.v1.Health: "" is the process, thaw.v1.Inference is ready, model/NAME one model. A full queue changes none
-// of them.
+// of them. A model whose last pass could not read its weights is not serving: the next pass reads the same.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,7 +28,7 @@ static serving health_of(const struct rpc_call *c, const char *service)
 	_cleanup_free_ struct server_model_info *info = calloc(1, sizeof(*info));
 	if (!info || server_get_model(r->daemon, service + 6, info) < 0 || !service[6])
 		return SERVING(SERVICE_UNKNOWN);
-	bool ready = info->phase == SERVER_PHASE_READY && info->load.state == ENGINE_READY;
+	bool ready = info->phase == SERVER_PHASE_READY && info->load.state == ENGINE_READY && !info->load.data_loss[0];
 	return up && ready && !server_draining(r->daemon) ? SERVING(SERVING) : SERVING(NOT_SERVING);
 }
 

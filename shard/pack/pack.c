@@ -16,6 +16,7 @@
 #include "base/cleanup.h"
 #include "base/size.h"
 #include "base/units.h"
+#include "offload/hash.h"
 #include "offload/store.h"
 #include "shard/pack/layout.h"
 #include "shard/pack/sources.h"
@@ -249,7 +250,43 @@ static int pack_file(struct packer *k, const struct pack_layout_file *file)
 	return status;
 }
 
-// Whole files stay; one that is damaged or of another layout goes, and is packed anew.
+// All extents as they are on the drive. -EBADMSG: some are not what was written, or cannot be read.
+static int check_data(struct packer *k, const struct offload_store *s)
+{
+	uint32_t count;
+	const struct offload_store_extent *x = offload_store_extents(s, &count);
+	_cleanup_free_ uint8_t *data =
+		aligned_alloc(BASE_PAGE_BYTES, base_size_align(k->layout->extent_bytes, BASE_PAGE_BYTES));
+	if (!data)
+		return base_error_set(k->e, -ENOMEM, "no memory to check the store with");
+	for (uint32_t i = 0; i < count; i++) {
+		ssize_t n = 0;
+		for (uint32_t at = 0; at < x[i].length_bytes; at += (uint32_t)n) {
+			n = pread(offload_store_fd(s), data + at, x[i].length_bytes - at,
+				(off_t)(x[i].offset_bytes + at));
+			if (n < 0 && errno == EINTR)
+				n = 0;
+			else if (n <= 0)
+				return -EBADMSG;
+		}
+		if (offload_hash(data, x[i].length_bytes) != x[i].xxh3)
+			return -EBADMSG;
+		if (k->config->progress &&
+			k->config->progress(k->config->context, PACK_PHASE_PACK, k->done_bytes, k->total_bytes))
+			return base_error_set(k->e, -ECANCELED, "checking the store was cancelled");
+	}
+	return 0;
+}
+
+static void note_repaired(struct packer *k, const char *name)
+{
+	char *list = k->result->repaired;
+	size_t used = strlen(list);
+	snprintf(list + used, sizeof k->result->repaired - used, "%s%s", used ? ", " : "", name);
+	k->result->repaired_files++;
+}
+
+// Which files are there and whole; one that is damaged or of another layout is not.
 static int look_at_files(struct packer *k)
 {
 	char name[64];
@@ -257,26 +294,58 @@ static int look_at_files(struct packer *k)
 		const struct pack_layout_file *file = &k->layout->files[i];
 		struct offload_store_identity id = identity_of(k, file);
 		struct offload_store *s = NULL;
-		int status = offload_store_open(k->dir_fd, name_of(k, file, name), &id, &s, k->e);
 		k->total_bytes += file->data_bytes;
-		if (!status && offload_store_data_bytes(s) == file->data_bytes) {
+		int status = offload_store_open(k->dir_fd, name_of(k, file, name), &id, &s, k->e);
+		if (!status && offload_store_data_bytes(s) != file->data_bytes)
+			status = -EBADMSG;
+		if (!status && k->config->repair)
+			status = check_data(k, s);
+		offload_store_close(s);
+		if (!status) {
 			k->whole[i] = true;
 			k->done_bytes += file->data_bytes;
 			k->result->reused_bytes += file->data_bytes;
-		} else if (!status || status == -EBADMSG || status == -ESTALE) {
-			if (unlinkat(k->dir_fd, name, 0))
-				status = base_error_set(k->e, -errno, "cannot remove %s/%s, which cannot be used: %s",
-					k->result->directory, name, strerrordesc_np(errno));
-			else
-				status = 0;
-		} else if (status == -ENOENT) {
-			status = 0;
-		}
-		offload_store_close(s);
-		if (status)
+		} else if (status != -EBADMSG && status != -ESTALE && status != -ENOENT) {
 			return status;
+		} else if (k->config->repair) {
+			note_repaired(k, name);
+		}
 	}
 	return 0;
+}
+
+static int remove_damaged(struct packer *k)
+{
+	char name[64];
+	for (uint32_t i = 0; i < k->layout->files_count; i++) {
+		if (k->whole[i])
+			continue;
+		if (unlinkat(k->dir_fd, name_of(k, &k->layout->files[i], name), 0) && errno != ENOENT)
+			return base_error_set(k->e, -errno, "cannot remove %s/%s, which cannot be used: %s",
+				k->result->directory, name, strerrordesc_np(errno));
+	}
+	return 0;
+}
+
+/* Nothing that was remembered counts: the drive that lost data may hold the source, too. */
+static int check_source(struct packer *k)
+{
+	uint8_t now[16];
+	struct stat mine, named;
+	int fd = format_gguf_fd(k->g);
+	if (!k->config->repair || !k->result->repaired_files)
+		return 0;
+	const char *path = format_gguf_path(k->g);
+	if (fd >= 0 && (fstat(fd, &mine) || stat(path, &named) || !same_file(&mine, &named)))
+		return base_error_set(k->e, -ESTALE,
+			"the store's %s cannot be packed anew: the source %s is gone, or was replaced or changed",
+			k->result->repaired, path);
+	int status = format_gguf_digest(k->g, now, digest_progress, k, k->e);
+	if (status || memcmp(now, k->config->repair, sizeof now) == 0)
+		return status;
+	return base_error_set(k->e, -ESTALE,
+		"the store's %s cannot be packed anew: the source %s has changed since the store was packed from it",
+		k->result->repaired, path);
 }
 
 static int check_room(struct packer *k)
@@ -374,8 +443,11 @@ static int run(struct packer *k)
 {
 	char hex[33];
 	int status;
-	if ((status = open_directory(AT_FDCWD, k->config->store_path, k->e, &k->store_fd)) || (status = take_lock(k)) ||
-		(status = find_digest(k)))
+	if ((status = open_directory(AT_FDCWD, k->config->store_path, k->e, &k->store_fd)) || (status = take_lock(k)))
+		return status;
+	if (k->config->repair)
+		memcpy(k->result->digest, k->config->repair, sizeof k->result->digest);
+	else if ((status = find_digest(k)))
 		return status;
 	pack_hex(k->result->digest, hex);
 	int n = snprintf(k->result->directory, sizeof k->result->directory, "%s/%s", k->config->store_path, hex);
@@ -383,7 +455,8 @@ static int run(struct packer *k)
 		return base_error_set(
 			k->e, -ENAMETOOLONG, "the path of the store is too long: %s", k->config->store_path);
 	if ((status = open_directory(k->store_fd, hex, k->e, &k->dir_fd)) || (status = look_at_files(k)) ||
-		(status = check_room(k)) || (status = take_buffers(k)) || (status = progress(k)))
+		(status = check_source(k)) || (status = remove_damaged(k)) || (status = check_room(k)) ||
+		(status = take_buffers(k)) || (status = progress(k)))
 		return status;
 	for (uint32_t i = 0; i < k->layout->files_count && !status; i++) {
 		if (k->whole[i])

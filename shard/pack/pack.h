@@ -30,6 +30,9 @@ enum pack_phase { PACK_PHASE_DIGEST, PACK_PHASE_PACK };
 struct pack_config {
 	const char *store_path;
 	struct pack_slice slice;
+	/* Digest of a store whose data failed; NULL: files that open are taken as whole. All their data is read then, those that do not
+	 * match their checksums are packed anew, each by itself, and only after the whole source was read and has this digest (-ESTALE). */
+	const uint8_t *repair; // (16)
 	/* non-zero stops: -ECANCELED */
 	int (*progress)(void *context, enum pack_phase phase, uint64_t done_bytes, uint64_t total_bytes);
 	void *context;
@@ -40,6 +43,8 @@ struct pack_result {
 	char directory[512]; // STORE/<digest>
 	uint32_t extent_bytes;
 	uint64_t written_bytes, reused_bytes;
+	uint32_t repaired_files;
+	char repaired[256]; // their names, as many as fit
 };
 
 int pack_model(const struct format_gguf *g, const struct program *p, const struct pack_config *config,

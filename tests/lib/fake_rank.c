@@ -162,7 +162,7 @@ static bool pass(struct life *l)
 	int32_t *status = calloc(p->entries_count, sizeof *status);
 	uint32_t count = 0;
 	compute(l, outputs, &count);
-	if (number == atomic_load(&f->corrupt_at)) {
+	if (number == atomic_load(&f->corrupt_at) || f->corrupt_always) {
 		status[0] = -EBADMSG;
 		count = 0;
 		for (uint32_t i = 1; i < p->entries_count; i++) {

@@ -23,6 +23,7 @@ struct fake_ranks {
 	uint64_t delay_ns; // of each pass
 	uint32_t refuse_starts; // start() fails that often, first
 	bool fail_assign;
+	bool corrupt_always; // each pass
 	bool other_build; // its messages are of another version
 	bool poor; // it got no io_uring, no huge pages and no O_DIRECT
 	/* May be set while it runs; count passes of the last stage over all lives. */

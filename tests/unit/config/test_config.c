@@ -110,7 +110,8 @@ static const struct {
 	{"node's name", "cluster:\n  role: worker\n  join: a:1\n  node: A_b\n",
 		"t.yaml: cluster.node: \"A_b\" is no name: 1 to 63 of a-z, 0-9, '-' and '.', with a letter or digit at "
 		"both ends"},
-	{"no port to join", "cluster:\n  role: worker\n  join: a\n", "t.yaml: cluster.join: \"a\" is not HOST:PORT"},
+	{"no port to join", "cluster:\n  role: worker\n  join: a\n",
+		"t.yaml: cluster.join: \"a\" is not HOST:PORT, nor [IPV6]:PORT"},
 	{"worker with a model",
 		"cluster:\n  role: worker\n  join: a:1\n  tls_cert: /c\n  tls_key: /k\n  tls_ca: /a\n"
 		"models:\n  - path: /m.gguf\n",

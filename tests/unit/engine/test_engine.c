@@ -39,7 +39,7 @@ struct bench {
 	struct engine_config config;
 	struct engine *engine;
 	struct reader reader[READERS];
-	_Atomic uint32_t events;
+	_Atomic uint32_t events, losses;
 };
 
 static bool emit(void *context, const struct request_event *v)
@@ -97,6 +97,8 @@ static void on_event(void *context, const char *severity, const char *kind, cons
 		if (strcmp(kind, poor_kinds[i]) == 0)
 			snprintf(b->poor[i], sizeof b->poor[i], "%s", text);
 	}
+	if (strcmp(kind, "data_loss") == 0)
+		atomic_fetch_add(&b->losses, 1);
 	atomic_fetch_add(&((struct bench *)context)->events, 1);
 }
 
@@ -629,6 +631,49 @@ static void test_data_loss_is_told(void **state)
 	bench_destroy(b);
 }
 
+/* One event for a place, however many requests meet it. */
+static void test_data_loss_is_told_once(void **state)
+{
+	struct bench *b = bench_create();
+	b->ranks.corrupt_always = true;
+	start(b);
+	for (uint32_t i = 0; i < 5; i++) {
+		assert_int_equal(submit(b, make_request(b, i, 10, 30)), 0);
+		wait_reader(&b->reader[i], 0);
+		assert_int_equal(b->reader[i].error.code, -EBADMSG);
+	}
+	assert_int_equal(atomic_load(&b->losses), 1);
+	bench_destroy(b);
+}
+
+/* Ranks that are started anew on request: they have opened the files anew, and what runs goes on. */
+static void test_regather_on_one_host(void **state)
+{
+	struct bench *b = bench_create();
+	struct engine_load load;
+	b->ranks.corrupt_at = 1;
+	b->ranks.delay_ns = 5000000;
+	start(b);
+	assert_int_equal(submit(b, make_request(b, 0, 10, 30)), 0);
+	wait_reader(&b->reader[0], 0);
+	engine_get_load(b->engine, &load);
+	assert_string_not_equal(load.data_loss, "");
+	engine_regather(b->engine, "mended");
+	while (b->ranks.starts < 2)
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	wait_state(b, ENGINE_READY);
+	engine_get_load(b->engine, &load);
+	assert_string_equal(load.data_loss, "");
+	assert_int_equal(submit(b, make_request(b, 1, 10, 60)), 0);
+	wait_reader(&b->reader[1], 10);
+	engine_regather(b->engine, "again");
+	wait_reader(&b->reader[1], 0);
+	assert_int_equal(b->reader[1].error.code, 0);
+	check_hash_output(b, 1, 10, 60);
+	assert_int_equal(b->ranks.starts, 3);
+	bench_destroy(b);
+}
+
 /* An I/O engine that died fails what needs it; the next requests find a new rank. */
 static void test_reads_that_fail_for_good(void **state)
 {
@@ -813,6 +858,8 @@ int main(void)
 		cmocka_unit_test(test_slow_reader),
 		cmocka_unit_test(test_data_loss_hits_one),
 		cmocka_unit_test(test_data_loss_is_told),
+		cmocka_unit_test(test_data_loss_is_told_once),
+		cmocka_unit_test(test_regather_on_one_host),
 		cmocka_unit_test(test_reads_that_fail_for_good),
 		cmocka_unit_test(test_token_without_text),
 		cmocka_unit_test(test_poor_machine_is_told),

@@ -42,6 +42,10 @@ uint32_t server_list_models(struct server *s, struct server_model_info *ret_info
 			m->phase = SERVER_PHASE_FAILED;
 			base_error_set(&m->error, -EINVAL, "no such type");
 		}
+		if (s->failing && i == 3) {
+			snprintf(m->load.data_loss, sizeof m->load.data_loss, "layer 5: bad");
+			m->phase = SERVER_PHASE_READY;
+		}
 		if (s->failing && i == 1) {
 			m->phase = SERVER_PHASE_READY;
 			m->load.state = ENGINE_RECOVERING;
@@ -358,10 +362,11 @@ static void http_answers_probes_and_scrapes(void **state)
 	expect_reply(port, "GET /readyz", "HTTP/1.1 503", "draining");
 	s = (struct server){.loading = true, .count = 1};
 	expect_reply(port, "GET /readyz", "HTTP/1.1 503", "model plain: load, 25 of 100 bytes");
-	s = (struct server){.loading = true, .failing = true, .count = 3};
+	s = (struct server){.loading = true, .failing = true, .count = 4};
 	expect_reply(port, "GET /readyz", "HTTP/1.1 503", "model plain failed: no such type\n");
 	expect_reply(port, "GET /readyz", "HTTP/1.1 503", "has no rank for now: the process is gone\n");
 	expect_reply(port, "GET /readyz", "HTTP/1.1 503", "all: load, 25 of 100 bytes\n");
+	expect_reply(port, "GET /readyz", "HTTP/1.1 503", "all fails its requests: layer 5: bad\n");
 	s = (struct server){.loading = true, .count = 1};
 	expect_reply(port, "GET /metrics", "HTTP/1.1 200", "# TYPE thaw_ready gauge\nthaw_ready 0\n");
 	expect_reply(port, "GET /metrics", "HTTP/1.1 200", "Content-Type: text/plain; version=0.0.4");

@@ -453,6 +453,80 @@ static void a_full_drive_is_refused_before_it_is_filled(void **state)
 	assert_int_equal(WEXITSTATUS(status), 0);
 }
 
+/* ---- repair ---- */
+
+static void flip(const struct pack_result *r, const char *name, long at)
+{
+	char path[700];
+	uint8_t byte;
+	snprintf(path, sizeof path, "%s/%s", r->directory, name);
+	int fd = open(path, O_RDWR);
+	assert_true(fd >= 0);
+	assert_int_equal(pread(fd, &byte, 1, at), 1);
+	byte ^= 4;
+	assert_int_equal(pwrite(fd, &byte, 1, at), 1);
+	close(fd);
+}
+
+static ino_t inode(const struct pack_result *r, const char *name)
+{
+	char path[700];
+	struct stat st;
+	snprintf(path, sizeof path, "%s/%s", r->directory, name);
+	assert_int_equal(stat(path, &st), 0);
+	return st.st_ino;
+}
+
+static int repair(struct source *s, const struct pack_result *of, struct pack_result *ret, struct base_error *e)
+{
+	struct pack_config config = {
+		.store_path = s->store, .slice = {0, s->p->config.layers, 0, 1}, .repair = of->digest};
+	return pack_model(s->g, s->p, &config, ret, e);
+}
+
+/* A bit that changed in one file: that file alone is packed again, and not from a source that changed, too. */
+static void only_what_is_damaged_is_packed_anew(void **state)
+{
+	struct source s;
+	struct tiny_model m = {.layers = 3};
+	struct base_error e = {0};
+	struct pack_result r, again = {0};
+	source_init(&s, &m);
+	r = pack_well(&s, 0, 1);
+	assert_int_equal(repair(&s, &r, &again, &e), 0);
+	assert_int_equal(again.repaired_files, 0);
+	assert_int_equal(again.written_bytes, 0);
+	ino_t one = inode(&r, "layer-0000.tp0of1");
+	flip(&r, "layer-0001.tp0of1", 4096 + 700);
+	assert_int_equal(pack(&s, 0, 1, &again, &e), 0); // files that open are trusted
+	assert_int_equal(again.written_bytes, 0);
+	assert_int_equal(repair(&s, &r, &again, &e), 0);
+	assert_int_equal(again.repaired_files, 1);
+	assert_string_equal(again.repaired, "layer-0001.tp0of1");
+	assert_true(again.written_bytes > 0 && again.reused_bytes > again.written_bytes);
+	assert_int_equal(inode(&r, "layer-0000.tp0of1"), one);
+	assert_int_equal(repair(&s, &r, &again, &e), 0);
+	assert_int_equal(again.repaired_files, 0);
+
+	flip(&r, "layer-0002.tp0of1", 4096 + 1);
+	ino_t two = inode(&r, "layer-0002.tp0of1");
+	int fd = open(s.path, O_RDWR);
+	struct stat st;
+	uint8_t byte;
+	assert_int_equal(fstat(fd, &st), 0);
+	assert_int_equal(pread(fd, &byte, 1, st.st_size - 40), 1);
+	byte ^= 1;
+	assert_int_equal(pwrite(fd, &byte, 1, st.st_size - 40), 1);
+	close(fd);
+	assert_int_equal(repair(&s, &r, &again, &e), -ESTALE);
+	assert_non_null(strstr(e.message, "layer-0002.tp0of1 cannot be packed anew: the source "));
+	assert_int_equal(inode(&r, "layer-0002.tp0of1"), two); // still there to be looked at
+	assert_int_equal(unlink(s.path), 0);
+	assert_int_equal(repair(&s, &r, &again, &e), -ESTALE);
+	assert_non_null(strstr(e.message, "is gone"));
+	source_finish(&s);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -468,6 +542,7 @@ int main(void)
 		cmocka_unit_test(cancelling_leaves_no_half_file),
 		cmocka_unit_test(a_second_packer_is_kept_out),
 		cmocka_unit_test(a_full_drive_is_refused_before_it_is_filled),
+		cmocka_unit_test(only_what_is_damaged_is_packed_anew),
 	};
 	return cmocka_run_group_tests_name("pack", tests, NULL, NULL);
 }

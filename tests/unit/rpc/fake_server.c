@@ -371,6 +371,8 @@ static void fill_info(struct server *s, struct server_model_info *i)
 	i->load.state = ENGINE_READY;
 	i->load.stages = i->load.parts = i->load.ranks = 1;
 	i->load.slice[0] = (struct pack_slice){.layers = 4, .tp_size = 1};
+	if (atomic_load(&s->fake.data_loss))
+		snprintf(i->load.data_loss, sizeof(i->load.data_loss), "layer 5: bad");
 	i->load.epoch = 7;
 	i->load.placement[0] = (struct rank_placement){.hot_bytes = 60, .cold_bytes = 40, .engine = "uring"};
 	pthread_mutex_lock(&s->engine.lock);

@@ -34,7 +34,7 @@ struct fake {
 	atomic_bool paced; // the engine waits while a ring has little room, instead of overrunning it
 	atomic_bool hold; // requests run, but get no tokens
 	atomic_uint pause_after; // tokens; then as hold. 0: no pause
-	atomic_bool ready, draining;
+	atomic_bool ready, draining, data_loss;
 	atomic_int phase; // enum server_phase
 	/* What happened. */
 	atomic_uint aborts, models_held, submitted, ended;

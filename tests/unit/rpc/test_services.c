@@ -231,6 +231,10 @@ static void health_tells_live_from_ready(void **state)
 	assert_int_equal(health(f, "", &s), SERVING);
 	assert_int_equal(health(f, "thaw.v1.Inference", &s), SERVING);
 	assert_int_equal(health(f, "model/fake", &s), SERVING);
+	atomic_store(&f->fake->data_loss, true); // a model that cannot read its weights is
+	assert_int_equal(health(f, "model/fake", &s), NOT_SERVING);
+	atomic_store(&f->fake->data_loss, false);
+	assert_int_equal(health(f, "model/fake", &s), SERVING);
 	atomic_store(&f->fake->ready, false);
 	atomic_store(&f->fake->phase, SERVER_PHASE_LOAD);
 	assert_int_equal(health(f, "", &s), SERVING);

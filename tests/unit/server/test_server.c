@@ -320,6 +320,176 @@ static void test_corrupt_store(void **state)
 	house_close(&h);
 }
 
+static void flip(struct house *h, const char *file, long at)
+{
+	static struct server_model_info info;
+	char path[1024];
+	uint8_t byte;
+	assert_int_equal(server_get_model(h->server, "tiny", &info), 0);
+	snprintf(path, sizeof path, "%s/%s/%s", h->config.store.path, info.digest, file);
+	int fd = open(path, O_RDWR);
+	assert_int_equal(pread(fd, &byte, 1, at), 1);
+	byte ^= 8;
+	assert_int_equal(pwrite(fd, &byte, 1, at), 1);
+	close(fd);
+}
+
+static bool had_event(struct house *h, const char *kind, const char *word)
+{
+	static struct server_event events[256];
+	uint32_t n = server_read_events(h->server, 0, events, 256, 0);
+	for (uint32_t i = 0; i < n; i++) {
+		if (strcmp(events[i].kind, kind) == 0 && strstr(events[i].text, word))
+			return true;
+	}
+	return false;
+}
+
+/* Hot data that is bad when a model is loaded: the one file is packed anew, and it serves. Without its source: refused. */
+static void test_hot_data_is_mended_at_load(void **state)
+{
+	struct house h;
+	struct base_error e = {0};
+	house_open(&h);
+	assert_int_equal(load(&h, h.model, "tiny", &e), 0);
+	assert_int_equal(wait_phase(&h, "tiny", SERVER_PHASE_READY), SERVER_PHASE_READY);
+	flip(&h, "layer-0002.tp0of1", 4096 + 77);
+	assert_int_equal(server_unload_model(h.server, "tiny", &e), 0);
+	wait_gone(&h, "tiny");
+	assert_int_equal(load(&h, h.model, "tiny", &e), 0);
+	assert_int_equal(wait_phase(&h, "tiny", SERVER_PHASE_READY), SERVER_PHASE_READY);
+	assert_true(had_event(&h, "store_corrupt", "layer-0002"));
+	assert_true(had_event(&h, "store_repaired", "packed anew from "));
+	assert_true(had_event(&h, "store_repaired", "layer-0002.tp0of1;"));
+	const struct server_model *m;
+	uint64_t retry;
+	struct answer a = {0};
+	assert_int_equal(server_acquire_model(h.server, "tiny", &m, &retry, &e), 0);
+	assert_int_equal(ask(m, 5, "", &a), 0);
+	wait_final(&a);
+	assert_int_equal(a.status, 0);
+	server_release_model(h.server, m);
+	house_close(&h);
+}
+
+/* Cold data that goes bad under a model that serves: not ready, mended, ready. */
+static void test_cold_data_is_mended(void **state)
+{
+	struct house h;
+	struct base_error e = {0};
+	static struct server_model_info info;
+	struct tiny_model large = {.layers = 8, .vocab = 320, .width = 256, .ffn_width = 1024};
+	char path[128];
+	house_open(&h);
+	assert_int_equal(tiny_model_save(&large, h.model), 0);
+	assert_int_equal(server_plan_model(h.server, h.model, 0, 0, &info, &e), 0);
+	uint64_t least = info.plan_input.weights_min_bytes;
+	house_close(&h);
+	house_open_with(&h, least, 0);
+	snprintf(path, sizeof path, "%s/tiny.gguf", h.folder);
+	assert_int_equal(tiny_model_save(&large, path), 0);
+	assert_int_equal(load(&h, path, "tiny", &e), 0);
+	assert_int_equal(wait_phase(&h, "tiny", SERVER_PHASE_READY), SERVER_PHASE_READY);
+	assert_int_equal(server_get_model(h.server, "tiny", &info), 0);
+	assert_true(info.load.placement[0].cold_bytes > 10 << 20);
+	const struct server_model *m;
+	uint64_t retry, end = base_clock_now_ns() + 60 * SECOND;
+	char file[64];
+	for (int i = 0; i < 8; i++) { // whichever extents are cold
+		snprintf(file, sizeof file, "layer-%04d.tp0of1", i);
+		for (long at = 4096 + 5; at < 3 << 20; at += 64 << 10)
+			flip(&h, file, at);
+	}
+	struct answer a = {0}, b = {0};
+	assert_int_equal(server_acquire_model(h.server, "tiny", &m, &retry, &e), 0);
+	assert_int_equal(ask(m, 20, "", &a), 0);
+	wait_final(&a);
+	assert_int_equal(a.status, -EBADMSG);
+	while (!had_event(&h, "store_repaired", "packed anew from ") && base_clock_now_ns() < end)
+		pause_ms(5);
+	assert_true(had_event(&h, "data_loss", "layer"));
+	while (!server_ready(h.server) && base_clock_now_ns() < end)
+		pause_ms(5);
+	assert_true(server_ready(h.server));
+	while (a.status && base_clock_now_ns() < end) { // until the new rank is there
+		a = (struct answer){0};
+		if (ask(m, 20, "", &a) == 0)
+			wait_final(&a);
+		else
+			a.status = -1;
+	}
+	assert_int_equal(a.status, 0);
+	assert_int_equal(ask(m, 20, "", &b), 0);
+	wait_final(&b);
+	assert_int_equal(b.status, 0);
+	server_release_model(h.server, m);
+	house_close(&h);
+}
+
+struct call {
+	struct house *h;
+	pthread_t thread;
+	int status;
+};
+
+static void *load_twin(void *argument)
+{
+	struct call *c = argument;
+	struct base_error e = {0};
+	c->status = load(c->h, c->h->model, "twin", &e);
+	if (c->status && !strstr(e.message, "twin"))
+		c->status = -EINVAL;
+	return NULL;
+}
+
+/* Eight that load the same at the same time: one does, and the others are told that the name is taken. */
+static void test_one_of_many_loads(void **state)
+{
+	struct house h;
+	struct call calls[8];
+	uint32_t loaded = 0, refused = 0;
+	house_open(&h);
+	for (int i = 0; i < 8; i++) {
+		calls[i] = (struct call){.h = &h};
+		assert_int_equal(pthread_create(&calls[i].thread, NULL, load_twin, &calls[i]), 0);
+	}
+	for (int i = 0; i < 8; i++) {
+		pthread_join(calls[i].thread, NULL);
+		loaded += calls[i].status == 0;
+		refused += calls[i].status == -EEXIST;
+	}
+	assert_int_equal(loaded, 1);
+	assert_int_equal(refused, 7);
+	assert_int_equal(wait_phase(&h, "twin", SERVER_PHASE_READY), SERVER_PHASE_READY);
+	house_close(&h);
+}
+
+/* A model whose packing takes long: another one is unloaded meanwhile, and unloading it ends the packing. */
+static void test_unload_does_not_wait(void **state)
+{
+	struct house h;
+	struct base_error e = {0};
+	static struct server_model_info info;
+	struct tiny_model large = {.layers = 8, .vocab = 2000, .width = 512, .ffn_width = 2048};
+	char path[128];
+	house_open(&h);
+	snprintf(path, sizeof path, "%s/large.gguf", h.folder);
+	assert_int_equal(tiny_model_save(&large, path), 0);
+	assert_int_equal(load(&h, h.model, "tiny", &e), 0);
+	assert_int_equal(wait_phase(&h, "tiny", SERVER_PHASE_READY), SERVER_PHASE_READY);
+	assert_int_equal(load(&h, path, "large", &e), 0);
+	assert_int_equal(wait_phase(&h, "large", SERVER_PHASE_PACK), SERVER_PHASE_PACK);
+	assert_int_equal(server_unload_model(h.server, "tiny", &e), 0);
+	wait_gone(&h, "tiny");
+	assert_int_equal(server_get_model(h.server, "large", &info), 0);
+	assert_true(info.phase < SERVER_PHASE_READY);
+	uint64_t from = base_clock_now_ns();
+	assert_int_equal(server_unload_model(h.server, "large", &e), 0);
+	wait_gone(&h, "large");
+	assert_true(base_clock_now_ns() - from < 5 * SECOND);
+	house_close(&h);
+}
+
 /* kill -9 of the rank process: the request that runs ends as if nothing had been. Then drain. */
 static void test_rank_is_killed(void **state)
 {
@@ -385,6 +555,10 @@ int main(void)
 		cmocka_unit_test(test_plan_beside_a_model),
 		cmocka_unit_test(test_daemon_memory_is_counted_once),
 		cmocka_unit_test(test_corrupt_store),
+		cmocka_unit_test(test_hot_data_is_mended_at_load),
+		cmocka_unit_test(test_cold_data_is_mended),
+		cmocka_unit_test(test_one_of_many_loads),
+		cmocka_unit_test(test_unload_does_not_wait),
 		cmocka_unit_test(test_rank_is_killed),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
