@@ -117,6 +117,7 @@ static void server_free(struct server *s)
 {
 	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++)
 		server_entry_destroy(s->entry[i]);
+	server_cluster_stop(s);
 	if (s->lock_fd >= 0)
 		close(s->lock_fd);
 	server_events_finish(s);
@@ -179,6 +180,8 @@ int server_create(const struct config *config, struct base_log *log, struct serv
 		status = topology_scan(NULL, &s->machine, e);
 	if (!status)
 		status = lock_store(s, e);
+	if (!status)
+		status = server_cluster_start(s, e);
 	if (!status)
 		find_drive(s);
 	if (!status)

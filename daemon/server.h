@@ -87,6 +87,8 @@ bool server_ready(struct server *s);
 /* Every engine's thread came round lately: the watchdog may be fed. */
 bool server_healthy(struct server *s);
 void server_set_drain(struct server *s, uint64_t drain_ns); // daemon.drain was reloaded
+struct cluster_coordinator;
+struct cluster_coordinator *server_coordinator(struct server *s); // NULL: this node is none
 const struct config *server_config(const struct server *s);
 const struct topology_machine *server_machine(const struct server *s);
 struct topology_bandwidths server_bandwidths(struct server *s);

@@ -4,6 +4,7 @@
  *   server.c         create, destroy, table of models, getters
  *   server_load.c    the loader thread: checks, pack, plan, engine; repair of the store
  *   server_unload.c  the unloader thread
+ *   server_cluster.c this node's part in a cluster
  *   server_events.c  the ring of events
  *   server_probe.c   what the topology probe asks of offload and backend
  */
@@ -57,6 +58,7 @@ struct server {
 	struct topology_machine machine;
 	char rank_path[512];
 	char drive[64]; // of the store
+	struct cluster_coordinator *coordinator; // NULL: none
 	int lock_fd; // of the store
 	uint64_t started_wall_ns;
 
@@ -95,6 +97,10 @@ void server_set_phase(struct server_entry *x, enum server_phase phase, const str
 
 /* server_unload.c */
 void *server_unloader_thread(void *server);
+
+/* server_cluster.c: after the store is locked. */
+int server_cluster_start(struct server *s, struct base_error *e);
+void server_cluster_stop(struct server *s); // after all models are gone
 
 /* server_probe.c */
 int server_probe_drive(const char *directory, const char *engine, double *ret_bytes_per_s);

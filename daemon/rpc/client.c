@@ -2,6 +2,7 @@
 #include "daemon/rpc/client.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,6 +39,8 @@ struct rpc_client_stream {
 	struct rpc_client *client;
 	grpc_call *call;
 	struct operation open, header, read, end;
+	struct operation write, wake; // both ways
+	atomic_bool waking, woken;
 	grpc_metadata_array initial, trailing;
 	grpc_byte_buffer *buffer;
 	grpc_slice message; // the one that next() gave out
@@ -139,16 +142,29 @@ int rpc_client_set_metadata(struct rpc_client *c, const char *key, const char *v
 	return 0;
 }
 
+/* One event, or none before `until`. */
+static bool take_event(struct rpc_client *c, gpr_timespec until)
+{
+	grpc_event event = rpc_queue_next(c->queue, until);
+	if (event.type != GRPC_OP_COMPLETE)
+		return false;
+	struct operation *ended = event.tag;
+	ended->success = event.success;
+	ended->done = true;
+	return true;
+}
+
 static void wait_for(struct rpc_client *c, struct operation *o)
 {
-	while (!o->done) {
-		grpc_event event = rpc_queue_next(c->queue, gpr_inf_future(GPR_CLOCK_REALTIME));
-		if (event.type != GRPC_OP_COMPLETE)
-			return;
-		struct operation *ended = event.tag;
-		ended->success = event.success;
-		ended->done = true;
-	}
+	while (!o->done && take_event(c, gpr_inf_future(GPR_CLOCK_REALTIME)))
+		;
+}
+
+static gpr_timespec after(uint64_t ns)
+{
+	if (ns > INT64_MAX / 2)
+		return gpr_inf_future(GPR_CLOCK_MONOTONIC);
+	return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_nanos((int64_t)ns, GPR_TIMESPAN));
 }
 
 static void start_read(struct rpc_client_stream *s)
@@ -159,33 +175,36 @@ static void start_read(struct rpc_client_stream *s)
 		s->read = (struct operation){.done = true};
 }
 
-int rpc_client_stream_open(struct rpc_client *c, const char *method, const void *request, size_t request_bytes,
-	uint64_t timeout_ns, struct rpc_client_stream **ret_stream)
+static struct rpc_client_stream *stream_create(struct rpc_client *c, const char *method, uint64_t timeout_ns)
 {
 	struct rpc_client_stream *s = calloc(1, sizeof(*s));
 	if (!s)
-		return -ENOMEM;
+		return NULL;
 	s->client = c;
 	s->message = grpc_empty_slice();
 	s->details = grpc_empty_slice();
+	s->open.done = s->write.done = true; // nothing is under way
 	grpc_metadata_array_init(&s->initial);
 	grpc_metadata_array_init(&s->trailing);
 	gpr_timespec deadline = gpr_inf_future(GPR_CLOCK_REALTIME);
 	if (timeout_ns && timeout_ns < INT64_MAX)
-		deadline = gpr_time_add(
-			gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_nanos((int64_t)timeout_ns, GPR_TIMESPAN));
+		deadline = after(timeout_ns);
 	// A copy: the header table knows static slices by their address, and the caller's text may be another one tomorrow.
 	grpc_slice path = grpc_slice_from_copied_string(method);
 	s->call = grpc_channel_create_call(
 		c->channel, NULL, GRPC_PROPAGATE_DEFAULTS, c->queue, path, NULL, deadline, NULL);
 	grpc_slice_unref(path);
+	return s;
+}
 
+/* Header, and the message and the end of what the client says, where `buffer` is all of it. */
+static void start_stream(struct rpc_client_stream *s, grpc_byte_buffer *buffer)
+{
+	struct rpc_client *c = s->client;
 	grpc_metadata metadata[CLIENT_MAX_METADATA];
 	for (uint32_t i = 0; i < c->metadata_count; i++)
 		metadata[i] = (grpc_metadata){.key = grpc_slice_from_static_string(c->metadata[i].key),
 			.value = grpc_slice_from_copied_string(c->metadata[i].value)};
-	grpc_slice bytes = grpc_slice_from_copied_buffer(request, request_bytes);
-	grpc_byte_buffer *buffer = grpc_raw_byte_buffer_create(&bytes, 1);
 	grpc_op open[] = {
 		{.op = GRPC_OP_SEND_INITIAL_METADATA,
 			.data.send_initial_metadata = {.count = c->metadata_count, .metadata = metadata}},
@@ -200,18 +219,67 @@ int rpc_client_stream_open(struct rpc_client *c, const char *method, const void 
 	/* The status is asked for on its own: it comes whatever happens to the rest. */
 	grpc_call_start_batch(s->call, &end, 1, rpc_tag_started(&s->end), NULL);
 	grpc_call_start_batch(s->call, &header, 1, rpc_tag_started(&s->header), NULL);
-	if (grpc_call_start_batch(s->call, open, base_array_size(open), rpc_tag_started(&s->open), NULL) !=
+	s->open = (struct operation){0};
+	if (grpc_call_start_batch(s->call, open, buffer ? base_array_size(open) : 1, rpc_tag_started(&s->open), NULL) !=
 		GRPC_CALL_OK) {
 		s->open.done = true; // metadata that HTTP/2 does not allow
 		grpc_call_cancel(s->call, NULL);
 	}
 	start_read(s);
-	grpc_byte_buffer_destroy(buffer);
-	grpc_slice_unref(bytes);
 	for (uint32_t i = 0; i < c->metadata_count; i++)
 		grpc_slice_unref(metadata[i].value);
+}
+
+int rpc_client_stream_open(struct rpc_client *c, const char *method, const void *request, size_t request_bytes,
+	uint64_t timeout_ns, struct rpc_client_stream **ret_stream)
+{
+	struct rpc_client_stream *s = stream_create(c, method, timeout_ns);
+	if (!s)
+		return -ENOMEM;
+	grpc_slice bytes = grpc_slice_from_copied_buffer(request, request_bytes);
+	grpc_byte_buffer *buffer = grpc_raw_byte_buffer_create(&bytes, 1);
+	start_stream(s, buffer);
+	grpc_byte_buffer_destroy(buffer);
+	grpc_slice_unref(bytes);
 	*ret_stream = s;
 	return 0;
+}
+
+int rpc_client_stream_open_both(struct rpc_client *c, const char *method, struct rpc_client_stream **ret_stream)
+{
+	struct rpc_client_stream *s = stream_create(c, method, 0);
+	if (!s)
+		return -ENOMEM;
+	start_stream(s, NULL);
+	*ret_stream = s;
+	return 0;
+}
+
+int rpc_client_stream_send(struct rpc_client_stream *s, const void *message, size_t bytes, uint64_t timeout_ns)
+{
+	gpr_timespec until = after(timeout_ns);
+	while (!s->open.done || !s->write.done) {
+		if (!take_event(s->client, until))
+			return -ETIMEDOUT;
+	}
+	if (s->end.done || !s->open.success)
+		return -EHOSTUNREACH;
+	grpc_slice slice = grpc_slice_from_copied_buffer(message, bytes);
+	grpc_byte_buffer *buffer = grpc_raw_byte_buffer_create(&slice, 1);
+	grpc_op op = {.op = GRPC_OP_SEND_MESSAGE, .data.send_message.send_message = buffer};
+	s->write = (struct operation){0};
+	bool started = grpc_call_start_batch(s->call, &op, 1, rpc_tag_started(&s->write), NULL) == GRPC_CALL_OK;
+	s->write.done = !started;
+	grpc_byte_buffer_destroy(buffer);
+	grpc_slice_unref(slice);
+	return started ? 0 : -EHOSTUNREACH;
+}
+
+void rpc_client_stream_wake(struct rpc_client_stream *s)
+{
+	atomic_store(&s->woken, true);
+	if (!atomic_exchange(&s->waking, true))
+		grpc_call_start_batch(s->call, NULL, 0, rpc_tag_started(&s->wake), NULL);
 }
 
 static void copy_slice(grpc_slice s, char *out, size_t room)
@@ -280,24 +348,72 @@ static int read_status(struct rpc_client_stream *s, struct rpc_client_status *st
 	return 0;
 }
 
+/* When read is done. */
+static int take_message(struct rpc_client_stream *s, const uint8_t **ret_message, size_t *ret_bytes)
+{
+	if (!s->read.success || !s->buffer)
+		return 0;
+	s->message = rpc_buffer_slice(s->buffer);
+	grpc_byte_buffer_destroy(s->buffer);
+	s->buffer = NULL;
+	start_read(s);
+	*ret_message = GRPC_SLICE_START_PTR(s->message);
+	*ret_bytes = GRPC_SLICE_LENGTH(s->message);
+	return 1;
+}
+
 int rpc_client_stream_next(struct rpc_client_stream *s, const uint8_t **ret_message, size_t *ret_bytes,
 	struct rpc_client_status *ret_status)
 {
 	grpc_slice_unref(s->message);
 	s->message = grpc_empty_slice();
 	wait_for(s->client, &s->read);
-	if (s->read.success && s->buffer) {
-		s->message = rpc_buffer_slice(s->buffer);
-		grpc_byte_buffer_destroy(s->buffer);
-		s->buffer = NULL;
-		start_read(s);
-		*ret_message = GRPC_SLICE_START_PTR(s->message);
-		*ret_bytes = GRPC_SLICE_LENGTH(s->message);
+	if (take_message(s, ret_message, ret_bytes))
 		return 1;
-	}
 	wait_for(s->client, &s->end);
 	wait_for(s->client, &s->header);
 	return read_status(s, ret_status);
+}
+
+int rpc_client_stream_wait(struct rpc_client_stream *s, uint64_t timeout_ns, const uint8_t **ret_message,
+	size_t *ret_bytes, struct rpc_client_status *ret_status)
+{
+	gpr_timespec until = after(timeout_ns);
+	grpc_slice_unref(s->message);
+	s->message = grpc_empty_slice();
+	while (!s->read.done) {
+		if (s->wake.done) { // the next one may be started
+			s->wake.done = false;
+			atomic_store(&s->waking, false);
+		}
+		if (atomic_exchange(&s->woken, false))
+			return -EAGAIN;
+		if (!take_event(s->client, until))
+			return -ETIMEDOUT;
+	}
+	if (take_message(s, ret_message, ret_bytes))
+		return 1;
+	wait_for(s->client, &s->end);
+	wait_for(s->client, &s->header);
+	return read_status(s, ret_status);
+}
+
+int rpc_client_stream_uri(struct rpc_client_stream *s, uint32_t index, char *out, size_t room)
+{
+	int status = -ENOENT;
+	grpc_auth_context *context = grpc_call_auth_context(s->call);
+	if (!context)
+		return -ENOENT;
+	grpc_auth_property_iterator i = grpc_auth_context_find_properties_by_name(context, GRPC_PEER_URI_PROPERTY_NAME);
+	const grpc_auth_property *p;
+	while ((p = grpc_auth_property_iterator_next(&i)) && index)
+		index--;
+	if (p && p->value_length < room) {
+		snprintf(out, room, "%.*s", (int)p->value_length, p->value);
+		status = 0;
+	}
+	grpc_auth_context_release(context);
+	return status;
 }
 
 void rpc_client_stream_cancel(struct rpc_client_stream *s)
@@ -315,6 +431,9 @@ void rpc_client_stream_close(struct rpc_client_stream *s)
 	wait_for(s->client, &s->header);
 	wait_for(s->client, &s->open);
 	wait_for(s->client, &s->read);
+	wait_for(s->client, &s->write);
+	while (atomic_load(&s->waking) && !s->wake.done)
+		take_event(s->client, gpr_inf_future(GPR_CLOCK_REALTIME));
 	if (s->buffer)
 		grpc_byte_buffer_destroy(s->buffer);
 	grpc_slice_unref(s->message);

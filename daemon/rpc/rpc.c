@@ -30,6 +30,7 @@ static int add_methods(struct rpc_server *r)
 	} services[] = {
 		{rpc_inference_methods, rpc_inference_methods_count},
 		{rpc_admin_methods, rpc_admin_methods_count},
+		{rpc_node_methods, rpc_node_methods_count},
 		{rpc_health_methods, rpc_health_methods_count},
 		{rpc_reflection_methods, rpc_reflection_methods_count},
 	};
@@ -43,7 +44,7 @@ static int add_methods(struct rpc_server *r)
 	return 0;
 }
 
-static int add_listener(struct rpc_server *r, bool admin)
+static int add_listener(struct rpc_server *r, bool admin, bool node)
 {
 	grpc_arg args[] = {
 		rpc_arg_int(RPC_ARG_COMPRESSIONS, RPC_COMPRESSIONS_IDENTITY),
@@ -63,6 +64,7 @@ static int add_listener(struct rpc_server *r, bool admin)
 	struct rpc_listener *l = &r->listeners[r->listeners_count++];
 	l->server = r;
 	l->admin = admin;
+	l->node = node;
 	l->tag_down = (struct rpc_tag){on_down, NULL};
 	l->grpc = grpc_server_create(&channel_args, NULL);
 	for (uint32_t i = 0; i < RPC_QUEUES; i++)
@@ -100,7 +102,8 @@ static int server_build(struct rpc_server *r, struct base_error *e)
 	for (uint32_t i = 0; i < RPC_QUEUES; i++)
 		if (rpc_queue_create(r, &r->queues[i]) < 0)
 			return base_error_set(e, -ENOMEM, "no memory for a gRPC queue");
-	if (add_methods(r) < 0 || add_listener(r, true) < 0 || add_listener(r, false) < 0)
+	if (add_methods(r) < 0 || add_listener(r, true, false) < 0 || add_listener(r, false, false) < 0 ||
+		add_listener(r, false, true) < 0)
 		return base_error_set(e, -EINVAL, "gRPC does not take a method");
 	int status = rpc_worker_create(&r->worker);
 	if (status < 0)
@@ -205,4 +208,9 @@ void rpc_server_update_health(struct rpc_server *r)
 uint16_t rpc_server_tcp_port(const struct rpc_server *r)
 {
 	return rpc_listen_tcp_port(r);
+}
+
+uint16_t rpc_server_cluster_port(const struct rpc_server *r)
+{
+	return rpc_listen_cluster_port(r);
 }

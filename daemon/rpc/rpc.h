@@ -26,3 +26,4 @@ bool rpc_server_stop(struct rpc_server *r, uint64_t grace_ns);
 void rpc_server_update_health(struct rpc_server *r);
 /* The TCP port that is listened on (for port 0 the one that the system chose), 0 for none. */
 uint16_t rpc_server_tcp_port(const struct rpc_server *r);
+uint16_t rpc_server_cluster_port(const struct rpc_server *r); // the same for cluster.listen

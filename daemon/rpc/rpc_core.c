@@ -410,11 +410,17 @@ static bool call_refuse(struct rpc_call *c)
 		snprintf(path, sizeof(path), "%.*s", (int)GRPC_SLICE_LENGTH(c->details.method),
 			(const char *)GRPC_SLICE_START_PTR(c->details.method));
 		rpc_fault_set(&f, GRPC_STATUS_UNIMPLEMENTED, "UNKNOWN_METHOD", NULL, "there is no method %s", path);
+	} else if (c->listener->node && !(c->method->flags & (RPC_NODE | RPC_ANYWHERE))) {
+		rpc_fault_set(&f, GRPC_STATUS_PERMISSION_DENIED, "NODES_ONLY", NULL,
+			"%s is not served where nodes join (cluster.listen)", c->method->path);
 	} else if ((c->method->flags & RPC_ADMIN) && !c->listener->admin) {
 		rpc_fault_set(&f, GRPC_STATUS_PERMISSION_DENIED, "ADMIN_NOT_HERE", NULL,
 			"thaw.admin.v1.Admin is served on the unix socket and over TLS with a client certificate, not "
 			"over "
 			"plaintext TCP");
+	} else if ((c->method->flags & RPC_NODE) && !c->listener->node && !c->listener->admin) {
+		rpc_fault_set(&f, GRPC_STATUS_PERMISSION_DENIED, "NODES_NOT_HERE", NULL,
+			"nodes join at cluster.listen, over TLS");
 	} else if (atomic_load(&r->stopping)) {
 		rpc_fault_set(&f, GRPC_STATUS_UNAVAILABLE, "STOPPING", NULL, "the daemon is stopping");
 		f.retry_after_ns = BASE_NS_PER_SECOND;

@@ -59,6 +59,8 @@ enum rpc_flags {
 	RPC_BIDI = 2, // both ways: messages come one by one through message()
 	RPC_WORKER = 4, // start() may block: it runs on the worker thread
 	RPC_ADMIN = 8, // not on plaintext TCP
+	RPC_NODE = 16, // for nodes of the cluster: where they join, and on the unix socket
+	RPC_ANYWHERE = 32, // also where nodes join
 };
 
 struct rpc_next { // what next() gives
@@ -115,13 +117,14 @@ struct rpc_call {
 	void *context; // the service's
 };
 
-#define RPC_MAX_LISTENERS 2u
+#define RPC_MAX_LISTENERS 3u
 #define RPC_MAX_METHODS 40u
 
 struct rpc_listener { // a grpc_server and who may reach it
 	struct rpc_server *server;
 	grpc_server *grpc;
 	bool admin; // unix socket, or TLS with a client certificate
+	bool node; // where nodes join: TLS with the cluster's certificates
 	void *registered[RPC_MAX_METHODS];
 	atomic_bool down; // its shutdown has ended
 	struct rpc_tag tag_down;
@@ -204,6 +207,7 @@ int rpc_listen_accept(struct rpc_server *r, struct base_error *e); // starts to 
 void rpc_listen_stop(struct rpc_server *r); // stops accepting, removes the socket
 void rpc_listen_finish(struct rpc_server *r);
 uint16_t rpc_listen_tcp_port(const struct rpc_server *r); // 0: none
+uint16_t rpc_listen_cluster_port(const struct rpc_server *r); // where nodes join
 /* Is every address of host:port on this machine's loopback? -EINVAL for what is no address. */
 int rpc_listen_is_loopback(const char *address, bool *ret_loopback, struct base_error *e);
 
@@ -212,6 +216,8 @@ extern const struct rpc_method rpc_inference_methods[];
 extern const uint32_t rpc_inference_methods_count;
 extern const struct rpc_method rpc_admin_methods[];
 extern const uint32_t rpc_admin_methods_count;
+extern const struct rpc_method rpc_node_methods[];
+extern const uint32_t rpc_node_methods_count;
 extern const struct rpc_method rpc_health_methods[];
 extern const uint32_t rpc_health_methods_count;
 extern const struct rpc_method rpc_reflection_methods[];

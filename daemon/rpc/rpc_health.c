@@ -98,10 +98,11 @@ static void watch_free(struct rpc_call *c)
 
 const struct rpc_method rpc_health_methods[] = {
 	{.path = "/grpc.health.v1.Health/Check",
+		.flags = RPC_ANYWHERE,
 		.request = &grpc__health__v1__health_check_request__descriptor,
 		.start = check},
 	{.path = "/grpc.health.v1.Health/Watch",
-		.flags = RPC_STREAM,
+		.flags = RPC_STREAM | RPC_ANYWHERE,
 		.request = &grpc__health__v1__health_check_request__descriptor,
 		.start = watch,
 		.tick = watch_tick,

@@ -42,7 +42,7 @@ struct rpc_accept {
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)]; // of the unix socket
 	struct socket sockets[LISTEN_MAX_SOCKETS];
 	uint32_t sockets_count;
-	uint16_t tcp_port;
+	uint16_t tcp_port, cluster_port;
 };
 
 /* Addresses. */
@@ -188,29 +188,42 @@ static int bind_tcp(struct rpc_accept *a, struct rpc_listener *l, const char *ad
 	return r;
 }
 
-static int listen_tls(struct rpc_accept *a, struct rpc_listener *l, const struct config *c, struct base_error *e)
+struct tls_listen {
+	const char *key_name; // of the configuration
+	const char *address, *cert, *key, *ca;
+};
+
+static int listen_tls(struct rpc_listener *l, const struct tls_listen *t, uint16_t *ret_port, struct base_error *e)
 {
 	_cleanup_free_ char *cert = NULL, *key = NULL, *ca = NULL;
-	int r = rpc_read_pem(c->listen.tls_cert, &cert, e);
+	int r = rpc_read_pem(t->cert, &cert, e);
 	if (r == 0)
-		r = rpc_read_pem(c->listen.tls_key, &key, e);
+		r = rpc_read_pem(t->key, &key, e);
 	if (r == 0)
-		r = rpc_read_pem(c->listen.tls_ca, &ca, e);
+		r = rpc_read_pem(t->ca, &ca, e);
 	if (r < 0)
-		return base_error_prefix(e, "listen.tls");
+		return base_error_prefix(e, "%s", t->key_name);
 	grpc_ssl_pem_key_cert_pair pair = {.private_key = key, .cert_chain = cert};
 	grpc_server_credentials *credentials = grpc_ssl_server_credentials_create_ex(
 		ca, &pair, 1, GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY, NULL);
-	int port = credentials ? grpc_server_add_http2_port(l->grpc, c->listen.tcp, credentials) : 0;
+	int port = credentials ? grpc_server_add_http2_port(l->grpc, t->address, credentials) : 0;
 	if (credentials)
 		grpc_server_credentials_release(credentials);
 	if (port <= 0)
 		return base_error_set(e, -EADDRINUSE,
-			"listen.tcp: %s cannot be listened on: the port is in use, the address is not of this host, or "
+			"%s: %s cannot be listened on: the port is in use, the address is not of this host, or "
 			"%s, %s and %s do not belong together",
-			c->listen.tcp, c->listen.tls_cert, c->listen.tls_key, c->listen.tls_ca);
-	a->tcp_port = (uint16_t)port;
+			t->key_name, t->address, t->cert, t->key, t->ca);
+	*ret_port = (uint16_t)port;
 	return 0;
+}
+
+/* Where nodes join. */
+static int listen_cluster(struct rpc_server *r, const struct config *c, struct base_error *e)
+{
+	const struct tls_listen t = {
+		"cluster.listen", c->cluster.listen, c->cluster.tls_cert, c->cluster.tls_key, c->cluster.tls_ca};
+	return listen_tls(&r->listeners[2], &t, &r->accept->cluster_port, e);
 }
 
 static int listen_tcp(struct rpc_server *r, const struct config *c, struct base_error *e)
@@ -224,7 +237,10 @@ static int listen_tcp(struct rpc_server *r, const struct config *c, struct base_
 	if (some && !all)
 		return base_error_set(e, -EINVAL, "listen: tls_cert, tls_key and tls_ca come together");
 	if (all)
-		return listen_tls(r->accept, &r->listeners[0], c, e);
+		return listen_tls(&r->listeners[0],
+			&(struct tls_listen){
+				"listen.tcp", c->listen.tcp, c->listen.tls_cert, c->listen.tls_key, c->listen.tls_ca},
+			&r->accept->tcp_port, e);
 	if (!loopback && !c->listen.insecure_tcp)
 		return base_error_set(e, -EINVAL,
 			"listen.tcp: %s is not on the loopback: set listen.tls_cert, tls_key and tls_ca, or "
@@ -252,12 +268,19 @@ int rpc_listen_start(struct rpc_server *r, struct base_error *e)
 	int status = bind_unix(a, &r->listeners[0], c->listen.grpc + 5, e);
 	if (status == 0 && c->listen.tcp[0])
 		status = listen_tcp(r, c, e);
+	if (status == 0 && c->cluster.listen[0])
+		status = listen_cluster(r, c, e);
 	return status;
 }
 
 uint16_t rpc_listen_tcp_port(const struct rpc_server *r)
 {
 	return r->accept ? r->accept->tcp_port : 0;
+}
+
+uint16_t rpc_listen_cluster_port(const struct rpc_server *r)
+{
+	return r->accept ? r->accept->cluster_port : 0;
 }
 
 /* The accepting thread. */

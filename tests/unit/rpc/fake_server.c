@@ -34,6 +34,7 @@ struct engine {
 struct server {
 	struct fake fake;
 	struct config config;
+	struct cluster_coordinator *coordinator;
 	struct topology_machine machine;
 	struct text_tokenizer tokenizer;
 	struct server_model model;
@@ -328,6 +329,13 @@ struct server *fake_server_create(const struct fake_options *o)
 	snprintf(s->config.listen.tls_cert, CONFIG_TEXT_BYTES, "%s", o->cert ? o->cert : "");
 	snprintf(s->config.listen.tls_key, CONFIG_TEXT_BYTES, "%s", o->key ? o->key : "");
 	snprintf(s->config.listen.tls_ca, CONFIG_TEXT_BYTES, "%s", o->ca ? o->ca : "");
+	s->coordinator = o->coordinator;
+	if (o->cluster_listen) {
+		snprintf(s->config.cluster.listen, CONFIG_TEXT_BYTES, "%s", o->cluster_listen);
+		snprintf(s->config.cluster.tls_cert, CONFIG_TEXT_BYTES, "%s", o->cert);
+		snprintf(s->config.cluster.tls_key, CONFIG_TEXT_BYTES, "%s", o->key);
+		snprintf(s->config.cluster.tls_ca, CONFIG_TEXT_BYTES, "%s", o->ca);
+	}
 	s->config.listen.insecure_tcp = o->insecure_tcp;
 	s->tokenizer.add_bos = o->add_bos;
 	snprintf(s->machine.host, sizeof(s->machine.host), "testhost");
@@ -458,6 +466,11 @@ bool server_draining(const struct server *s)
 bool server_ready(struct server *s)
 {
 	return atomic_load(&s->fake.ready);
+}
+
+struct cluster_coordinator *server_coordinator(struct server *s)
+{
+	return s->coordinator;
 }
 
 const struct config *server_config(const struct server *s)

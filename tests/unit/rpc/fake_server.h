@@ -24,6 +24,8 @@ struct fake_options {
 	const char *socket; // path
 	const char *tcp, *cert, *key, *ca; // may be NULL
 	bool insecure_tcp;
+	const char *cluster_listen; // NULL: none; with cert, key and ca
+	struct cluster_coordinator *coordinator;
 	bool add_bos;
 };
 

@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The coordinator of a cluster: which nodes are there, and which of them run which layers of which model.
+ *
+ *   sessions     connections of nodes (daemon/rpc/rpc_node.c brings their messages), heartbeats, one clear refusal
+ *   membership   the table of nodes: READY, LOST (heard nothing for lost_ns, or its connection ended), LEFT; drained or not
+ *   fleets       one for each model: plan -> Assign -> Prepared -> Start -> a group of ranks, and again with a higher epoch
+ *                when a node of it is lost (fleet.c)
+ *
+ * Threads: all calls, any thread; one lock, held for copies and small work. A thread of its own watches the clocks, sends
+ * heartbeats, writes the record (state.h) and prepares plans in the background. Callbacks say whose thread they are on.
+ * Bounds: CLUSTER_MAX_NODES nodes, twice as many connections, CLUSTER_MAILBOX messages on their way to each.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "daemon/cluster/identity.h"
+#include "daemon/cluster/message.h"
+#include "daemon/cluster/state.h"
+
+#define CLUSTER_HEARTBEAT_NS (200 * 1000000ull)
+#define CLUSTER_LOST_NS (2000 * 1000000ull)
+#define CLUSTER_MAILBOX 64u
+
+struct cluster_coordinator;
+
+struct cluster_events { // any thread; must not block
+	void (*event)(void *context, const char *severity, const char *kind, const char *model, const char *text);
+	void *context;
+};
+
+struct cluster_coordinator_config {
+	const char *cluster, *node; // this one
+	const char *version; // only nodes of the same one may join
+	const char *host; // of this node, where nodes that join from here are reached
+	uint32_t nodes; // that compute, before a model without an earlier plan is planned
+	uint64_t heartbeat_ns, lost_ns; // 0: as above
+	uint64_t return_ns; // after a start, for the nodes of the last plan to come back; 0: 10 s
+	struct cluster_events events;
+};
+
+/* Takes state over on success: its record says who was there, and what the next epoch is. */
+int cluster_coordinator_create(const struct cluster_coordinator_config *config, struct cluster_state *state,
+	struct cluster_coordinator **ret_coordinator, struct base_error *e);
+void cluster_coordinator_destroy(struct cluster_coordinator *c); // after all sessions and fleets are closed
+
+/* ---- sessions: rpc ---- */
+
+struct cluster_session;
+/* peer: what the node's certificate says; NULL: it comes over this host's unix socket. wake(context): there is something for
+ * cluster_session_next; any thread, must not block. -ENOSPC. */
+int cluster_session_open(struct cluster_coordinator *c, const struct cluster_identity *peer,
+	void (*wake)(void *context), void *context, struct cluster_session **ret_session, struct base_error *e);
+/* A message of the node. An error is the session's end, and the node is told it: -EPERM another cluster or certificate, -EEXIST a node
+ * of that name is there, -EINVAL another version or a clock that is off, -EBADMSG, -EPROTO out of turn. */
+int cluster_session_message(struct cluster_session *s, const Thaw__Node__V1__NodeMessage *m, struct base_error *e);
+/* 1 with a packed message (the caller frees), 0 for none now, -errno with text: the session is over. */
+int cluster_session_next(struct cluster_session *s, uint8_t **ret_data, size_t *ret_bytes, struct base_error *e);
+void cluster_session_close(struct cluster_session *s); // no wake after it; NULL is fine
+
+/* ---- membership ---- */
+
+enum cluster_node_state { CLUSTER_NODE_LOST, CLUSTER_NODE_READY, CLUSTER_NODE_LEFT };
+const char *cluster_node_state_name(enum cluster_node_state s);
+
+struct cluster_node_work { // one part of a model
+	char model[CLUSTER_MODEL_BYTES];
+	struct cluster_slice slice;
+	uint32_t stage;
+	char phase[16]; // digest, pack, prepared, running
+	uint64_t done_bytes, total_bytes;
+};
+
+struct cluster_node_info {
+	char name[CLUSTER_NAME_BYTES];
+	enum cluster_node_state state;
+	bool draining, drained; // drained: nothing runs there any more
+	bool self; // the coordinator's own
+	char why[CLUSTER_TEXT_BYTES]; // LOST: what happened
+	struct cluster_facts facts; // zero when it was not seen since the start
+	uint64_t heard_ns, since_ns; // base_clock; 0: never
+	uint64_t memory_available_bytes;
+	uint32_t losses;
+	struct cluster_node_work work[CLUSTER_MAX_PLANS];
+	uint32_t work_count;
+};
+uint32_t cluster_coordinator_nodes(struct cluster_coordinator *c, struct cluster_node_info *ret_infos, uint32_t room);
+uint64_t cluster_coordinator_epoch(struct cluster_coordinator *c);
+/* Moves work off the node, or lets it have some again. -ENOENT; -EHOSTDOWN when nothing else could do its work. */
+int cluster_coordinator_drain(struct cluster_coordinator *c, const char *node, bool on, struct base_error *e);
+
+/* ---- fleets: the server's models ---- */
+
+struct cluster_view_node { // that can be used
+	const char *name;
+	const struct cluster_facts *facts;
+	uint64_t memory_available_bytes;
+};
+
+struct cluster_view {
+	struct cluster_view_node nodes[CLUSTER_MAX_NODES]; // by name
+	uint32_t count;
+	const struct cluster_state_plan
+		*previous; // the last plan of this model, NULL if none: layer files lie where it had them
+};
+
+struct cluster_plan_stage {
+	uint32_t node; // in the view
+	struct cluster_slice slice;
+};
+
+struct cluster_plan {
+	struct cluster_plan_stage stages[CLUSTER_MAX_STAGES];
+	uint32_t stages_count;
+};
+
+struct cluster_group { // what a group is, and how its members connect; large: not on the stack
+	uint64_t epoch;
+	uint32_t stages;
+	char node[CLUSTER_MAX_STAGES][CLUSTER_NAME_BYTES];
+	struct cluster_slice slice[CLUSTER_MAX_STAGES];
+	struct cluster_prepared prepared[CLUSTER_MAX_STAGES];
+	struct cluster_member members[CLUSTER_MAX_MEMBERS]; // 0: this process
+	uint8_t secret[CLUSTER_SECRET_BYTES];
+};
+
+struct cluster_fleet_config {
+	const char *model, *path;
+	uint8_t digest[CLUSTER_DIGEST_BYTES];
+	uint64_t header_hash;
+	/* The engine's thread or the coordinator's, one at a time, without the lock: what goes where. -ENOMEM: these nodes cannot hold it. */
+	int (*plan)(
+		void *context, const struct cluster_view *view, struct cluster_plan *ret_plan, struct base_error *e);
+	/* The engine's thread, once for each plan, before listen: a port for the group's connections. */
+	int (*listen)(void *context, struct cluster_member *ret_self, struct base_error *e);
+	/* The coordinator's thread: another plan is ready, gather it. Must not block. */
+	void (*regather)(void *context, const char *why);
+	void *context;
+};
+
+struct cluster_fleet;
+int cluster_fleet_create(struct cluster_coordinator *c, const struct cluster_fleet_config *config,
+	struct cluster_fleet **ret_fleet, struct base_error *e);
+void cluster_fleet_destroy(struct cluster_fleet *f); // releases what it has on nodes; NULL is fine
+/* One step towards a group: -EAGAIN (text: what is waited for), -EHOSTDOWN (what is missing), other errors of the plan. 0: each
+ * node was told to start; the caller connects as member 0. The engine's thread. */
+int cluster_fleet_gather(struct cluster_fleet *f, struct cluster_group *ret_group, struct base_error *e);
+void cluster_fleet_scatter(struct cluster_fleet *f); // the group is gone, or never came to be
+/* Is a node of the group that gather gave last lost? To end a connecting that cannot succeed. */
+bool cluster_fleet_broken(struct cluster_fleet *f);
+/* What all nodes have done of packing. */
+void cluster_fleet_progress(struct cluster_fleet *f, uint64_t *ret_done_bytes, uint64_t *ret_total_bytes);

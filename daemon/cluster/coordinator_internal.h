@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What coordinator.c (sessions, membership, the thread) and fleet.c (plans) share. Fields are the lock's unless a comment says
+ * otherwise. Only these two include this.
+ */
+#pragma once
+
+#include <pthread.h>
+
+#include "daemon/cluster/coordinator.h"
+
+#define CLUSTER_MAX_SESSIONS (2 * CLUSTER_MAX_NODES)
+
+struct cluster_node {
+	char name[CLUSTER_NAME_BYTES];
+	enum cluster_node_state state;
+	bool draining;
+	char why[CLUSTER_TEXT_BYTES];
+	struct cluster_facts *facts; // NULL: not seen since the start
+	struct cluster_session *session; // READY only
+	uint64_t heard_ns, since_ns, memory_available_bytes;
+	uint32_t losses;
+};
+
+/* OPEN (Register is awaited) -> JOINED -> OVER (error is to be told) -> closed by rpc. */
+enum session_state { SESSION_OPEN, SESSION_JOINED, SESSION_OVER };
+
+struct cluster_session {
+	struct cluster_coordinator *coordinator;
+	struct cluster_session *next;
+	enum session_state state;
+	bool local;
+	struct cluster_identity peer;
+	void (*wake)(void *context);
+	void *context;
+	uint64_t opened_ns, beat_ns, beats;
+	struct cluster_node *node; // JOINED
+	struct {
+		uint8_t *data;
+		size_t bytes;
+	} box[CLUSTER_MAILBOX];
+	uint32_t box_first, box_count;
+	struct base_error error;
+};
+
+struct cluster_coordinator {
+	struct cluster_coordinator_config config;
+	char cluster[CLUSTER_NAME_BYTES], node_name[CLUSTER_NAME_BYTES], version[32], host[CLUSTER_HOST_BYTES];
+	uint64_t started_ns;
+	pthread_mutex_t lock;
+	pthread_cond_t changed; // CLOCK_MONOTONIC
+	pthread_t thread;
+	bool stop;
+	struct cluster_node nodes[CLUSTER_MAX_NODES]; // never removed: pointers stay good
+	uint32_t nodes_count;
+	struct cluster_session *sessions;
+	uint32_t sessions_count;
+	struct cluster_fleet *fleets;
+	uint64_t last_assignment;
+	struct cluster_record record;
+	bool dirty; // the record has changed since it was written
+
+	pthread_mutex_t state_lock; // of state; taken without `lock`
+	struct cluster_state *state;
+};
+
+enum fleet_state {
+	FLEET_IDLE, // nothing is prepared
+	FLEET_PLANNING, // plan() runs, without the lock
+	FLEET_PREPARING, // nodes pack
+	FLEET_PREPARED, // gather may start it
+};
+
+struct fleet_part { // of a plan: one stage
+	struct cluster_node *node;
+	struct cluster_slice slice;
+	uint64_t assignment; // 0: none
+	bool ready;
+	struct cluster_prepared prepared;
+	char phase[16];
+	uint64_t done_bytes, total_bytes;
+};
+
+struct fleet_try {
+	struct fleet_part part[CLUSTER_MAX_STAGES];
+	uint32_t parts;
+};
+
+struct fleet_unfit { // a node that could not prepare its part, as long as it is the same process
+	const struct cluster_node *node;
+	uint64_t incarnation;
+	char why[CLUSTER_TEXT_BYTES];
+};
+
+struct cluster_fleet {
+	struct cluster_coordinator *coordinator;
+	struct cluster_fleet *next;
+	struct cluster_fleet_config config;
+	char model[CLUSTER_MODEL_BYTES], path[CLUSTER_PATH_BYTES];
+	enum fleet_state state; // of `coming`
+	struct fleet_try coming, running; // running.parts 0: no group
+	uint64_t running_epoch;
+	bool broken; // a node of running is lost
+	bool planned; // once, since the start
+	bool replan; // in the background, while running goes on
+	char replan_why[CLUSTER_TEXT_BYTES];
+	uint64_t changes; // of membership, while plan() runs: its view is stale
+	struct fleet_unfit unfit[CLUSTER_MAX_NODES];
+	uint32_t unfit_count;
+};
+
+/* coordinator.c; lock held */
+int cluster_session_post(struct cluster_session *s, uint8_t *data, size_t bytes); // takes data over
+void cluster_coordinator_emit(struct cluster_coordinator *c, const char *severity, const char *kind, const char *model,
+	const char *fmt, ...) __attribute__((format(printf, 5, 6)));
+/* Without the lock: the record as it is now, on the drive. */
+int cluster_coordinator_save(struct cluster_coordinator *c, struct base_error *e);
+
+/* fleet.c; lock held */
+void cluster_fleets_node_lost(struct cluster_coordinator *c, struct cluster_node *n);
+void cluster_fleets_prepared(struct cluster_coordinator *c, struct cluster_node *n, const struct cluster_prepared *p);
+void cluster_fleets_progress(struct cluster_coordinator *c, struct cluster_node *n, const Thaw__Node__V1__Progress *p);
+void cluster_fleets_failed(struct cluster_coordinator *c, struct cluster_node *n, const Thaw__Node__V1__Failed *m);
+void cluster_fleets_rank_ended(
+	struct cluster_coordinator *c, struct cluster_node *n, const Thaw__Node__V1__RankEnded *m);
+void cluster_fleets_describe(struct cluster_coordinator *c, const struct cluster_node *n, struct cluster_node_info *i);
+/* Prepares plans that were asked for in the background. May drop the lock and take it again. */
+void cluster_fleets_step(struct cluster_coordinator *c);
+void cluster_fleets_replan(struct cluster_coordinator *c, const struct cluster_node *n, const char *why);

@@ -1,0 +1,611 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The way of a plan: IDLE -> plan() -> Assign to each node -> PREPARING, nodes pack -> PREPARED -> gather: the epoch goes up, each
+ * node gets Start with the addresses of all -> running. A node that is lost on the way sends it back to IDLE; one that cannot
+ * do its part is left out from then on. While a group runs, the next plan is prepared beside it when a node is drained. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "daemon/cluster/coordinator_internal.h"
+
+#define SILENT_BEATS 3u // a node that missed that many is waited for until it is lost, or speaks again
+
+/* ---- messages to nodes; lock held ---- */
+
+static void send_release(struct cluster_coordinator *c, const struct fleet_part *p)
+{
+	Thaw__Node__V1__CoordinatorMessage m = THAW__NODE__V1__COORDINATOR_MESSAGE__INIT;
+	Thaw__Node__V1__Release r = THAW__NODE__V1__RELEASE__INIT;
+	size_t bytes = 0;
+	if (!p->assignment || !p->node->session)
+		return;
+	r.assignment = p->assignment;
+	m.what_case = THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_RELEASE;
+	m.release = &r;
+	uint8_t *data = cluster_pack_coordinator(&m, &bytes);
+	cluster_session_post(p->node->session, data, bytes);
+}
+
+static void release_try(struct cluster_coordinator *c, struct fleet_try *t)
+{
+	for (uint32_t i = 0; i < t->parts; i++)
+		send_release(c, &t->part[i]);
+	t->parts = 0;
+}
+
+static bool uses(const struct fleet_try *t, const struct cluster_node *n)
+{
+	for (uint32_t i = 0; i < t->parts; i++) {
+		if (t->part[i].node == n)
+			return true;
+	}
+	return false;
+}
+
+static void send_assigns(struct cluster_fleet *f)
+{
+	struct cluster_coordinator *c = f->coordinator;
+	struct cluster_assign a = {.epoch = c->record.epoch, .header_hash = f->config.header_hash};
+	snprintf(a.model, sizeof a.model, "%s", f->model);
+	snprintf(a.path, sizeof a.path, "%s", f->path);
+	memcpy(a.digest, f->config.digest, sizeof a.digest);
+	for (uint32_t i = 0; i < f->coming.parts; i++) {
+		struct fleet_part *p = &f->coming.part[i];
+		size_t bytes = 0;
+		p->assignment = a.assignment = ++c->last_assignment;
+		a.slice = p->slice;
+		snprintf(p->phase, sizeof p->phase, "assigned");
+		uint8_t *data = cluster_pack_assign(&a, &bytes);
+		if (p->node->session)
+			cluster_session_post(p->node->session, data, bytes);
+		else
+			free(data);
+	}
+}
+
+/* ---- who can be used; lock held ---- */
+
+static const struct fleet_unfit *unfit(const struct cluster_fleet *f, const struct cluster_node *n)
+{
+	for (uint32_t i = 0; i < f->unfit_count; i++) {
+		if (f->unfit[i].node == n && n->facts && f->unfit[i].incarnation == n->facts->incarnation)
+			return &f->unfit[i];
+	}
+	return NULL;
+}
+
+static bool usable(const struct cluster_fleet *f, const struct cluster_node *n)
+{
+	return n->state == CLUSTER_NODE_READY && !n->draining && !unfit(f, n);
+}
+
+static const struct cluster_state_plan *previous_plan(const struct cluster_fleet *f)
+{
+	const struct cluster_record *r = &f->coordinator->record;
+	for (uint32_t i = 0; i < r->plans_count; i++) {
+		if (strcmp(r->plans[i].model, f->model) == 0 &&
+			memcmp(r->plans[i].digest, f->config.digest, CLUSTER_DIGEST_BYTES) == 0)
+			return &r->plans[i];
+	}
+	return NULL;
+}
+
+/* What is said when nothing can hold the model: each node, and why not. */
+static int nobody(struct cluster_fleet *f, struct base_error *e)
+{
+	const struct cluster_coordinator *c = f->coordinator;
+	char text[300] = "";
+	size_t at = 0;
+	for (uint32_t i = 0; i < c->nodes_count && at < sizeof text - 1; i++) {
+		const struct cluster_node *n = &c->nodes[i];
+		const struct fleet_unfit *u = unfit(f, n);
+		at += (size_t)snprintf(text + at, sizeof text - at, "%s%s is %s%s%s", at ? "; " : "", n->name,
+			n->state != CLUSTER_NODE_READY ? cluster_node_state_name(n->state)
+			: n->draining                  ? "drained"
+						       : "unfit",
+			u || n->state == CLUSTER_NODE_LOST ? ": " : "",
+			u                               ? u->why
+			: n->state == CLUSTER_NODE_LOST ? n->why
+							: "");
+	}
+	return base_error_set(e, -EHOSTDOWN, "no node can compute: %s", at ? text : "none has joined yet");
+}
+
+/* Nodes of the last plan get a while after the coordinator's start; a model without one needs cluster.nodes. */
+static int wait_for_nodes(struct cluster_fleet *f, uint32_t count, uint64_t now, struct base_error *e)
+{
+	const struct cluster_coordinator *c = f->coordinator;
+	const struct cluster_state_plan *p = previous_plan(f);
+	if (f->planned)
+		return 0;
+	if (!p && count < c->config.nodes)
+		return base_error_set(e, -EAGAIN, "%u of %u nodes are there (cluster.nodes)", count, c->config.nodes);
+	if (!p || now > c->started_ns + c->config.return_ns)
+		return 0;
+	for (uint32_t i = 0; i < p->stages_count; i++) {
+		for (uint32_t k = 0; k < c->nodes_count; k++) {
+			const struct cluster_node *n = &c->nodes[k];
+			if (strcmp(n->name, p->stages[i].node) == 0 && n->state == CLUSTER_NODE_LOST && !n->draining)
+				return base_error_set(
+					e, -EAGAIN, "node %s, which the last plan used, is waited for", n->name);
+		}
+	}
+	return 0;
+}
+
+static int check_nodes(struct cluster_fleet *f, struct base_error *e)
+{
+	const struct cluster_coordinator *c = f->coordinator;
+	uint64_t now = base_clock_now_ns();
+	uint32_t count = 0;
+	for (uint32_t i = 0; i < c->nodes_count; i++) {
+		const struct cluster_node *n = &c->nodes[i];
+		if (!usable(f, n))
+			continue;
+		count++;
+		if (now > n->heard_ns + SILENT_BEATS * c->config.heartbeat_ns)
+			return base_error_set(e, -EAGAIN, "node %s is silent", n->name);
+	}
+	int status = wait_for_nodes(f, count, now, e);
+	return status || count ? status : nobody(f, e);
+}
+
+/* ---- planning ---- */
+
+struct snapshot { // of the nodes, for plan(), which runs without the lock
+	struct cluster_view view;
+	struct cluster_facts facts[CLUSTER_MAX_NODES];
+	struct cluster_node *node[CLUSTER_MAX_NODES];
+	struct cluster_state_plan previous;
+};
+
+static int by_name(const void *a, const void *b)
+{
+	return strcmp((*(struct cluster_node *const *)a)->name, (*(struct cluster_node *const *)b)->name);
+}
+
+static void take_snapshot(struct cluster_fleet *f, struct snapshot *s)
+{
+	struct cluster_coordinator *c = f->coordinator;
+	uint32_t n = 0;
+	for (uint32_t i = 0; i < c->nodes_count; i++) {
+		if (usable(f, &c->nodes[i]))
+			s->node[n++] = &c->nodes[i];
+	}
+	qsort(s->node, n, sizeof s->node[0], by_name);
+	for (uint32_t i = 0; i < n; i++) {
+		s->facts[i] = *s->node[i]->facts;
+		s->view.nodes[i] =
+			(struct cluster_view_node){s->node[i]->name, &s->facts[i], s->node[i]->memory_available_bytes};
+	}
+	s->view.count = n;
+	const struct cluster_state_plan *p = previous_plan(f);
+	if (p) {
+		s->previous = *p;
+		s->view.previous = &s->previous;
+	}
+}
+
+static int take_plan(
+	struct cluster_fleet *f, const struct snapshot *s, const struct cluster_plan *p, struct base_error *e)
+{
+	struct fleet_try *t = &f->coming;
+	*t = (struct fleet_try){0};
+	if (!p->stages_count || p->stages_count > CLUSTER_MAX_STAGES)
+		return base_error_set(e, -EPROTO, "a plan of %u stages, 1 to %u", p->stages_count, CLUSTER_MAX_STAGES);
+	for (uint32_t i = 0; i < p->stages_count; i++) {
+		if (p->stages[i].node >= s->view.count)
+			return base_error_set(
+				e, -EPROTO, "a plan with node %u of %u", p->stages[i].node, s->view.count);
+		t->part[i].node = s->node[p->stages[i].node];
+		t->part[i].slice = p->stages[i].slice;
+	}
+	t->parts = p->stages_count;
+	return 0;
+}
+
+/* Lock held; dropped while plan() runs. */
+static int make_plan(struct cluster_fleet *f, struct base_error *e)
+{
+	struct cluster_coordinator *c = f->coordinator;
+	_cleanup_free_ struct snapshot *s = calloc(1, sizeof *s);
+	struct cluster_plan plan = {0};
+	if (!s)
+		return base_error_set(e, -ENOMEM, "no memory for a plan");
+	take_snapshot(f, s);
+	f->state = FLEET_PLANNING;
+	uint64_t changes = f->changes;
+	pthread_mutex_unlock(&c->lock);
+	int status = f->config.plan(f->config.context, &s->view, &plan, e);
+	pthread_mutex_lock(&c->lock);
+	f->state = FLEET_IDLE;
+	pthread_cond_broadcast(&c->changed); // who destroys the fleet waits for that
+	if (!status && changes != f->changes)
+		return base_error_set(e, -EAGAIN, "the nodes changed meanwhile");
+	if (status == -ENOMEM && f->planned) { // it did fit once: nodes are missing
+		base_error_prefix(e, "the nodes that are left cannot hold the model");
+		return -EHOSTDOWN;
+	}
+	if (!status)
+		status = take_plan(f, s, &plan, e);
+	if (status)
+		return status;
+	f->planned = true;
+	send_assigns(f);
+	f->state = FLEET_PREPARING;
+	return 0;
+}
+
+static int preparing(const struct cluster_fleet *f, struct base_error *e)
+{
+	for (uint32_t i = 0; i < f->coming.parts; i++) {
+		const struct fleet_part *p = &f->coming.part[i];
+		if (!p->ready)
+			return base_error_set(e, -EAGAIN, "node %s prepares its layers (%s, %.0f %%)", p->node->name,
+				p->phase,
+				p->total_bytes ? 100.0 * (double)p->done_bytes / (double)p->total_bytes : 0.0);
+	}
+	return 0;
+}
+
+/* One step towards PREPARED; lock held, dropped for plan(). */
+static int step(struct cluster_fleet *f, struct base_error *e)
+{
+	int status;
+	switch (f->state) {
+	case FLEET_IDLE:
+		status = check_nodes(f, e);
+		if (!status)
+			status = make_plan(f, e);
+		return status ? status : preparing(f, e);
+	case FLEET_PLANNING:
+		return base_error_set(e, -EAGAIN, "a plan is being made");
+	case FLEET_PREPARING:
+		return preparing(f, e);
+	case FLEET_PREPARED:
+		return 0;
+	}
+	return -EAGAIN;
+}
+
+static void drop_coming(struct cluster_fleet *f)
+{
+	release_try(f->coordinator, &f->coming);
+	if (f->state != FLEET_PLANNING)
+		f->state = FLEET_IDLE;
+}
+
+/* ---- the group ---- */
+
+/* Without the lock, so that the epoch is on the drive before anyone hears of it. */
+static int raise_epoch(struct cluster_fleet *f, uint64_t *ret_epoch, struct base_error *e)
+{
+	struct cluster_coordinator *c = f->coordinator;
+	pthread_mutex_lock(&c->lock);
+	struct cluster_record *r = &c->record;
+	*ret_epoch = ++r->epoch;
+	struct cluster_state_plan *p = NULL;
+	for (uint32_t i = 0; i < r->plans_count && !p; i++)
+		p = strcmp(r->plans[i].model, f->model) == 0 ? &r->plans[i] : NULL;
+	if (!p && r->plans_count < CLUSTER_MAX_PLANS)
+		p = &r->plans[r->plans_count++];
+	if (p) {
+		*p = (struct cluster_state_plan){.stages_count = f->coming.parts};
+		snprintf(p->model, sizeof p->model, "%s", f->model);
+		memcpy(p->digest, f->config.digest, sizeof p->digest);
+		for (uint32_t i = 0; i < f->coming.parts; i++) {
+			memcpy(p->stages[i].node, f->coming.part[i].node->name, sizeof p->stages[i].node);
+			p->stages[i].slice = f->coming.part[i].slice;
+		}
+	}
+	pthread_mutex_unlock(&c->lock);
+	int status = cluster_coordinator_save(c, e);
+	return status ? base_error_prefix(e, "the next epoch") : 0;
+}
+
+/* Lock held: tells every node of `coming`, which is `running` from then on. */
+static int send_starts(struct cluster_fleet *f, uint64_t epoch, struct cluster_group *g, struct base_error *e)
+{
+	struct fleet_try *t = &f->coming;
+	struct cluster_start s = {.epoch = epoch, .stages = t->parts, .members_count = t->parts + 1};
+	if (f->state != FLEET_PREPARED)
+		return base_error_set(e, -EAGAIN, "a node was lost meanwhile");
+	if (getrandom(g->secret, sizeof g->secret, 0) != (ssize_t)sizeof g->secret)
+		return base_error_set(e, -EIO, "no random bytes");
+	memcpy(s.secret, g->secret, sizeof s.secret);
+	g->epoch = epoch;
+	g->stages = t->parts;
+	for (uint32_t i = 0; i < t->parts; i++) {
+		memcpy(g->members[1 + i].host, t->part[i].node->facts->address, sizeof g->members[0].host);
+		g->members[1 + i].port = (uint16_t)t->part[i].prepared.port;
+		memcpy(g->node[i], t->part[i].node->name, sizeof g->node[i]);
+		g->slice[i] = t->part[i].slice;
+		g->prepared[i] = t->part[i].prepared;
+	}
+	memcpy(s.members, g->members, sizeof s.members);
+	f->running = *t;
+	f->running_epoch = epoch;
+	f->broken = false;
+	f->coming.parts = 0;
+	f->state = FLEET_IDLE;
+	f->replan = false;
+	for (uint32_t i = 0; i < f->running.parts; i++) {
+		struct fleet_part *p = &f->running.part[i];
+		size_t bytes = 0;
+		s.assignment = p->assignment;
+		s.stage = i;
+		snprintf(p->phase, sizeof p->phase, "running");
+		uint8_t *data = cluster_pack_start(&s, &bytes);
+		if (p->node->session)
+			cluster_session_post(p->node->session, data, bytes);
+		else
+			free(data);
+	}
+	return 0;
+}
+
+int cluster_fleet_gather(struct cluster_fleet *f, struct cluster_group *ret_group, struct base_error *e)
+{
+	struct cluster_coordinator *c = f->coordinator;
+	struct base_error own = {0};
+	uint64_t epoch = 0;
+	e = e ? e : &own;
+	memset(ret_group, 0, sizeof *ret_group);
+	pthread_mutex_lock(&c->lock);
+	int status = step(f, e);
+	if (status && status != -EAGAIN && status != -EHOSTDOWN)
+		drop_coming(f);
+	pthread_mutex_unlock(&c->lock);
+	if (status)
+		return status;
+	status = f->config.listen(f->config.context, &ret_group->members[0], e);
+	if (!status)
+		status = raise_epoch(f, &epoch, e);
+	if (status)
+		return status;
+	pthread_mutex_lock(&c->lock);
+	status = send_starts(f, epoch, ret_group, e);
+	pthread_mutex_unlock(&c->lock);
+	return status;
+}
+
+void cluster_fleet_scatter(struct cluster_fleet *f)
+{
+	struct cluster_coordinator *c = f->coordinator;
+	pthread_mutex_lock(&c->lock);
+	release_try(c, &f->running);
+	pthread_mutex_unlock(&c->lock);
+}
+
+bool cluster_fleet_broken(struct cluster_fleet *f)
+{
+	pthread_mutex_lock(&f->coordinator->lock);
+	bool broken = f->broken;
+	pthread_mutex_unlock(&f->coordinator->lock);
+	return broken;
+}
+
+void cluster_fleet_progress(struct cluster_fleet *f, uint64_t *ret_done_bytes, uint64_t *ret_total_bytes)
+{
+	*ret_done_bytes = *ret_total_bytes = 0;
+	pthread_mutex_lock(&f->coordinator->lock);
+	for (uint32_t i = 0; i < f->coming.parts; i++) {
+		*ret_done_bytes += f->coming.part[i].done_bytes;
+		*ret_total_bytes += f->coming.part[i].total_bytes;
+	}
+	pthread_mutex_unlock(&f->coordinator->lock);
+}
+
+/* ---- what nodes say; lock held ---- */
+
+/* The part of a plan that a message is about; those of plans that are over are dropped. */
+static struct fleet_part *find_part(struct cluster_coordinator *c, const struct cluster_node *n, uint64_t assignment,
+	struct cluster_fleet **ret_fleet)
+{
+	for (struct cluster_fleet *f = c->fleets; f; f = f->next) {
+		struct fleet_try *const tries[] = {&f->coming, &f->running};
+		for (size_t k = 0; k < base_array_size(tries); k++) {
+			for (uint32_t i = 0; i < tries[k]->parts; i++) {
+				struct fleet_part *p = &tries[k]->part[i];
+				if (p->node != n || p->assignment != assignment || !assignment)
+					continue;
+				*ret_fleet = f;
+				return p;
+			}
+		}
+	}
+	return NULL;
+}
+
+static bool is_coming(const struct cluster_fleet *f, const struct fleet_part *p)
+{
+	return p >= f->coming.part && p < f->coming.part + f->coming.parts;
+}
+
+void cluster_fleets_prepared(struct cluster_coordinator *c, struct cluster_node *n, const struct cluster_prepared *m)
+{
+	struct cluster_fleet *f;
+	struct fleet_part *p = find_part(c, n, m->assignment, &f);
+	if (!p || !is_coming(f, p) || f->state != FLEET_PREPARING)
+		return;
+	p->prepared = *m;
+	p->ready = true;
+	snprintf(p->phase, sizeof p->phase, "prepared");
+	n->facts->bandwidths = m->bandwidths;
+	for (uint32_t i = 0; i < f->coming.parts; i++) {
+		if (!f->coming.part[i].ready)
+			return;
+	}
+	f->state = FLEET_PREPARED;
+	pthread_cond_broadcast(&c->changed);
+}
+
+void cluster_fleets_progress(struct cluster_coordinator *c, struct cluster_node *n, const Thaw__Node__V1__Progress *m)
+{
+	struct cluster_fleet *f;
+	struct fleet_part *p = find_part(c, n, m->assignment, &f);
+	if (!p || p->ready)
+		return;
+	snprintf(p->phase, sizeof p->phase, "%.15s", m->phase);
+	p->done_bytes = m->done_bytes < m->total_bytes ? m->done_bytes : m->total_bytes;
+	p->total_bytes = m->total_bytes;
+}
+
+/* The node cannot do this part: it is left out for this model until it starts again. */
+static void add_unfit(struct cluster_fleet *f, const struct cluster_node *n, const char *why)
+{
+	uint32_t at = 0;
+	while (at < f->unfit_count && f->unfit[at].node != n)
+		at++;
+	if (at == CLUSTER_MAX_NODES)
+		return;
+	f->unfit_count += at == f->unfit_count;
+	f->unfit[at].node = n;
+	f->unfit[at].incarnation = n->facts->incarnation;
+	snprintf(f->unfit[at].why, sizeof f->unfit[at].why, "%s", why);
+}
+
+void cluster_fleets_failed(struct cluster_coordinator *c, struct cluster_node *n, const Thaw__Node__V1__Failed *m)
+{
+	struct cluster_fleet *f;
+	struct fleet_part *p = find_part(c, n, m->assignment, &f);
+	if (!p)
+		return;
+	bool coming = is_coming(f, p);
+	cluster_coordinator_emit(
+		c, "error", coming ? "node_unfit" : "rank_failed", f->model, "node %s: %.300s", n->name, m->text);
+	p->assignment = 0; // it has forgotten it
+	if (!coming) {
+		f->broken = true;
+		return;
+	}
+	add_unfit(f, n, m->text);
+	drop_coming(f);
+	pthread_cond_broadcast(&c->changed);
+}
+
+void cluster_fleets_rank_ended(
+	struct cluster_coordinator *c, struct cluster_node *n, const Thaw__Node__V1__RankEnded *m)
+{
+	struct cluster_fleet *f;
+	struct fleet_part *p = find_part(c, n, m->assignment, &f);
+	if (!p || is_coming(f, p) || m->epoch != f->running_epoch)
+		return;
+	f->broken = true;
+	cluster_coordinator_emit(c, "warning", "rank_ended", f->model, "node %s, epoch %llu: %.300s", n->name,
+		(unsigned long long)m->epoch, m->text);
+}
+
+/* ---- what the coordinator's thread does; lock held ---- */
+
+void cluster_fleets_node_lost(struct cluster_coordinator *c, struct cluster_node *n)
+{
+	char why[CLUSTER_TEXT_BYTES + CLUSTER_NAME_BYTES + 16];
+	for (struct cluster_fleet *f = c->fleets; f; f = f->next) {
+		f->changes++;
+		if (uses(&f->coming, n))
+			drop_coming(f);
+		if (!uses(&f->running, n))
+			continue;
+		f->broken = true;
+		snprintf(why, sizeof why, "node %s: %s", n->name, n->why);
+		f->config.regather(f->config.context, why);
+	}
+}
+
+void cluster_fleets_replan(struct cluster_coordinator *c, const struct cluster_node *n, const char *why)
+{
+	for (struct cluster_fleet *f = c->fleets; f; f = f->next) {
+		f->changes++;
+		if (uses(&f->coming, n))
+			drop_coming(f);
+		f->replan = f->running.parts && (!n->draining || uses(&f->running, n));
+		snprintf(f->replan_why, sizeof f->replan_why, "%s", why);
+	}
+}
+
+void cluster_fleets_step(struct cluster_coordinator *c)
+{
+	for (struct cluster_fleet *f = c->fleets; f; f = f->next) {
+		struct base_error e = {0};
+		if (!f->replan || !f->running.parts)
+			continue;
+		int status = step(f, &e);
+		if (status == -EAGAIN)
+			continue;
+		f->replan = false;
+		if (!status) {
+			f->config.regather(f->config.context, f->replan_why);
+			continue;
+		}
+		drop_coming(f);
+		cluster_coordinator_emit(c, "error", "replan_failed", f->model,
+			"%s, but another plan cannot be made: %s", f->replan_why, base_error_text(&e));
+	}
+}
+
+static void describe_try(const struct cluster_fleet *f, const struct fleet_try *t, const struct cluster_node *n,
+	struct cluster_node_info *i)
+{
+	for (uint32_t k = 0; k < t->parts && i->work_count < CLUSTER_MAX_PLANS; k++) {
+		const struct fleet_part *p = &t->part[k];
+		if (p->node != n)
+			continue;
+		struct cluster_node_work *w = &i->work[i->work_count++];
+		*w = (struct cluster_node_work){
+			.slice = p->slice, .stage = k, .done_bytes = p->done_bytes, .total_bytes = p->total_bytes};
+		memcpy(w->model, f->model, sizeof w->model);
+		memcpy(w->phase, p->phase, sizeof w->phase);
+	}
+}
+
+void cluster_fleets_describe(struct cluster_coordinator *c, const struct cluster_node *n, struct cluster_node_info *i)
+{
+	for (const struct cluster_fleet *f = c->fleets; f; f = f->next) {
+		describe_try(f, &f->running, n, i);
+		describe_try(f, &f->coming, n, i);
+	}
+}
+
+/* ---- life ---- */
+
+int cluster_fleet_create(struct cluster_coordinator *c, const struct cluster_fleet_config *config,
+	struct cluster_fleet **ret_fleet, struct base_error *e)
+{
+	struct cluster_fleet *f = calloc(1, sizeof *f);
+	if (!f)
+		return base_error_set(e, -ENOMEM, "no memory for a fleet");
+	f->coordinator = c;
+	f->config = *config;
+	snprintf(f->model, sizeof f->model, "%s", config->model);
+	snprintf(f->path, sizeof f->path, "%s", config->path);
+	pthread_mutex_lock(&c->lock);
+	f->next = c->fleets;
+	c->fleets = f;
+	pthread_mutex_unlock(&c->lock);
+	*ret_fleet = f;
+	return 0;
+}
+
+void cluster_fleet_destroy(struct cluster_fleet *f)
+{
+	if (!f)
+		return;
+	struct cluster_coordinator *c = f->coordinator;
+	pthread_mutex_lock(&c->lock);
+	f->replan = false;
+	while (f->state == FLEET_PLANNING)
+		pthread_cond_wait(&c->changed, &c->lock);
+	struct cluster_fleet **at = &c->fleets;
+	while (*at != f)
+		at = &(*at)->next;
+	*at = f->next;
+	release_try(c, &f->coming);
+	release_try(c, &f->running);
+	pthread_mutex_unlock(&c->lock);
+	free(f);
+}

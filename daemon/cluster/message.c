@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/cluster/message.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- checks ---- */
+
+static int take_text(const char *field, const char *text, char *out, size_t room, struct base_error *e)
+{
+	size_t n = strlen(text);
+	if (n >= room)
+		return base_error_set(e, -EBADMSG, "%s: %zu bytes, at most %zu", field, n, room - 1);
+	memcpy(out, text, n + 1);
+	return 0;
+}
+
+static int take_name(const char *field, const char *text, char out[static CLUSTER_NAME_BYTES], struct base_error *e)
+{
+	if (cluster_name_check(field, text, e) < 0)
+		return -EBADMSG;
+	return take_text(field, text, out, CLUSTER_NAME_BYTES, e);
+}
+
+static int take_path(const char *field, const char *text, char out[static CLUSTER_PATH_BYTES], struct base_error *e)
+{
+	if (text[0] != '/')
+		return base_error_set(e, -EBADMSG, "%s: \"%.80s\" is not an absolute path", field, text);
+	return take_text(field, text, out, CLUSTER_PATH_BYTES, e);
+}
+
+/* What getaddrinfo may be asked for; no port, no brackets. */
+static int take_host(const char *field, const char *text, char out[static CLUSTER_HOST_BYTES], struct base_error *e)
+{
+	size_t n = strlen(text);
+	if (strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._:%") != n)
+		return base_error_set(e, -EBADMSG, "%s: \"%.80s\" is not a host", field, text);
+	return take_text(field, text, out, CLUSTER_HOST_BYTES, e);
+}
+
+static int take_bytes(const char *field, const ProtobufCBinaryData *b, uint8_t *out, size_t bytes, struct base_error *e)
+{
+	if (b->len != bytes)
+		return base_error_set(e, -EBADMSG, "%s: %zu bytes, %zu are wanted", field, b->len, bytes);
+	memcpy(out, b->data, bytes);
+	return 0;
+}
+
+static int take_rate(const char *field, double v, double *out, struct base_error *e)
+{
+	if (!isfinite(v) || v < 0 || v > 1e18)
+		return base_error_set(e, -EBADMSG, "%s: %g is no rate", field, v);
+	*out = v;
+	return 0;
+}
+
+static int take_bandwidths(const Thaw__Node__V1__Bandwidths *m, struct topology_bandwidths *out, struct base_error *e)
+{
+	*out = (struct topology_bandwidths){0};
+	if (!m)
+		return 0;
+	out->measured_wall_ns = m->measured_wall_ns;
+	int status = take_rate("bandwidths.drive", m->drive_bytes_per_second, &out->drive_bytes_per_s, e);
+	if (!status)
+		status = take_rate("bandwidths.memory", m->memory_bytes_per_second, &out->memory_bytes_per_s, e);
+	if (!status)
+		status = take_rate("bandwidths.compute", m->compute_macs_per_second, &out->compute_macs_per_s, e);
+	return status;
+}
+
+static int take_machine(const Thaw__Node__V1__Machine *m, struct cluster_facts *f, struct base_error *e)
+{
+	if (!m)
+		return base_error_set(e, -EBADMSG, "machine: is missing");
+	if (!m->cpus || m->cpus > TOPOLOGY_MAX_CPUS)
+		return base_error_set(e, -EBADMSG, "machine.cpus: %u, 1 to %u", m->cpus, TOPOLOGY_MAX_CPUS);
+	f->packages = m->packages;
+	f->cores = m->cores;
+	f->cpus = m->cpus;
+	f->drives = m->drives;
+	f->gpus = m->gpus;
+	f->nics = m->nics;
+	f->memory_bytes = m->memory_bytes;
+	f->memory_limit_bytes = m->memory_limit_bytes;
+	f->memory_available_bytes = m->memory_available_bytes;
+	int status = take_text("machine.host", m->host, f->host, sizeof f->host, e);
+	return status ? status : take_text("machine.cpu_model", m->cpu_model, f->cpu_model, sizeof f->cpu_model, e);
+}
+
+static int take_store(const Thaw__Node__V1__Register *m, struct cluster_facts *f, struct base_error *e)
+{
+	if (m->n_store > CLUSTER_MAX_STORED)
+		return base_error_set(e, -EBADMSG, "store: %zu models, at most %u", m->n_store, CLUSTER_MAX_STORED);
+	f->store_count = (uint32_t)m->n_store;
+	f->store_free_bytes = m->store_free_bytes;
+	for (size_t i = 0; i < m->n_store; i++) {
+		f->store[i].files = m->store[i]->files;
+		f->store[i].bytes = m->store[i]->bytes;
+		int status =
+			take_bytes("store[].digest", &m->store[i]->digest, f->store[i].digest, CLUSTER_DIGEST_BYTES, e);
+		if (status)
+			return status;
+	}
+	return 0;
+}
+
+int cluster_read_register(const Thaw__Node__V1__Register *m, struct cluster_facts *ret, struct base_error *e)
+{
+	memset(ret, 0, sizeof *ret);
+	ret->incarnation = m->incarnation;
+	ret->wall_ns = m->wall_ns;
+	if (m->protocol != CLUSTER_PROTOCOL)
+		return base_error_set(e, -EBADMSG,
+			"protocol: the node speaks version %u, this is %u: run the same thaw on all nodes", m->protocol,
+			CLUSTER_PROTOCOL);
+	int status = take_text("version", m->version, ret->version, sizeof ret->version, e);
+	if (!status)
+		status = take_name("cluster", m->cluster, ret->cluster, e);
+	if (!status)
+		status = take_name("node", m->node, ret->node, e);
+	if (!status)
+		status = take_host("address", m->address, ret->address, e);
+	if (!status)
+		status = take_machine(m->machine, ret, e);
+	if (!status)
+		status = take_bandwidths(m->bandwidths, &ret->bandwidths, e);
+	if (!status && m->budgets)
+		ret->budgets = (struct cluster_budgets){
+			m->budgets->weights_bytes, m->budgets->kv_bytes, m->budgets->workspace_bytes};
+	return status ? status : take_store(m, ret, e);
+}
+
+int cluster_read_assign(const Thaw__Node__V1__Assign *m, struct cluster_assign *ret, struct base_error *e)
+{
+	memset(ret, 0, sizeof *ret);
+	ret->assignment = m->assignment;
+	ret->epoch = m->epoch;
+	ret->header_hash = m->header_hash;
+	ret->slice = (struct cluster_slice){m->first_layer, m->layers, m->tp_rank, m->tp_size};
+	int status = take_text("model", m->model, ret->model, sizeof ret->model, e);
+	if (!status)
+		status = take_path("path", m->path, ret->path, e);
+	if (!status)
+		status = take_bytes("digest", &m->digest, ret->digest, CLUSTER_DIGEST_BYTES, e);
+	if (!status && (!m->tp_size || m->tp_rank >= m->tp_size || m->tp_size > CLUSTER_MAX_MEMBERS))
+		status = base_error_set(e, -EBADMSG, "tp_rank: %u of %u", m->tp_rank, m->tp_size);
+	if (!status && (!m->layers || m->first_layer > UINT32_MAX - m->layers))
+		status = base_error_set(e, -EBADMSG, "layers: %u from %u on", m->layers, m->first_layer);
+	return status;
+}
+
+int cluster_read_prepared(const Thaw__Node__V1__Prepared *m, struct cluster_prepared *ret, struct base_error *e)
+{
+	memset(ret, 0, sizeof *ret);
+	ret->assignment = m->assignment;
+	ret->threads = m->threads;
+	ret->port = m->port;
+	int status = take_path("store_directory", m->store_directory, ret->store_directory, e);
+	if (!status)
+		status = take_path("model_path", m->model_path, ret->model_path, e);
+	if (!status && (!m->port || m->port > UINT16_MAX))
+		status = base_error_set(e, -EBADMSG, "port: %u is none", m->port);
+	if (!status && (!m->n_cpus || m->n_cpus > CLUSTER_MAX_CPUS || !m->threads || m->threads > m->n_cpus))
+		status = base_error_set(
+			e, -EBADMSG, "cpus: %zu for %u threads, 1 to %u", m->n_cpus, m->threads, CLUSTER_MAX_CPUS);
+	for (size_t i = 0; i < m->n_cpus && !status; i++) {
+		ret->cpus[i] = m->cpus[i];
+		if (m->cpus[i] >= 65536)
+			status = base_error_set(e, -EBADMSG, "cpus: %u is none", m->cpus[i]);
+	}
+	ret->cpus_count = (uint32_t)m->n_cpus;
+	return status ? status : take_bandwidths(m->bandwidths, &ret->bandwidths, e);
+}
+
+int cluster_read_start(const Thaw__Node__V1__Start *m, struct cluster_start *ret, struct base_error *e)
+{
+	memset(ret, 0, sizeof *ret);
+	ret->assignment = m->assignment;
+	ret->epoch = m->epoch;
+	ret->stage = m->stage;
+	ret->stages = m->stages;
+	if (!m->epoch || !m->stages || m->stages >= CLUSTER_MAX_MEMBERS || m->stage >= m->stages)
+		return base_error_set(e, -EBADMSG, "stage: %u of %u in epoch %llu", m->stage, m->stages,
+			(unsigned long long)m->epoch);
+	if (m->n_members != m->stages + 1)
+		return base_error_set(e, -EBADMSG, "members: %zu for %u stages", m->n_members, m->stages);
+	ret->members_count = (uint32_t)m->n_members;
+	for (size_t i = 0; i < m->n_members; i++) {
+		if (m->members[i]->port > UINT16_MAX)
+			return base_error_set(e, -EBADMSG, "members[].port: %u is none", m->members[i]->port);
+		ret->members[i].port = (uint16_t)m->members[i]->port;
+		int status = take_host("members[].host", m->members[i]->host, ret->members[i].host, e);
+		if (status)
+			return status;
+	}
+	return take_bytes("secret", &m->secret, ret->secret, CLUSTER_SECRET_BYTES, e);
+}
+
+/* ---- packing ---- */
+
+static uint8_t *pack(const ProtobufCMessage *m, size_t *ret_bytes)
+{
+	size_t n = protobuf_c_message_get_packed_size(m);
+	uint8_t *out = malloc(n ? n : 1);
+	if (out)
+		*ret_bytes = protobuf_c_message_pack(m, out);
+	return out;
+}
+
+uint8_t *cluster_pack_node(Thaw__Node__V1__NodeMessage *m, size_t *ret_bytes)
+{
+	return pack(&m->base, ret_bytes);
+}
+
+uint8_t *cluster_pack_coordinator(Thaw__Node__V1__CoordinatorMessage *m, size_t *ret_bytes)
+{
+	return pack(&m->base, ret_bytes);
+}
+
+void cluster_fill_bandwidths(const struct topology_bandwidths *b, Thaw__Node__V1__Bandwidths *ret)
+{
+	thaw__node__v1__bandwidths__init(ret);
+	ret->drive_bytes_per_second = b->drive_bytes_per_s;
+	ret->memory_bytes_per_second = b->memory_bytes_per_s;
+	ret->compute_macs_per_second = b->compute_macs_per_s;
+	ret->measured_wall_ns = b->measured_wall_ns;
+}
+
+static void fill_machine(const struct cluster_facts *f, Thaw__Node__V1__Machine *m)
+{
+	thaw__node__v1__machine__init(m);
+	m->host = (char *)f->host;
+	m->cpu_model = (char *)f->cpu_model;
+	m->packages = f->packages;
+	m->cores = f->cores;
+	m->cpus = f->cpus;
+	m->drives = f->drives;
+	m->gpus = f->gpus;
+	m->nics = f->nics;
+	m->memory_bytes = f->memory_bytes;
+	m->memory_limit_bytes = f->memory_limit_bytes;
+	m->memory_available_bytes = f->memory_available_bytes;
+}
+
+void cluster_fill_register(const struct cluster_facts *f, struct cluster_register_message *ret)
+{
+	thaw__node__v1__node_message__init(&ret->message);
+	thaw__node__v1__register__init(&ret->reg);
+	thaw__node__v1__budgets__init(&ret->budgets);
+	fill_machine(f, &ret->machine);
+	cluster_fill_bandwidths(&f->bandwidths, &ret->bandwidths);
+	ret->budgets.weights_bytes = f->budgets.weights_bytes;
+	ret->budgets.kv_bytes = f->budgets.kv_bytes;
+	ret->budgets.workspace_bytes = f->budgets.workspace_bytes;
+	Thaw__Node__V1__Register *r = &ret->reg;
+	r->protocol = CLUSTER_PROTOCOL;
+	r->version = (char *)f->version;
+	r->cluster = (char *)f->cluster;
+	r->node = (char *)f->node;
+	r->incarnation = f->incarnation;
+	r->wall_ns = f->wall_ns;
+	r->address = (char *)f->address;
+	r->machine = &ret->machine;
+	r->bandwidths = &ret->bandwidths;
+	r->budgets = &ret->budgets;
+	for (uint32_t i = 0; i < f->store_count; i++) {
+		thaw__node__v1__stored_model__init(&ret->stored[i]);
+		ret->stored[i].digest = (ProtobufCBinaryData){CLUSTER_DIGEST_BYTES, (uint8_t *)f->store[i].digest};
+		ret->stored[i].files = f->store[i].files;
+		ret->stored[i].bytes = f->store[i].bytes;
+		ret->list[i] = &ret->stored[i];
+	}
+	r->n_store = f->store_count;
+	r->store = ret->list;
+	r->store_free_bytes = f->store_free_bytes;
+	ret->message.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_REGISTER;
+	ret->message.register_ = r;
+}
+
+uint8_t *cluster_pack_assign(const struct cluster_assign *a, size_t *ret_bytes)
+{
+	Thaw__Node__V1__CoordinatorMessage m = THAW__NODE__V1__COORDINATOR_MESSAGE__INIT;
+	Thaw__Node__V1__Assign x = THAW__NODE__V1__ASSIGN__INIT;
+	x.assignment = a->assignment;
+	x.epoch = a->epoch;
+	x.model = (char *)a->model;
+	x.path = (char *)a->path;
+	x.digest = (ProtobufCBinaryData){CLUSTER_DIGEST_BYTES, (uint8_t *)a->digest};
+	x.header_hash = a->header_hash;
+	x.first_layer = a->slice.first_layer;
+	x.layers = a->slice.layers;
+	x.tp_rank = a->slice.tp_rank;
+	x.tp_size = a->slice.tp_size;
+	m.what_case = THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_ASSIGN;
+	m.assign = &x;
+	return pack(&m.base, ret_bytes);
+}
+
+uint8_t *cluster_pack_prepared(const struct cluster_prepared *p, size_t *ret_bytes)
+{
+	Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
+	Thaw__Node__V1__Prepared x = THAW__NODE__V1__PREPARED__INIT;
+	Thaw__Node__V1__Bandwidths b;
+	cluster_fill_bandwidths(&p->bandwidths, &b);
+	x.assignment = p->assignment;
+	x.store_directory = (char *)p->store_directory;
+	x.model_path = (char *)p->model_path;
+	x.port = p->port;
+	x.threads = p->threads;
+	x.n_cpus = p->cpus_count;
+	x.cpus = (uint32_t *)p->cpus;
+	x.bandwidths = &b;
+	m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_PREPARED;
+	m.prepared = &x;
+	return pack(&m.base, ret_bytes);
+}
+
+uint8_t *cluster_pack_start(const struct cluster_start *s, size_t *ret_bytes)
+{
+	Thaw__Node__V1__CoordinatorMessage m = THAW__NODE__V1__COORDINATOR_MESSAGE__INIT;
+	Thaw__Node__V1__Start x = THAW__NODE__V1__START__INIT;
+	Thaw__Node__V1__Member members[CLUSTER_MAX_MEMBERS], *list[CLUSTER_MAX_MEMBERS];
+	for (uint32_t i = 0; i < s->members_count; i++) {
+		thaw__node__v1__member__init(&members[i]);
+		members[i].host = (char *)s->members[i].host;
+		members[i].port = s->members[i].port;
+		list[i] = &members[i];
+	}
+	x.assignment = s->assignment;
+	x.epoch = s->epoch;
+	x.stage = s->stage;
+	x.stages = s->stages;
+	x.n_members = s->members_count;
+	x.members = list;
+	x.secret = (ProtobufCBinaryData){CLUSTER_SECRET_BYTES, (uint8_t *)s->secret};
+	m.what_case = THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_START;
+	m.start = &x;
+	return pack(&m.base, ret_bytes);
+}

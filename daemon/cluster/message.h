@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The messages of thaw.node.v1 as plain data: what a peer sent is checked field by field before anyone looks at it, and an
+ * error names the field. Strings have been checked by proto_unpack. Pure functions: any thread.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "daemon/cluster/identity.h"
+#include "proto/thaw/node/v1/node.pb-c.h"
+#include "topology/machine.h"
+
+#define CLUSTER_PROTOCOL 1u
+#define CLUSTER_MAX_NODES 64u
+#define CLUSTER_MAX_MEMBERS 17u // of a group: the coordinator and its ranks
+#define CLUSTER_MAX_CPUS 256u
+#define CLUSTER_MAX_STORED 64u
+#define CLUSTER_PATH_BYTES 512u
+#define CLUSTER_HOST_BYTES 256u
+#define CLUSTER_SECRET_BYTES 32u
+#define CLUSTER_DIGEST_BYTES 16u
+#define CLUSTER_TEXT_BYTES 256u
+#define CLUSTER_MODEL_BYTES 128u
+#define CLUSTER_MAX_CLOCK_NS (30 * 1000000000ull) // that a node's clock may be off
+
+struct cluster_budgets { // 0: chosen by the plan
+	uint64_t weights_bytes, kv_bytes, workspace_bytes;
+};
+
+struct cluster_stored {
+	uint8_t digest[CLUSTER_DIGEST_BYTES];
+	uint32_t files;
+	uint64_t bytes;
+};
+
+struct cluster_facts { // what a node says of itself
+	char version[32], cluster[CLUSTER_NAME_BYTES], node[CLUSTER_NAME_BYTES];
+	uint64_t incarnation, wall_ns;
+	char address[CLUSTER_HOST_BYTES]; // "": the coordinator's own host
+	char host[64], cpu_model[96];
+	uint32_t packages, cores, cpus, drives, gpus, nics;
+	uint64_t memory_bytes, memory_limit_bytes, memory_available_bytes;
+	struct topology_bandwidths bandwidths;
+	struct cluster_budgets budgets;
+	struct cluster_stored store[CLUSTER_MAX_STORED];
+	uint32_t store_count;
+	uint64_t store_free_bytes;
+};
+
+struct cluster_slice {
+	uint32_t first_layer, layers, tp_rank, tp_size;
+};
+
+struct cluster_assign {
+	uint64_t assignment, epoch;
+	char model[CLUSTER_MODEL_BYTES], path[CLUSTER_PATH_BYTES];
+	uint8_t digest[CLUSTER_DIGEST_BYTES];
+	uint64_t header_hash;
+	struct cluster_slice slice;
+};
+
+struct cluster_prepared {
+	uint64_t assignment;
+	char store_directory[CLUSTER_PATH_BYTES], model_path[CLUSTER_PATH_BYTES];
+	uint32_t port, threads;
+	uint32_t cpus_count, cpus[CLUSTER_MAX_CPUS];
+	struct topology_bandwidths bandwidths;
+};
+
+struct cluster_member {
+	char host[CLUSTER_HOST_BYTES];
+	uint16_t port; // 0: nobody connects to it
+};
+
+struct cluster_start {
+	uint64_t assignment, epoch;
+	uint32_t stage, stages;
+	struct cluster_member members[CLUSTER_MAX_MEMBERS];
+	uint32_t members_count;
+	uint8_t secret[CLUSTER_SECRET_BYTES];
+};
+
+/* All of them: -EBADMSG with text that names the field. */
+int cluster_read_register(const Thaw__Node__V1__Register *m, struct cluster_facts *ret, struct base_error *e);
+int cluster_read_assign(const Thaw__Node__V1__Assign *m, struct cluster_assign *ret, struct base_error *e);
+int cluster_read_prepared(const Thaw__Node__V1__Prepared *m, struct cluster_prepared *ret, struct base_error *e);
+int cluster_read_start(const Thaw__Node__V1__Start *m, struct cluster_start *ret, struct base_error *e);
+
+/* Packed, malloced: the caller's to free. NULL: no memory. The message's one member is filled in by the caller. */
+uint8_t *cluster_pack_node(Thaw__Node__V1__NodeMessage *m, size_t *ret_bytes);
+uint8_t *cluster_pack_coordinator(Thaw__Node__V1__CoordinatorMessage *m, size_t *ret_bytes);
+/* Pointers of what is filled in point into the plain data. */
+struct cluster_register_message {
+	Thaw__Node__V1__NodeMessage message;
+	Thaw__Node__V1__Register reg;
+	Thaw__Node__V1__Machine machine;
+	Thaw__Node__V1__Bandwidths bandwidths;
+	Thaw__Node__V1__Budgets budgets;
+	Thaw__Node__V1__StoredModel stored[CLUSTER_MAX_STORED], *list[CLUSTER_MAX_STORED];
+};
+void cluster_fill_register(const struct cluster_facts *f, struct cluster_register_message *ret);
+void cluster_fill_bandwidths(const struct topology_bandwidths *b, Thaw__Node__V1__Bandwidths *ret);
+uint8_t *cluster_pack_assign(const struct cluster_assign *a, size_t *ret_bytes);
+uint8_t *cluster_pack_prepared(const struct cluster_prepared *p, size_t *ret_bytes);
+uint8_t *cluster_pack_start(const struct cluster_start *s, size_t *ret_bytes);

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/address.h"
+#include "base/clock.h"
+#include "daemon/cluster/coordinator.h"
+#include "daemon/cluster/pki.h"
+#include "daemon/server_internal.h"
+
+struct cluster_coordinator *server_coordinator(struct server *s)
+{
+	return s->coordinator;
+}
+
+/* Before anyone connects: what is wrong with our own files is said here, in words, and not by TLS at the other end. */
+static int check_identity(const struct server *s, const char *node, enum cluster_role role, struct base_error *e)
+{
+	const struct config *c = &s->config;
+	struct cluster_pki_info info;
+	int status = cluster_pki_check(c->cluster.tls_ca, c->cluster.tls_cert, c->cluster.tls_key,
+		base_clock_wall_ns() / BASE_NS_PER_SECOND, &info, e);
+	if (status) {
+		base_error_prefix(e, "cluster.tls_cert");
+		return status;
+	}
+	const struct cluster_identity *i = &info.identity;
+	if (!i->name[0])
+		return base_error_set(e, -EKEYREJECTED,
+			"cluster.tls_cert: %s names no node: `thawctl pki node` makes one that does",
+			c->cluster.tls_cert);
+	if (strcmp(i->cluster, c->cluster.name) != 0)
+		return base_error_set(e, -EKEYREJECTED, "cluster.tls_cert: %s is for cluster %s, cluster.name is %s",
+			c->cluster.tls_cert, i->cluster, c->cluster.name);
+	if (strcmp(i->name, node) != 0)
+		return base_error_set(e, -EKEYREJECTED,
+			"cluster.tls_cert: %s is for node %s, this is node %s (cluster.node, or the host's name)",
+			c->cluster.tls_cert, i->name, node);
+	if ((cluster_role_coordinates(role) && !cluster_role_coordinates(i->role)) ||
+		(cluster_role_works(role) && !cluster_role_works(i->role)))
+		return base_error_set(e, -EKEYREJECTED, "cluster.tls_cert: %s is for the role %s, cluster.role is %s",
+			c->cluster.tls_cert, cluster_role_name(i->role), c->cluster.role);
+	return 0;
+}
+
+static int find_node_name(struct server *s, struct base_error *e)
+{
+	char host[CLUSTER_NAME_BYTES] = "";
+	if (s->config.cluster.node[0])
+		return 0;
+	gethostname(host, sizeof host - 1);
+	for (char *p = host; *p; p++)
+		*p = *p >= 'A' && *p <= 'Z' ? (char)(*p - 'A' + 'a') : *p;
+	if (cluster_name_check("the host's name", host, e) < 0) {
+		base_error_prefix(e, "cluster.node is not set");
+		return -EINVAL;
+	}
+	memcpy(s->config.cluster.node, host, sizeof host);
+	return 0;
+}
+
+/* Where nodes that join from this host are reached: what cluster.address says, or the address that is listened on. */
+static int find_address(struct server *s, struct base_error *e)
+{
+	struct base_address a;
+	if (s->config.cluster.address[0])
+		return 0;
+	int status = base_address_parse(s->config.cluster.listen, &a, e);
+	if (status)
+		return status;
+	if (strcmp(a.host, "0.0.0.0") == 0 || strcmp(a.host, "::") == 0)
+		return base_error_set(e, -EINVAL,
+			"cluster.address: cluster.listen is %s, any address: say which one other nodes reach this one "
+			"at",
+			s->config.cluster.listen);
+	snprintf(s->config.cluster.address, sizeof s->config.cluster.address, "%s", a.host);
+	return 0;
+}
+
+static void on_cluster_event(void *context, const char *severity, const char *kind, const char *model, const char *text)
+{
+	server_emit_event(context, severity, kind, model, text);
+}
+
+static int start_coordinator(struct server *s, struct base_error *e)
+{
+	struct cluster_state *state;
+	const struct cluster_coordinator_config c = {
+		.cluster = s->config.cluster.name,
+		.node = s->config.cluster.node,
+		.version = THAW_VERSION,
+		.host = s->config.cluster.address,
+		.nodes = s->config.cluster.nodes,
+		.events = {.event = on_cluster_event, .context = s},
+	};
+	int status = find_address(s, e);
+	if (!status)
+		status = cluster_state_file_ops.open(s->config.store.path, s->config.cluster.node, &state, e);
+	if (status)
+		return status;
+	status = cluster_coordinator_create(&c, state, &s->coordinator, e);
+	if (status)
+		state->ops->close(state);
+	return status;
+}
+
+int server_cluster_start(struct server *s, struct base_error *e)
+{
+	enum cluster_role role = CLUSTER_ROLE_NONE;
+	cluster_role_find(s->config.cluster.role, &role);
+	if (role == CLUSTER_ROLE_NONE)
+		return 0;
+	int status = find_node_name(s, e);
+	if (!status)
+		status = check_identity(s, s->config.cluster.node, role, e);
+	if (!status && cluster_role_coordinates(role))
+		status = start_coordinator(s, e);
+	return status;
+}
+
+void server_cluster_stop(struct server *s)
+{
+	cluster_coordinator_destroy(s->coordinator);
+	s->coordinator = NULL;
+}

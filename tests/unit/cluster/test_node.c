@@ -1,0 +1,438 @@
+// SPDX-License-Identifier: Apache-2.0
+// thaw.node.v1 over real TLS, with peers that are made up: who may join, what each other one is told, and that the
+// coordinator goes on.
+#include "tests/lib/testing.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <openssl/evp.h>
+#include <openssl/pem.h>
+#include <openssl/x509v3.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "daemon/cluster/coordinator.h"
+#include "daemon/cluster/pki.h"
+#include "proto/check.h"
+#include "tests/unit/rpc/fixture.h"
+
+#define JOIN "/thaw.node.v1.Coordinator/Join"
+#define MS 1000000ull
+#define LOST_NS (600 * MS)
+
+struct world {
+	struct fixture rpc;
+	struct cluster_coordinator *coordinator;
+	char folder[64], other[80], events[8192];
+	pthread_mutex_t lock;
+};
+
+static struct world w;
+
+static const char *at(const char *name, char out[static 160])
+{
+	snprintf(out, 160, "%s/%s", w.folder, name);
+	return out;
+}
+
+static void on_event(void *context, const char *severity, const char *kind, const char *model, const char *text)
+{
+	pthread_mutex_lock(&w.lock);
+	size_t n = strlen(w.events);
+	snprintf(w.events + n, sizeof w.events - n, "%s: %s\n", kind, text);
+	pthread_mutex_unlock(&w.lock);
+}
+
+static void expect_event(const char *text)
+{
+	for (int i = 0; i < 2000; i++) {
+		pthread_mutex_lock(&w.lock);
+		bool found = strstr(w.events, text) != NULL;
+		pthread_mutex_unlock(&w.lock);
+		if (found)
+			return;
+		nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+	}
+	fail_msg("no event has \"%s\":\n%s", text, w.events);
+}
+
+static void issue(const char *directory, const char *name, enum cluster_role role)
+{
+	static const char *const addresses[] = {"127.0.0.1"};
+	const struct cluster_pki_node n = {
+		.name = name, .role = role, .addresses = addresses, .addresses_count = 1, .days = 3};
+	struct base_error e = {0};
+	if (cluster_pki_issue(directory, &n, &e))
+		fail_msg("%s", base_error_text(&e));
+}
+
+/* A certificate of the CA that ended yesterday. */
+static void issue_expired(const char *name)
+{
+	char path[160];
+	issue(w.folder, name, CLUSTER_ROLE_WORKER);
+	FILE *f = fopen(at("ca.key", path), "re");
+	EVP_PKEY *key = PEM_read_PrivateKey(f, NULL, NULL, NULL);
+	fclose(f);
+	snprintf(path, sizeof path, "%s/%s.crt", w.folder, name);
+	f = fopen(path, "r+e");
+	X509 *cert = PEM_read_X509(f, NULL, NULL, NULL);
+	assert_non_null(key);
+	assert_non_null(cert);
+	X509_gmtime_adj(X509_getm_notBefore(cert), -3 * 86400);
+	X509_gmtime_adj(X509_getm_notAfter(cert), -86400);
+	assert_true(X509_sign(cert, key, EVP_sha256()) > 0);
+	rewind(f);
+	assert_int_equal(PEM_write_X509(f, cert), 1);
+	fclose(f);
+	X509_free(cert);
+	EVP_PKEY_free(key);
+}
+
+static int setup(void **state)
+{
+	static char cert[160], key[160], ca[160];
+	struct cluster_state *s;
+	struct base_error e = {0};
+	pthread_mutex_init(&w.lock, NULL);
+	snprintf(w.folder, sizeof w.folder, "/tmp/thaw-node-XXXXXX");
+	assert_non_null(mkdtemp(w.folder));
+	snprintf(w.other, sizeof w.other, "%s/other", w.folder);
+	assert_int_equal(cluster_pki_init(w.folder, "lab", 10, &e), 0);
+	assert_int_equal(cluster_pki_init(w.other, "zoo", 10, &e), 0);
+	issue(w.folder, "head", CLUSTER_ROLE_COORDINATOR);
+	const struct cluster_coordinator_config c = {.cluster = "lab",
+		.node = "head",
+		.version = "1.2",
+		.host = "127.0.0.1",
+		.nodes = 1,
+		.heartbeat_ns = 50 * MS,
+		.lost_ns = LOST_NS,
+		.events = {.event = on_event}};
+	if (cluster_state_file_ops.open(w.folder, "head", &s, &e) ||
+		cluster_coordinator_create(&c, s, &w.coordinator, &e))
+		fail_msg("%s", base_error_text(&e));
+	const struct fake_options o = {.cluster_listen = "127.0.0.1:0",
+		.cert = at("head.crt", cert),
+		.key = at("head.key", key),
+		.ca = at("ca.crt", ca),
+		.coordinator = w.coordinator};
+	return fixture_open(&w.rpc, &o);
+}
+
+static int teardown(void **state)
+{
+	char command[96];
+	fixture_close(&w.rpc);
+	cluster_coordinator_destroy(w.coordinator);
+	snprintf(command, sizeof command, "rm -r %s", w.folder);
+	FILE *p = popen(command, "r");
+	return p && pclose(p) == 0 ? 0 : -1;
+}
+
+/* ---- a node that is made up ---- */
+
+struct peer {
+	struct rpc_client *client;
+	struct rpc_client_stream *stream;
+	struct cluster_facts facts;
+	struct rpc_client_status status;
+	uint32_t heartbeats;
+};
+
+static void peer_open(struct peer *p, const char *directory, const char *name)
+{
+	char ca[160], cert[160], key[160], address[64];
+	struct base_error e = {0};
+	snprintf(ca, sizeof ca, "%s/ca.crt", w.folder);
+	snprintf(cert, sizeof cert, "%s/%s.crt", directory, name);
+	snprintf(key, sizeof key, "%s/%s.key", directory, name);
+	snprintf(address, sizeof address, "127.0.0.1:%u", rpc_server_cluster_port(w.rpc.rpc));
+	const struct rpc_client_tls tls = {.ca = ca, .cert = cert, .key = key};
+	*p = (struct peer){.facts = {.version = "1.2", .cluster = "lab", .incarnation = 7, .cpus = 2}};
+	snprintf(p->facts.node, sizeof p->facts.node, "%s", name);
+	snprintf(p->facts.address, sizeof p->facts.address, "127.0.0.1");
+	p->facts.wall_ns = base_clock_wall_ns();
+	if (rpc_client_create(address, &tls, &p->client, &e) ||
+		rpc_client_stream_open_both(p->client, JOIN, &p->stream))
+		fail_msg("%s", base_error_text(&e));
+}
+
+static void peer_close(struct peer *p)
+{
+	rpc_client_stream_close(p->stream);
+	rpc_client_destroy(p->client);
+}
+
+static void peer_send_register(struct peer *p)
+{
+	_cleanup_free_ struct cluster_register_message *m = calloc(1, sizeof *m);
+	size_t bytes;
+	cluster_fill_register(&p->facts, m);
+	_cleanup_free_ uint8_t *data = cluster_pack_node(&m->message, &bytes);
+	rpc_client_stream_send(p->stream, data, bytes, 5000 * MS);
+}
+
+static void peer_beat(struct peer *p)
+{
+	Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
+	Thaw__Node__V1__Heartbeat h = THAW__NODE__V1__HEARTBEAT__INIT;
+	size_t bytes;
+	m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_HEARTBEAT;
+	m.heartbeat = &h;
+	_cleanup_free_ uint8_t *data = cluster_pack_node(&m, &bytes);
+	rpc_client_stream_send(p->stream, data, bytes, 5000 * MS);
+}
+
+/* The next message that is no heartbeat: its case; 0 at the end, with the status; -1 after ns. */
+static int peer_next(struct peer *p, uint64_t ns)
+{
+	const uint8_t *data;
+	size_t bytes;
+	uint64_t until = base_clock_now_ns() + ns;
+	while (base_clock_now_ns() < until) {
+		int r = rpc_client_stream_wait(p->stream, 20 * MS, &data, &bytes, &p->status);
+		if (r == -ETIMEDOUT)
+			continue;
+		if (r != 1)
+			return 0;
+		struct proto_budget budget;
+		ProtobufCMessage *m;
+		assert_int_equal(proto_unpack(&thaw__node__v1__coordinator_message__descriptor, data, bytes, &budget,
+					 &m, NULL, NULL),
+			0);
+		int what = (int)((Thaw__Node__V1__CoordinatorMessage *)m)->what_case;
+		protobuf_c_message_free_unpacked(m, &budget.allocator);
+		if (what != THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_HEARTBEAT)
+			return what;
+		p->heartbeats++;
+	}
+	return -1;
+}
+
+static void peer_join(struct peer *p, const char *name)
+{
+	peer_open(p, w.folder, name);
+	peer_send_register(p);
+	if (peer_next(p, 10000 * MS) != THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_ACCEPTED)
+		fail_msg("%s: %s", name, p->status.message);
+}
+
+static void expect_refusal(struct peer *p, const char *reason, const char *text)
+{
+	peer_send_register(p);
+	int r = peer_next(p, 10000 * MS);
+	if (r != 0 || strcmp(p->status.reason, reason) != 0 || !strstr(p->status.message, text))
+		fail_msg("%d: %s: %s; wanted %s: %s", r, p->status.reason, p->status.message, reason, text);
+	peer_close(p);
+}
+
+static struct cluster_node_info *node_of(const char *name)
+{
+	static struct cluster_node_info infos[CLUSTER_MAX_NODES];
+	uint32_t n = cluster_coordinator_nodes(w.coordinator, infos, CLUSTER_MAX_NODES);
+	for (uint32_t i = 0; i < n; i++) {
+		if (strcmp(infos[i].name, name) == 0)
+			return &infos[i];
+	}
+	return NULL;
+}
+
+/* ---- tests ---- */
+
+static void join_beat_and_be_lost(void **state)
+{
+	struct peer p;
+	issue(w.folder, "a", CLUSTER_ROLE_WORKER);
+	peer_join(&p, "a");
+	assert_int_equal(node_of("a")->state, CLUSTER_NODE_READY);
+	for (uint64_t until = base_clock_now_ns() + 2 * LOST_NS; base_clock_now_ns() < until;) {
+		peer_beat(&p);
+		assert_int_equal(peer_next(&p, 50 * MS), -1);
+	}
+	assert_int_equal(node_of("a")->state, CLUSTER_NODE_READY);
+	assert_true(p.heartbeats > 10);
+	/* Silent, with an open connection: told so, and lost. */
+	assert_int_equal(peer_next(&p, 10 * LOST_NS), 0);
+	assert_string_equal(p.status.reason, "SILENT");
+	assert_int_equal(node_of("a")->state, CLUSTER_NODE_LOST);
+	peer_close(&p);
+	/* It comes back, another process of the same name. */
+	issue(w.folder, "b", CLUSTER_ROLE_BOTH);
+	struct peer again;
+	peer_join(&again, "a");
+	again.facts.incarnation = 8;
+	assert_int_equal(node_of("a")->state, CLUSTER_NODE_READY);
+	peer_close(&again); // its connection ends: at once
+	expect_event("node a: its connection ended");
+	assert_int_equal(node_of("a")->losses, 2);
+}
+
+static void leave(void **state)
+{
+	struct peer p;
+	Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
+	Thaw__Node__V1__Leave l = THAW__NODE__V1__LEAVE__INIT;
+	size_t bytes;
+	issue(w.folder, "a", CLUSTER_ROLE_WORKER);
+	peer_join(&p, "a");
+	m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_LEAVE;
+	m.leave = &l;
+	_cleanup_free_ uint8_t *data = cluster_pack_node(&m, &bytes);
+	rpc_client_stream_send(p.stream, data, bytes, 5000 * MS);
+	assert_int_equal(peer_next(&p, 10000 * MS), 0);
+	assert_int_equal(p.status.code, 0);
+	assert_int_equal(node_of("a")->state, CLUSTER_NODE_LEFT);
+	peer_close(&p);
+}
+
+static void refusals(void **state)
+{
+	struct peer p, first;
+	issue(w.folder, "a", CLUSTER_ROLE_WORKER);
+	issue(w.folder, "b", CLUSTER_ROLE_WORKER);
+	issue(w.folder, "c", CLUSTER_ROLE_COORDINATOR);
+	issue(w.folder, "d", CLUSTER_ROLE_CLIENT);
+	peer_join(&first, "b");
+
+	peer_open(&p, w.folder, "b");
+	p.facts.incarnation = 99;
+	expect_refusal(&p, "SAME_NAME", "a node called b is here already");
+	peer_open(&p, w.folder, "a");
+	snprintf(p.facts.version, sizeof p.facts.version, "1.3");
+	expect_refusal(&p, "DOES_NOT_MATCH", "node a runs thaw 1.3, its coordinator 1.2");
+	peer_open(&p, w.folder, "a");
+	p.facts.wall_ns -= 3600 * 1000 * MS;
+	expect_refusal(&p, "DOES_NOT_MATCH", "the clock of node a is 3600 s behind that of head");
+	peer_open(&p, w.folder, "a");
+	snprintf(p.facts.cluster, sizeof p.facts.cluster, "zoo");
+	expect_refusal(&p, "WRONG_IDENTITY", "node a is of cluster zoo, this is cluster lab");
+	peer_open(&p, w.folder, "a");
+	snprintf(p.facts.node, sizeof p.facts.node, "q");
+	expect_refusal(&p, "WRONG_IDENTITY", "node q has the certificate of a");
+	peer_open(&p, w.folder, "c");
+	expect_refusal(&p, "WRONG_IDENTITY", "has the role coordinator");
+	peer_open(&p, w.folder, "d");
+	expect_refusal(&p, "WRONG_IDENTITY", "has the role client");
+	peer_open(&p, w.folder, "a");
+	p.facts.cpus = 0;
+	expect_refusal(&p, "MALFORMED", "machine.cpus");
+	peer_open(&p, w.folder, "a");
+	peer_beat(&p);
+	expect_refusal(&p, "OUT_OF_TURN", "before Register");
+	expect_event("node_refused: node a runs thaw 1.3");
+	/* And it goes on. */
+	peer_beat(&first);
+	assert_int_equal(node_of("b")->state, CLUSTER_NODE_READY);
+	assert_null(node_of("a"));
+	peer_close(&first);
+}
+
+/* The text of gRPC alone: the server has not seen a call. */
+static void expect_no_way(struct peer *p)
+{
+	peer_send_register(p);
+	assert_int_equal(peer_next(p, 20000 * MS), 0);
+	assert_int_not_equal(p->status.code, 0);
+	assert_string_equal(p->status.reason, "");
+	assert_true(p->status.message[0]);
+	peer_close(p);
+}
+
+static void certificates(void **state)
+{
+	struct peer p, good;
+	issue(w.other, "a", CLUSTER_ROLE_WORKER);
+	issue_expired("old");
+	issue(w.folder, "b", CLUSTER_ROLE_WORKER);
+	peer_open(&p, w.other, "a"); // of another CA
+	expect_no_way(&p);
+	peer_open(&p, w.folder, "old");
+	expect_no_way(&p);
+	peer_join(&good, "b");
+	peer_close(&good);
+}
+
+static int connect_raw(void)
+{
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	struct sockaddr_in a = {.sin_family = AF_INET,
+		.sin_port = htons(rpc_server_cluster_port(w.rpc.rpc)),
+		.sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
+	return fd;
+}
+
+static void random_bytes_on_the_port(void **state)
+{
+	struct peer good;
+	uint32_t seed = 1;
+	int fds[32];
+	for (int i = 0; i < 32; i++) {
+		uint8_t bytes[512];
+		for (size_t k = 0; k < sizeof bytes; k++)
+			bytes[k] = (uint8_t)((seed = seed * 1664525 + 1013904223) >> 24);
+		fds[i] = connect_raw();
+		(void)!send(fds[i], bytes, sizeof bytes, MSG_NOSIGNAL);
+	}
+	issue(w.folder, "a", CLUSTER_ROLE_WORKER);
+	peer_join(&good, "a");
+	for (int i = 0; i < 32; i++)
+		close(fds[i]);
+	/* A message that is none, from a node with a certificate. */
+	struct peer bad;
+	issue(w.folder, "b", CLUSTER_ROLE_WORKER);
+	peer_open(&bad, w.folder, "b");
+	rpc_client_stream_send(bad.stream, "\xff\xff\xff\xff\xff", 5, 5000 * MS);
+	assert_int_equal(peer_next(&bad, 10000 * MS), 0);
+	assert_string_equal(bad.status.reason, "MALFORMED");
+	peer_close(&bad);
+	peer_beat(&good);
+	assert_int_equal(node_of("a")->state, CLUSTER_NODE_READY);
+	peer_close(&good);
+}
+
+static void only_nodes_are_served_there(void **state)
+{
+	struct peer p;
+	uint8_t *reply = NULL;
+	size_t bytes = 0;
+	struct rpc_client_status s;
+	issue(w.folder, "a", CLUSTER_ROLE_WORKER);
+	peer_open(&p, w.folder, "a");
+	rpc_client_stream_close(p.stream);
+	assert_int_equal(
+		rpc_client_call(p.client, "/thaw.admin.v1.Admin/GetServerInfo", "", 0, 5000 * MS, &reply, &bytes, &s),
+		0);
+	assert_string_equal(s.reason, "NODES_ONLY");
+	assert_int_equal(
+		rpc_client_call(p.client, "/grpc.health.v1.Health/Check", "", 0, 5000 * MS, &reply, &bytes, &s), 0);
+	assert_int_equal(s.code, 0);
+	free(reply);
+	rpc_client_destroy(p.client);
+	/* Over the unix socket only the coordinator's own name joins. */
+	p = (struct peer){.facts = {.version = "1.2", .cluster = "lab", .node = "a", .cpus = 1}};
+	p.facts.wall_ns = base_clock_wall_ns();
+	assert_int_equal(rpc_client_create(w.rpc.address, NULL, &p.client, NULL), 0);
+	assert_int_equal(rpc_client_stream_open_both(p.client, JOIN, &p.stream), 0);
+	expect_refusal(&p, "WRONG_IDENTITY", "over the unix socket");
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(join_beat_and_be_lost, setup, teardown),
+		cmocka_unit_test_setup_teardown(leave, setup, teardown),
+		cmocka_unit_test_setup_teardown(refusals, setup, teardown),
+		cmocka_unit_test_setup_teardown(certificates, setup, teardown),
+		cmocka_unit_test_setup_teardown(random_bytes_on_the_port, setup, teardown),
+		cmocka_unit_test_setup_teardown(only_nodes_are_served_there, setup, teardown),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
