@@ -11,6 +11,7 @@ the memory cgroup does not count them."""
 import argparse
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -49,7 +50,15 @@ class Cgroup:
                 time.sleep(0.1)
 
 
-def llama(words, cap, seconds=900):
+def drop_from_page_cache(path):
+    """Pages that someone else read are charged to him: a run under a cap would find them for nothing."""
+    with open(path, "rb") as f:
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def llama(a, words, cap, seconds=900):
+    if cap is not None:
+        drop_from_page_cache(a.model)
     group = Cgroup(cap)
     try:
         r = subprocess.run(group.command(words), capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL)
@@ -61,7 +70,7 @@ def llama(words, cap, seconds=900):
 
 
 def llama_bench(a, prompt, generate):
-    out = llama([a.bin + "/llama-bench", "-m", a.model, "-t", str(a.threads), "-r", "1", "-p", str(prompt), "-n", str(generate), "-o", "json"], None)
+    out = llama(a, [a.bin + "/llama-bench", "-m", a.model, "-t", str(a.threads), "-r", "1", "-p", str(prompt), "-n", str(generate), "-o", "json"], None)
     return float(json.loads(out.stdout)[0]["avg_ts"])
 
 
@@ -70,13 +79,13 @@ def llama_batched(a, cap, generate):
              "--output-format", "jsonl"]
     if cap is not None:
         words += ["--load-mode", "mmap", "--no-repack"]
-    out = llama(words, cap)
+    out = llama(a, words, cap)
     line = next(l for l in out.stdout.splitlines() if l.startswith("{"))
     return float(json.loads(line)["speed_tg"])
 
 
 def llama_capped(a, cap, generate):
-    out = llama([a.bin + "/llama-completion", "-m", a.model, "-t", str(a.threads), "-c", "512", "-n", str(generate), "-p", "one two three", "-no-cnv",
+    out = llama(a, [a.bin + "/llama-completion", "-m", a.model, "-t", str(a.threads), "-c", "256", "-n", str(generate), "-p", "one two three", "-no-cnv",
                  "--ignore-eos", "--no-warmup", "--load-mode", "mmap", "--no-repack"], cap)
     found = re.search(r"eval time = .*?/\s*\d+ runs.*?([\d.]+) tokens per second", out.stderr)
     if not found:
@@ -84,20 +93,21 @@ def llama_capped(a, cap, generate):
     return float(found.group(1))
 
 
-class Thaw:
-    """A daemon with the model loaded, in a cgroup or not."""
+class ModelFailed(Exception):
+    pass
 
-    def __init__(self, a, cap, kv_mib, context):
+
+class Thaw:
+    """A daemon with the model loaded, in a cgroup or not. memory: MiB of each budget; what is not there thawd chooses."""
+
+    def __init__(self, a, cap, context, batch, memory):
         self.a, self.dir = a, tempfile.mkdtemp(prefix="thaw-bench.")
         self.address = f"unix:{self.dir}/thaw.sock"
         with open(self.dir + "/thaw.yaml", "w") as f:
             f.write(f"listen:\n  grpc: {self.address}\n  metrics: ''\nstore:\n  path: {a.data}/store\n")
-            batch = 512 if cap is None else 128
-            f.write(f"compute:\n  threads: {a.threads}\nscheduler:\n  context_tokens: {context}\n  batch_tokens: {batch}\n")
-            if cap is not None:
-                workspace = 96  # the processes are in it
-                weights = cap // MIB - kv_mib - workspace
-                f.write(f"memory:\n  weights: {weights}MiB\n  kv: {kv_mib}MiB\n  workspace: {workspace}MiB\n")
+            f.write(f"compute:\n  threads: {a.threads}\nscheduler:\n  context_tokens: {context}\n  batch_tokens: {batch}\n  max_sequences: 8\n")
+            if memory:
+                f.write("memory:\n" + "".join(f"  {k}: {v}MiB\n" for k, v in memory.items()))
             f.write(f"models:\n  - name: bench\n    path: {a.model}\n")
         self.group = Cgroup(cap)
         self.log = open(self.dir + "/thawd.log", "w")
@@ -110,7 +120,8 @@ class Thaw:
                 break
             if "event=model_failed" in open(self.dir + "/thawd.log").read():
                 self.daemon.kill()
-                sys.exit("the model failed:\n" + open(self.dir + "/thawd.log").read()[-2000:])
+                self.daemon.wait()
+                raise ModelFailed("the model failed:\n" + open(self.dir + "/thawd.log").read()[-2000:])
             time.sleep(0.25)
         else:
             sys.exit("thawd was not ready in 10 minutes")
@@ -135,6 +146,10 @@ class Thaw:
             sys.exit("thawctl bench: " + r.stderr + open(self.dir + "/thawd.log").read()[-2000:])
         return json.loads(r.stdout)
 
+    def placement(self):
+        r = subprocess.run([self.a.build + "/daemon/ctl/thawctl", "--server", self.address, "placement", "-o", "json"], capture_output=True, check=True)
+        return json.loads(r.stdout)["placements"][0]
+
     def decode(self, streams, generate):
         return streams / self.bench(streams, 16, generate)["itl_mean_seconds"]
 
@@ -151,6 +166,31 @@ class Thaw:
         self.group.close()
         self.log.close()
         shutil.rmtree(self.dir, ignore_errors=True)
+
+
+def pack(a):
+    thaw = Thaw(a, None, 256, 128, {"weights": 256, "kv": 64})
+    block = int(thaw.placement()["input"]["kv_block_bytes"])
+    thaw.close()
+    return block
+
+
+def least_workspace_mib(a):
+    """What 8 sequences and one pass of all their prompts need, the processes included, as the refusal of less says."""
+    try:
+        Thaw(a, None, 256, 128, {"weights": 256, "kv": 64, "workspace": 1})
+    except ModelFailed as e:
+        found = re.search(r"memory.workspace is .* and needs at least ([\d.]+) MiB", str(e))
+        if found:
+            return math.ceil(float(found.group(1)) + 0.05)  # the text rounds
+        sys.exit(str(e))
+    return 1
+
+
+def capped_thaw(a, cap):
+    """The whole cap is budgeted: the least workspace, KV for 8 sequences of 3 blocks (a run has 24 positions), the rest for weights."""
+    workspace, kv = least_workspace_mib(a), -(-24 * a.kv_block_bytes // MIB)
+    return Thaw(a, cap * MIB, 256, 128, {"weights": cap - kv - workspace, "kv": kv, "workspace": workspace})
 
 
 def compare(a, name, ours, theirs):
@@ -181,9 +221,9 @@ def main():
     a.model, a.build, a.bin = (os.path.abspath(x) for x in (a.model, a.build, a.bin))
     os.makedirs(a.data, exist_ok=True)
     lines = []
-    Thaw(a, None, 64, 1024).close()  # packs
+    a.kv_block_bytes = pack(a)
     if a.only != "capped":
-        thaw = Thaw(a, None, 256, 1024)
+        thaw = Thaw(a, None, 1024, 512, {})
         try:
             lines.append(compare(a, "hot-decode-1", lambda: thaw.decode(1, a.tokens), lambda: llama_bench(a, 0, a.tokens)))
             lines.append(compare(a, "hot-decode-8", lambda: thaw.decode(8, a.tokens), lambda: llama_batched(a, None, a.tokens)))
@@ -191,7 +231,7 @@ def main():
         finally:
             thaw.close()
     for cap in a.cap if a.only != "hot" else []:
-        thaw = Thaw(a, cap * MIB, 64, 512)
+        thaw = capped_thaw(a, cap)
         try:
             lines.append(compare(a, f"cap-{cap}-decode-1", lambda: thaw.decode(1, 8), lambda: llama_capped(a, cap * MIB, 8)))
             lines.append(compare(a, f"cap-{cap}-decode-8", lambda: thaw.decode(8, 8), lambda: llama_batched(a, cap * MIB, 8)))

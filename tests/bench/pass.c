@@ -18,6 +18,7 @@
 #include "shard/rank/rank.h"
 
 #define ROUNDS 5
+#define DISK_ROUNDS 11
 #define BATCH_TOKENS 256
 
 struct bench {
@@ -130,11 +131,11 @@ static void run(struct bench *b, uint32_t n, struct rank_pass_result *ret)
 	b->position += n;
 }
 
-static double fio_bytes_per_s(const struct bench *b)
+static double fio_bytes_per_s(const struct bench *b, unsigned seconds)
 {
 	char line[1024], text[64] = "";
 	const char *dir = getenv("THAW_BENCH_DIR");
-	snprintf(line, sizeof line, "%s/fio-ceiling '%s' 1M 16", dir ? dir : "tests/bench", b->layer_file);
+	snprintf(line, sizeof line, "%s/fio-ceiling '%s' 1M 16 %u", dir ? dir : "tests/bench", b->layer_file, seconds);
 	FILE *f = popen(line, "r");
 	if (!f || !fgets(text, sizeof text, f) || pclose(f)) {
 		fprintf(stderr, "bench_pass: fio-ceiling failed\n");
@@ -143,29 +144,45 @@ static double fio_bytes_per_s(const struct bench *b)
 	return strtod(text, NULL);
 }
 
+// Passes for about a second; how long one took.
+static double decode_for_a_second(struct bench *b)
+{
+	struct rank_stats from, to;
+	struct rank_pass_result r;
+	rank_get_stats(b->rank, &from);
+	uint64_t t = base_clock_now_ns(), n = 0;
+	while (n < 3 || base_clock_now_ns() - t < BASE_NS_PER_SECOND) {
+		run(b, 1, &r);
+		n++;
+	}
+	double ns = (double)(base_clock_now_ns() - t);
+	rank_get_stats(b->rank, &to);
+	// By Little's law; fewer than the depth says that the passes, not the drive, hold the reads up.
+	double inflight = (double)(to.stream.read_latency_ns - from.stream.read_latency_ns) / ns;
+	fprintf(stderr, "%.4f s a pass, %.1f reads in flight, %.3f of the time stalled\n", ns / 1e9 / (double)n,
+		inflight, (double)(to.stream.stall_ns - from.stream.stall_ns) / ns);
+	return ns / 1e9 / (double)n;
+}
+
+// Short rounds, each between two of fio's and against their mean: a drive that is shared drifts by a tenth within seconds.
 static void disk_bound(struct bench *b)
 {
-	double ratios[ROUNDS], rates[ROUNDS], seconds[ROUNDS];
+	double ratios[DISK_ROUNDS], rates[DISK_ROUNDS + 1], seconds[DISK_ROUNDS];
 	struct rank_placement placement;
 	struct rank_pass_result r;
 	start(b, 0.5);
 	rank_get_placement(b->rank, &placement);
-	run(b, 1, &r);
-	for (int i = 0; i < ROUNDS; i++) {
-		rates[i] = fio_bytes_per_s(b);
-		uint64_t t = base_clock_now_ns(), n = 0;
-		while (n < 4 || base_clock_now_ns() - t < 3 * BASE_NS_PER_SECOND) {
-			run(b, 1, &r);
-			n++;
-		}
-		seconds[i] = (double)(base_clock_now_ns() - t) / 1e9 / (double)n;
-		ratios[i] = seconds[i] / ((double)placement.cold_bytes / rates[i]);
-		fprintf(stderr, "round %d: %.4f s a pass, fio %.0f MB/s, ratio %.3f\n", i, seconds[i], rates[i] / 1e6,
-			ratios[i]);
+	rates[0] = fio_bytes_per_s(b, 1);
+	for (int i = 0; i < DISK_ROUNDS; i++) {
+		run(b, 1, &r); // what was read ahead while fio ran is no part of the next ones
+		seconds[i] = decode_for_a_second(b);
+		rates[i + 1] = fio_bytes_per_s(b, 1);
+		ratios[i] = seconds[i] * (rates[i] + rates[i + 1]) / 2 / (double)placement.cold_bytes;
+		fprintf(stderr, "round %d: fio %.0f MB/s, ratio %.3f\n", i, rates[i + 1] / 1e6, ratios[i]);
 	}
 	printf("disk-bound ratio=%.3f seconds_per_pass=%.4f cold_bytes=%llu fio_bytes_per_s=%.0f\n",
-		median(ratios, ROUNDS), median(seconds, ROUNDS), (unsigned long long)placement.cold_bytes,
-		median(rates, ROUNDS));
+		median(ratios, DISK_ROUNDS), median(seconds, DISK_ROUNDS), (unsigned long long)placement.cold_bytes,
+		median(rates, DISK_ROUNDS + 1));
 	stop(b);
 }
 
@@ -201,7 +218,7 @@ static double load_once(struct bench *b, bool warmed)
 {
 	struct rank_pass_result r;
 	struct rank_placement placement;
-	double rate = fio_bytes_per_s(b);
+	double rate = fio_bytes_per_s(b, 2);
 	if (warmed)
 		warm_memory(b->needs.weights_all_bytes);
 	uint64_t t = base_clock_now_ns();
