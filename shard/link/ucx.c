@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <ifaddrs.h>
-#include <net/if.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
@@ -21,6 +20,7 @@
 
 #define AM_ID 7u
 #define PUMP_TURNS 32
+#define PORT_TRIES 8
 #define STOP_NS BASE_NS_PER_SECOND // for what UCX still holds
 #define LEAVE_NS (BASE_NS_PER_SECOND / 5) // for what was sent before close
 #define DRAIN_NS (2 * BASE_NS_PER_SECOND) // for what a goodbye promised
@@ -370,44 +370,71 @@ static int status_errno(ucs_status_t status)
 	}
 }
 
+/* The bytes of an IP address, IPv4 also where it comes as a mapped one. */
+static const uint8_t *ip_bytes(const struct sockaddr *a, size_t *ret_bytes)
+{
+	const struct in6_addr *six = &((const struct sockaddr_in6 *)a)->sin6_addr;
+	*ret_bytes = 0;
+	if (a->sa_family == AF_INET) {
+		*ret_bytes = 4;
+		return (const uint8_t *)&((const struct sockaddr_in *)a)->sin_addr;
+	}
+	if (a->sa_family != AF_INET6)
+		return NULL;
+	*ret_bytes = IN6_IS_ADDR_V4MAPPED(six) ? 4 : 16;
+	return six->s6_addr + 16 - *ret_bytes;
+}
+
+/* The interface that has the address. */
+static const char *find_device(const struct ifaddrs *all, const struct sockaddr *own)
+{
+	size_t bytes, other;
+	const uint8_t *address = ip_bytes(own, &bytes), *candidate;
+	for (const struct ifaddrs *a = all; a && address; a = a->ifa_next) {
+		candidate = a->ifa_addr ? ip_bytes(a->ifa_addr, &other) : NULL;
+		if (candidate && other == bytes && memcmp(candidate, address, bytes) == 0)
+			return a->ifa_name;
+	}
+	return NULL;
+}
+
+static bool is_listed(const char *list, const char *name)
+{
+	size_t n = strlen(name);
+	for (const char *p = list; (p = strstr(p, name)); p += n) {
+		if ((p == list || p[-1] == ',') && (p[n] == ',' || p[n] == 0))
+			return true;
+	}
+	return false;
+}
+
 /* The network interfaces of the sockets, so that data ports are open where the control connections are and nowhere else;
  * for unix sockets the loopback. */
 static void name_devices(const int *fds, uint32_t members, char *out, size_t room)
 {
 	struct ifaddrs *all = NULL;
-	snprintf(out, room, "lo");
-	if (getifaddrs(&all) < 0)
-		return;
 	size_t used = 0;
+	out[0] = 0;
+	if (getifaddrs(&all) < 0)
+		all = NULL;
 	for (uint32_t i = 0; i < members; i++) {
 		struct sockaddr_storage own = {0};
 		socklen_t n = sizeof own;
 		if (fds[i] < 0 || getsockname(fds[i], (struct sockaddr *)&own, &n) < 0)
 			continue;
-		for (struct ifaddrs *a = all; a; a = a->ifa_next) {
-			if (!a->ifa_addr || a->ifa_addr->sa_family != own.ss_family)
-				continue;
-			const void *x = own.ss_family == AF_INET
-						? (const void *)&((struct sockaddr_in *)&own)->sin_addr
-						: (const void *)&((struct sockaddr_in6 *)&own)->sin6_addr;
-			const void *y = own.ss_family == AF_INET
-						? (const void *)&((struct sockaddr_in *)a->ifa_addr)->sin_addr
-						: (const void *)&((struct sockaddr_in6 *)a->ifa_addr)->sin6_addr;
-			size_t bytes = own.ss_family == AF_INET ? 4 : own.ss_family == AF_INET6 ? 16 : 0;
-			char word[IFNAMSIZ + 2];
-			snprintf(word, sizeof word, "%s", a->ifa_name);
-			if (!bytes || memcmp(x, y, bytes) || (used && strstr(out, word)) ||
-				used + strlen(word) + 2 > room)
-				continue;
-			used += (size_t)snprintf(out + used, room - used, "%s%s", used ? "," : "", word);
-		}
+		const char *name = own.ss_family == AF_UNIX ? "lo" : find_device(all, (struct sockaddr *)&own);
+		if (name && !is_listed(out, name) && used + strlen(name) + 2 <= room)
+			used += (size_t)snprintf(out + used, room - used, "%s%s", used ? "," : "", name);
 	}
+	if (!used)
+		snprintf(out, room, "all");
 	freeifaddrs(all);
 }
 
-static ucs_status_t configure(const int *fds, uint32_t members, ucp_config_t *config)
+static ucs_status_t configure(const int *fds, uint32_t members, uint16_t port, ucp_config_t *config)
 {
-	char devices[256];
+	char devices[256], ports[16];
+	snprintf(ports, sizeof ports, "%u-%u", port, port);
 	name_devices(fds, members, devices, sizeof devices);
 	const struct {
 		const char *environment, *name, *value; // the environment, where it is named, leads
@@ -421,6 +448,7 @@ static ucs_status_t configure(const int *fds, uint32_t members, ucp_config_t *co
 		// Of the TCP transport; here, unlike in the environment, its options have no prefix.
 		{NULL, "TX_SEG_SIZE", "128K"}, //
 		{NULL, "RX_SEG_SIZE", "128K"}, //
+		{NULL, "PORT_RANGE", ports}, // link_ucx_guard
 		{NULL, "CONN_NB", "y"}, // a blackholed peer must not hold create()
 	};
 	for (size_t i = 0; i < base_array_size(options); i++) {
@@ -433,13 +461,13 @@ static ucs_status_t configure(const int *fds, uint32_t members, ucp_config_t *co
 	return UCS_OK;
 }
 
-static ucs_status_t open_worker(struct link_ucx_group *g, const int *fds)
+static ucs_status_t open_context(struct link_ucx_group *g, const int *fds)
 {
 	ucp_config_t *config;
 	ucs_status_t status = ucp_config_read(NULL, NULL, &config);
 	if (status != UCS_OK)
 		return status;
-	status = configure(fds, g->core.group.members, config);
+	status = configure(fds, g->core.group.members, g->port, config);
 	ucp_params_t params = {
 		.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_ESTIMATED_NUM_EPS,
 		.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP,
@@ -448,6 +476,12 @@ static ucs_status_t open_worker(struct link_ucx_group *g, const int *fds)
 	if (status == UCS_OK)
 		status = ucp_init(&params, config, &g->context);
 	ucp_config_release(config);
+	return status;
+}
+
+static ucs_status_t open_worker(struct link_ucx_group *g, const int *fds)
+{
+	ucs_status_t status = open_context(g, fds);
 	if (status != UCS_OK)
 		return status;
 	// One thread at a time, but not always the one that creates.
@@ -458,8 +492,15 @@ static ucs_status_t open_worker(struct link_ucx_group *g, const int *fds)
 			  UCP_WAKEUP_RX,
 	};
 	status = ucp_worker_create(g->context, &worker, &g->worker);
-	if (status != UCS_OK)
-		return status;
+	if (status != UCS_OK) {
+		ucp_cleanup(g->context);
+		g->context = NULL;
+	}
+	return status;
+}
+
+static ucs_status_t take_address(struct link_ucx_group *g)
+{
 	ucp_am_handler_param_t handler = {
 		.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB |
 			      UCP_AM_HANDLER_PARAM_FIELD_ARG | UCP_AM_HANDLER_PARAM_FIELD_FLAGS,
@@ -468,8 +509,34 @@ static ucs_status_t open_worker(struct link_ucx_group *g, const int *fds)
 		.arg = g,
 		.flags = UCP_AM_FLAG_WHOLE_MSG,
 	};
-	status = ucp_worker_set_am_recv_handler(g->worker, &handler);
+	ucs_status_t status = ucp_worker_set_am_recv_handler(g->worker, &handler);
 	return status == UCS_OK ? ucp_worker_get_address(g->worker, &g->address, &g->address_bytes) : status;
+}
+
+static int open_ucx(struct link_ucx_group *g, const int *fds, struct base_error *e)
+{
+	ucs_status_t status = UCS_OK;
+	int r = 0;
+	for (int i = 0; i < PORT_TRIES && !g->worker && r == 0; i++) { // somebody else may take the port meanwhile
+		r = link_ucx_guard_pick_port(&g->port);
+		if (r == 0)
+			status = open_worker(g, fds);
+	}
+	if (r < 0)
+		return base_error_set(e, r, "link: no port for UCX to listen at: %s (look at UCX_TCP_PORT_RANGE)",
+			strerrordesc_np(-r));
+	if (status == UCS_OK) {
+		r = link_ucx_guard(g->port, fds, g->core.group.members);
+		if (r < 0)
+			return base_error_set(e, r, "link: UCX's port %u cannot be closed to strangers: %s", g->port,
+				strerrordesc_np(-r));
+		status = take_address(g);
+	}
+	if (status != UCS_OK)
+		return base_error_set(e, status_errno(status),
+			"link: UCX does not start: %s (look at UCX_TLS and UCX_NET_DEVICES)",
+			ucs_status_string(status));
+	return 0;
 }
 
 static void on_endpoint_error(void *arg, ucp_ep_h ep, ucs_status_t status)
@@ -565,12 +632,10 @@ static int meet(struct link_ucx_group *g, uint64_t deadline_ns, struct base_erro
 
 static int start(struct link_ucx_group *g, const int *fds, uint64_t deadline_ns, struct base_error *e)
 {
-	ucs_status_t status = open_worker(g, fds);
-	if (status != UCS_OK)
-		return base_error_set(e, status_errno(status),
-			"link: UCX does not start: %s (look at UCX_TLS and UCX_NET_DEVICES)",
-			ucs_status_string(status));
-	int r = link_ucx_hello(g, fds, connect_peer, deadline_ns, e);
+	int r = open_ucx(g, fds, e);
+	if (r < 0)
+		return r;
+	r = link_ucx_hello(g, fds, connect_peer, deadline_ns, e);
 	if (r < 0)
 		return r;
 	r = link_core_start(&g->core, fds, e);
@@ -583,7 +648,10 @@ static int start(struct link_ucx_group *g, const int *fds, uint64_t deadline_ns,
 	if (g->timer_fd < 0 || ucp_worker_get_efd(g->worker, &efd) != UCS_OK ||
 		link_core_watch(&g->core, g->timer_fd, EPOLLIN) < 0 || link_core_watch(&g->core, efd, EPOLLIN) < 0)
 		return base_error_set(e, -EIO, "link: UCX gives no event fd");
-	return meet(g, deadline_ns, e);
+	r = meet(g, deadline_ns, e);
+	if (r == 0 && (r = link_ucx_guard(g->port, NULL, 0)) < 0)
+		base_error_set(e, r, "link: UCX's port %u cannot be closed: %s", g->port, strerrordesc_np(-r));
+	return r;
 }
 
 static const struct link_core_engine engine = {

@@ -61,6 +61,7 @@ struct link_ucx_group {
 	ucp_worker_h worker; // NULL after the end
 	ucp_address_t *address; // until all know it
 	size_t address_bytes;
+	uint16_t port; // where UCX listens
 	int timer_fd; // ends the wait for what a goodbye promised
 	bool broken; // a peer broke the rules, or UCX failed
 	uint32_t outstanding; // requests of UCX
@@ -74,3 +75,8 @@ int link_ucx_check_hello(struct link_ucx_group *g, const struct link_ucx_hello *
 int link_ucx_hello(struct link_ucx_group *g, const int *fds,
 	int (*connect)(struct link_ucx_group *g, uint32_t peer, const void *address, struct base_error *e),
 	uint64_t deadline_ns, struct base_error *e);
+
+/* A port for UCX to listen at, of UCX_TCP_PORT_RANGE where the environment has it. -EADDRINUSE, -EINVAL. */
+int link_ucx_guard_pick_port(uint16_t *ret_port);
+/* Lets only the hosts at the other ends of fds connect to this process's listener at the port; fds NULL: nobody. */
+int link_ucx_guard(uint16_t port, const int *fds, uint32_t members);
