@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 #include "tests/lib/tiny_gguf.h"
-#include "tests/unit/rank_message/fleet.h"
+#include "tests/lib/fleet.h"
 
 #define LAYERS 6u
 #define PROMPT 37u

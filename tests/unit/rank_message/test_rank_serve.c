@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "tests/unit/rank_message/fleet.h"
+#include "tests/lib/fleet.h"
 #include "tests/unit/rank_message/toy_rank.h"
 
 #define LAYERS 6u

@@ -4,13 +4,12 @@
 #include "tests/lib/testing.h"
 
 #include <errno.h>
-#include <ftw.h>
 #include <math.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "tests/lib/fleet_model.h"
 #include "tests/lib/tiny_gguf.h"
-#include "tests/unit/rank_message/fleet.h"
 
 #define LAYERS 4u
 #define VOCAB 320u
@@ -20,171 +19,36 @@
 #define BOUND 1e-3 // of log probabilities; a wrong part makes whole numbers
 
 struct model {
-	char directory[64], gguf[80], store[80];
-	struct rank_config config[RANKS];
+	char gguf[64];
+	struct fleet_model m;
 };
-
-struct run {
-	uint32_t stages, parts, chunk; // chunk: positions of a pass of the prompt
-	const char *backend;
-	bool cold;
-};
-
-static void check(int status, const struct base_error *e)
-{
-	if (status)
-		fail_msg("%s", base_error_text(e));
-}
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-	return remove(path);
-}
 
 static void model_create(struct model *m, struct tiny_model *tiny)
 {
-	memset(m, 0, sizeof *m);
-	snprintf(m->directory, sizeof m->directory, "/tmp/thaw-tensor.XXXXXX");
-	assert_non_null(mkdtemp(m->directory));
-	snprintf(m->gguf, sizeof m->gguf, "%s/model.gguf", m->directory);
-	snprintf(m->store, sizeof m->store, "%s/store", m->directory);
+	snprintf(m->gguf, sizeof m->gguf, "/tmp/thaw-tensor.XXXXXX");
+	int fd = mkstemp(m->gguf);
+	assert_true(fd >= 0);
+	close(fd);
 	assert_int_equal(tiny_model_save(tiny, m->gguf), 0);
+	fleet_model_init(&m->m, m->gguf);
 }
 
 static void model_destroy(struct model *m)
 {
-	nftw(m->directory, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+	fleet_model_release(&m->m);
+	unlink(m->gguf);
 }
 
-static struct pack_slice slice_of(const struct run *x, uint32_t rank)
-{
-	uint32_t stage = rank / x->parts, first = LAYERS * stage / x->stages;
-	return (struct pack_slice){first, LAYERS * (stage + 1) / x->stages - first, rank % x->parts, x->parts};
-}
-
-static void prepare(struct model *m, const struct run *x)
-{
-	struct base_error e = {0};
-	struct format_gguf *g;
-	struct program *p;
-	check(format_gguf_open(m->gguf, &g, &e), &e);
-	check(program_build(g, &p, &e), &e);
-	for (uint32_t i = 0; i < x->stages * x->parts; i++) {
-		struct rank_config *c = &m->config[i];
-		struct pack_config pack = {.store_path = m->store, .slice = slice_of(x, i)};
-		struct pack_result packed;
-		struct rank_needs needs;
-		check(pack_model(g, p, &pack, &packed, &e), &e);
-		memset(c, 0, sizeof *c);
-		snprintf(c->store_directory, sizeof c->store_directory, "%s", packed.directory);
-		snprintf(c->model_path, sizeof c->model_path, "%s", m->gguf);
-		snprintf(c->backend, sizeof c->backend, "%s", x->backend);
-		snprintf(c->engine, sizeof c->engine, "sync");
-		memcpy(c->digest, packed.digest, sizeof c->digest);
-		c->slice = pack.slice;
-		c->batch_tokens = BATCH;
-		c->logits_rows = BATCH;
-		c->sequences = 2;
-		c->context_tokens = 128;
-		c->verify_every = 1;
-		c->threads = 1;
-		check(rank_get_needs(p, c, &needs, &e), &e);
-		c->weights_budget_bytes = x->cold ? needs.weights_min_bytes : needs.weights_all_bytes;
-		c->workspace_budget_bytes = needs.workspace_bytes;
-		c->kv_budget_bytes = needs.kv_block_bytes * 16;
-	}
-	program_destroy(p);
-	format_gguf_close(g);
-}
-
-static void load(struct fleet *f, const struct model *m, bool cold)
-{
-	for (uint32_t i = 0; i < f->ranks; i++) {
-		struct rank_message a = {.type = RANK_MESSAGE_ASSIGN};
-		a.assign = (struct rank_assign){.epoch = EPOCH,
-			.stage = i / f->parts,
-			.stages = f->stages,
-			.patience_ns = 20 * BASE_NS_PER_SECOND,
-			.config = m->config[i]};
-		fleet_tell(f, i, &a);
-	}
-	for (uint32_t i = 0; i < f->ranks; i++) {
-		assert_int_equal(fleet_hear(f, i), 0);
-		if (f->in.type == RANK_MESSAGE_FAILED)
-			fail_msg("rank %u: %s", i, f->in.failed.message);
-		assert_int_equal(f->in.type, RANK_MESSAGE_READY);
-		assert_true(
-			f->in.ready.cold_bytes > 0 || !cold || f->stages > 1); // a small share may fit the least budget
-	}
-}
-
-static void pass(struct fleet *f, uint64_t number, const struct rank_entry *entry, const uint32_t *tokens)
-{
-	static const uint32_t blocks[8] = {3, 1, 4, 0, 5, 9, 2, 6};
-	struct rank_message m = {.type = RANK_MESSAGE_PASS};
-	m.pass = (struct rank_pass){.pass = number,
-		.entries = entry,
-		.entries_count = 1,
-		.tokens = tokens,
-		.tokens_count = entry->tokens,
-		.blocks = blocks,
-		.blocks_count = 8,
-		.targets = tokens,
-		.targets_count = entry->want == RANK_WANT_SCORES ? entry->tokens : 0};
-	fleet_tell_all(f, &m);
-}
-
-static void hear_result(struct fleet *f, uint64_t number)
-{
-	assert_int_equal(fleet_hear(f, fleet_last(f)), 0);
-	assert_int_equal(f->in.type, RANK_MESSAGE_RESULT);
-	assert_int_equal(f->in.result.pass, number);
-	if (f->in.result.status)
-		fail_msg("pass %u: %s", (unsigned)number, f->in.result.e.message);
-	assert_int_equal(f->in.result.entry_status[0], 0);
-}
-
-static void open_sequence(struct fleet *f)
-{
-	struct rank_message m = {.type = RANK_MESSAGE_OPEN};
-	m.open.prompt_tokens = PROMPT;
-	m.open.params = (struct sample_params){.top_p = 1, .repetition_penalty = 1, .logprobs = SAMPLE_MAX_LOGPROBS};
-	fleet_tell_all(f, &m);
-}
-
-/* The prompt in chunks, then tokens one by one. */
-static void generate(struct fleet *f, uint32_t chunk, struct sample_result *out)
-{
-	uint32_t tokens[PROMPT], count;
-	uint64_t number = 0;
-	for (uint32_t i = 0; i < PROMPT; i++)
-		tokens[i] = (i * 37 + 11) % 300;
-	open_sequence(f);
-	for (uint32_t at = 0; at < PROMPT; at += count) {
-		count = PROMPT - at < chunk ? PROMPT - at : chunk;
-		struct rank_entry n = {.first_position = at, .tokens = count, .blocks = 8};
-		n.want = at + count == PROMPT ? RANK_WANT_SAMPLE : RANK_WANT_NOTHING;
-		pass(f, number, &n, tokens + at);
-		hear_result(f, number++);
-	}
-	for (uint32_t made = 0; made < MAKE; made++) {
-		assert_int_equal(f->in.result.outputs_count, 1);
-		out[made] = f->in.result.outputs[0].result;
-		struct rank_entry n = {
-			.first_position = PROMPT + made, .tokens = 1, .blocks = 8, .want = RANK_WANT_SAMPLE};
-		pass(f, number, &n, &out[made].token);
-		hear_result(f, number++);
-	}
-}
-
-static void run(struct model *m, const struct run *x, struct sample_result *out)
+static void run(struct model *m, uint32_t stages, uint32_t parts, const char *backend, bool cold, uint32_t chunk,
+	struct sample_result *out)
 {
 	static struct fleet f;
+	uint32_t tokens[PROMPT];
+	for (uint32_t i = 0; i < PROMPT; i++)
+		tokens[i] = (i * 37 + 11) % 300;
 	memset(out, 0, MAKE * sizeof *out);
-	prepare(m, x);
-	fleet_start_parts(&f, x->stages, x->parts, 65536);
-	load(&f, m, x->cold);
-	generate(&f, x->chunk, out);
+	fleet_model_start(&m->m, &(struct fleet_run){stages, parts, backend, cold, BATCH, 128}, &f);
+	fleet_model_generate(&f, 0, tokens, PROMPT, chunk, out, MAKE);
 	fleet_stop(&f, 0);
 }
 
@@ -216,17 +80,17 @@ static void check_parts(struct tiny_model *tiny, uint32_t parts)
 	static struct sample_result one[MAKE], want[MAKE], have[MAKE];
 	struct model m;
 	model_create(&m, tiny);
-	run(&m, &(struct run){1, 1, BATCH, "reference", false}, one);
-	run(&m, &(struct run){1, parts, BATCH, "reference", false}, want);
+	run(&m, 1, 1, "reference", false, BATCH, one);
+	run(&m, 1, parts, "reference", false, BATCH, want);
 	within(want, one);
-	run(&m, &(struct run){1, parts, 5, "reference", true}, have);
+	run(&m, 1, parts, "reference", true, 5, have);
 	same_bits(have, want);
-	run(&m, &(struct run){2, parts, BATCH, "reference", false}, have);
+	run(&m, 2, parts, "reference", false, BATCH, have);
 	same_bits(have, want);
-	run(&m, &(struct run){1, parts, BATCH, "cpu", false}, want);
-	run(&m, &(struct run){2, parts, 7, "cpu", true}, have);
+	run(&m, 1, parts, "cpu", false, BATCH, want);
+	run(&m, 2, parts, "cpu", true, 7, have);
 	same_bits(have, want);
-	run(&m, &(struct run){1, parts, 1, "cpu", true}, have);
+	run(&m, 1, parts, "cpu", true, 1, have);
 	same_bits(have, want);
 	model_destroy(&m);
 }
@@ -286,12 +150,12 @@ static void the_reason_why_not(void **state)
 		.slice = {0, 2, 0, 2}, .batch_tokens = 4, .logits_rows = 4, .sequences = 1, .context_tokens = 16};
 	struct model m;
 	model_create(&m, &tiny);
-	check(format_gguf_open(m.gguf, &g, &e), &e);
-	check(program_build(g, &p, &e), &e);
+	assert_int_equal(format_gguf_open(m.gguf, &g, &e), 0);
+	assert_int_equal(program_build(g, &p, &e), 0);
 	assert_int_equal(rank_get_needs(p, &c, &needs, &e), -EINVAL);
 	assert_string_equal(e.message,
-		"the model cannot be cut into 2 parts: its 9 heads, which share 3 KV heads, do not "
-		"divide by 2 (possible: 1, 3, 9)");
+		"the model cannot be cut into 2 parts: its 9 heads, which share 3 KV heads, do not divide by 2 "
+		"(possible: 1, 3, 9)");
 	program_destroy(p);
 	format_gguf_close(g);
 	model_destroy(&m);
@@ -309,22 +173,17 @@ static void refusals_and_scores(void **state)
 		.head_dim = 32,
 		.vocab = VOCAB,
 		.seed = 3};
-	struct run x = {2, 2, BATCH, "cpu", false};
 	struct model m;
 	uint32_t tokens[6] = {5, 6, 7, 8, 9, 10};
 	model_create(&m, &tiny);
-	prepare(&m, &x);
-	fleet_start_parts(&f, 2, 2, 65536);
-	load(&f, &m, false);
-	open_sequence(&f);
-	struct rank_entry n = {.sequence = 1, .tokens = 6, .blocks = 8, .want = RANK_WANT_SCORES, .score_top = 2};
-	pass(&f, 0, &n, tokens);
+	fleet_model_start(&m.m, &(struct fleet_run){2, 2, "cpu", false, BATCH, 128}, &f);
+	fleet_model_pass(&f, 0, 0, tokens, 6, RANK_WANT_SCORES);
 	assert_int_equal(fleet_hear(&f, fleet_last(&f)), 0);
 	assert_int_equal(f.in.result.status, -EINVAL);
-	assert_non_null(strstr(f.in.result.e.message, "sequence 1 is not open"));
-	n.sequence = 0;
-	pass(&f, 1, &n, tokens);
-	hear_result(&f, 1);
+	assert_non_null(strstr(f.in.result.e.message, "sequence 0 is not open"));
+	fleet_model_open(&f, 6);
+	fleet_model_pass(&f, 1, 0, tokens, 6, RANK_WANT_SCORES);
+	fleet_model_hear(&f, 1);
 	assert_int_equal(f.in.result.outputs_count, 6);
 	for (uint32_t i = 0; i < 6; i++) {
 		assert_int_equal(f.in.result.outputs[i].result.token, tokens[i]);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tests/lib/testing.h"
 
-#include "tests/unit/rank_message/fleet.h"
+#include "tests/lib/fleet.h"
 
 #include <errno.h>
 #include <string.h>
