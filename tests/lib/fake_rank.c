@@ -145,7 +145,7 @@ static bool pass(struct life *l)
 	const struct rank_pass *p = &l->command.pass;
 	struct timespec delay = {
 		.tv_sec = (time_t)(f->delay_ns / 1000000000), .tv_nsec = (long)(f->delay_ns % 1000000000)};
-	if (l->me->stage != l->me->stages - 1)
+	if (!l->me->answers)
 		return true;
 	uint32_t number = atomic_fetch_add(&f->passes, 1) + 1;
 	atomic_fetch_add(&f->positions, p->tokens_count);
@@ -220,12 +220,12 @@ static bool handle(struct life *l)
 static void *rank_thread(void *argument)
 {
 	struct fake_rank *me = argument;
-	int fds[1 + FAKE_RANK_STAGES];
+	int fds[1 + FAKE_RANKS];
 	struct life l = {.me = me};
-	for (uint32_t i = 0; i <= FAKE_RANK_STAGES; i++)
+	for (uint32_t i = 0; i <= FAKE_RANKS; i++)
 		fds[i] = i == 0 ? me->fd : -1;
 	uint64_t deadline = base_clock_now_ns() + 20 * BASE_NS_PER_SECOND;
-	if (link_local_ops.create(fds, 1 + me->stages, 1 + me->stage, 0, 0, deadline, &l.group, NULL) < 0) {
+	if (link_local_ops.create(fds, 1 + me->ranks, 1 + me->rank, 0, 0, deadline, &l.group, NULL) < 0) {
 		close(me->fd);
 		return NULL;
 	}
@@ -253,7 +253,7 @@ static void *rank_thread(void *argument)
 	return NULL;
 }
 
-static int start(void *context, uint32_t stage, int *ret_fd, struct base_error *e)
+static int start(void *context, uint32_t rank, int *ret_fd, struct base_error *e)
 {
 	struct fake_ranks *f = context;
 	int fds[2];
@@ -262,22 +262,24 @@ static int start(void *context, uint32_t stage, int *ret_fd, struct base_error *
 		f->refuse_starts--;
 		return base_error_set(e, -ENOENT, "thaw-rank: not there");
 	}
-	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0 || pipe(f->rank[stage].stop_pipe) < 0)
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0 || pipe(f->rank[rank].stop_pipe) < 0)
 		abort();
-	f->rank[stage].all = f;
-	f->rank[stage].stage = stage;
-	f->rank[stage].stages = f->stages;
-	f->rank[stage].fd = fds[1];
-	f->rank[stage].running = true;
-	if (pthread_create(&f->rank[stage].thread, NULL, rank_thread, &f->rank[stage]))
+	f->rank[rank].all = f;
+	uint32_t parts = f->parts ? f->parts : 1;
+	f->rank[rank].rank = rank;
+	f->rank[rank].ranks = f->stages * parts;
+	f->rank[rank].answers = rank == (f->stages - 1) * parts;
+	f->rank[rank].fd = fds[1];
+	f->rank[rank].running = true;
+	if (pthread_create(&f->rank[rank].thread, NULL, rank_thread, &f->rank[rank]))
 		abort();
 	*ret_fd = fds[0];
 	return 0;
 }
 
-static void stop(void *context, uint32_t stage)
+static void stop(void *context, uint32_t rank)
 {
-	struct fake_rank *r = &((struct fake_ranks *)context)->rank[stage];
+	struct fake_rank *r = &((struct fake_ranks *)context)->rank[rank];
 	if (!r->running)
 		return;
 	close(r->stop_pipe[1]);

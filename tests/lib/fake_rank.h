@@ -12,11 +12,11 @@
 
 #include "daemon/engine.h"
 
-#define FAKE_RANK_STAGES 4u
+#define FAKE_RANKS 4u
 
 struct fake_ranks {
 	/* Set by the test before the engine is created. */
-	uint32_t vocab, kv_blocks, stages;
+	uint32_t vocab, kv_blocks, stages, parts; // parts 0: 1; the first rank of the last stage answers
 	uint64_t cold_bytes;
 	const uint32_t *script; // what is drawn, by the index after the prompt; NULL: the hash
 	uint32_t script_count;
@@ -38,12 +38,13 @@ struct fake_ranks {
 
 	struct fake_rank {
 		struct fake_ranks *all;
-		uint32_t stage, stages;
+		uint32_t rank, ranks;
+		bool answers;
 		int fd;
 		pthread_t thread;
 		bool running;
 		int stop_pipe[2];
-	} rank[FAKE_RANK_STAGES];
+	} rank[FAKE_RANKS];
 };
 
 struct engine_starter fake_ranks_starter(struct fake_ranks *f);

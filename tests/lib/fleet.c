@@ -90,18 +90,25 @@ void fleet_tell_all(struct fleet *f, const struct rank_message *m)
 		fleet_tell(f, i, m);
 }
 
+static int hear_any(struct fleet *f, uint32_t rank)
+{
+	struct link_request r;
+	struct base_error e;
+	ops->receive(f->group, 1 + rank, RANK_TAG_REPLY, f->room, sizeof f->room, &r);
+	int status = ops->wait(f->group, &r, SECONDS(10));
+	if (status == -ETIMEDOUT)
+		ops->cancel(f->group, &r);
+	if (!status)
+		assert_int_equal(rank_message_decode(f->room, r.bytes, f->scratch, &f->in, &e), 0);
+	return status;
+}
+
 int fleet_hear(struct fleet *f, uint32_t rank)
 {
 	for (;;) {
-		struct link_request r;
-		struct base_error e;
-		ops->receive(f->group, 1 + rank, RANK_TAG_REPLY, f->room, sizeof f->room, &r);
-		int status = ops->wait(f->group, &r, SECONDS(10));
-		if (status == -ETIMEDOUT)
-			ops->cancel(f->group, &r);
+		int status = hear_any(f, rank);
 		if (status)
 			return status;
-		assert_int_equal(rank_message_decode(f->room, r.bytes, f->scratch, &f->in, &e), 0);
 		if (f->in.type == RANK_MESSAGE_STATS)
 			f->stats++;
 		else if (f->in.type == RANK_MESSAGE_PROGRESS)
@@ -109,6 +116,13 @@ int fleet_hear(struct fleet *f, uint32_t rank)
 		else
 			return 0;
 	}
+}
+
+void fleet_hear_stats(struct fleet *f, uint32_t rank)
+{
+	do {
+		assert_int_equal(hear_any(f, rank), 0);
+	} while (f->in.type != RANK_MESSAGE_STATS);
 }
 
 void fleet_stop(struct fleet *f, int expected)

@@ -42,6 +42,7 @@ void fleet_tell(struct fleet *f, uint32_t rank, const struct rank_message *m); /
 void fleet_tell_all(struct fleet *f, const struct rank_message *m);
 /* The next reply of a rank into f->in; STATS and PROGRESS are counted and skipped. 0 or the link's -errno. */
 int fleet_hear(struct fleet *f, uint32_t rank);
+void fleet_hear_stats(struct fleet *f, uint32_t rank); // the next STATS instead
 uint32_t fleet_last(const struct fleet *f); // the rank that answers
 /* STOP when 0 is what the ranks shall end with, else revoke. */
 void fleet_stop(struct fleet *f, int expected);

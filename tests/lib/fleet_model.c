@@ -83,6 +83,7 @@ static void load(struct fleet_model *m, const struct fleet_run *run, struct flee
 		if (f->in.type == RANK_MESSAGE_FAILED)
 			fail_msg("rank %u: %s", i, f->in.failed.message);
 		assert_int_equal(f->in.type, RANK_MESSAGE_READY);
+		m->placement[i] = f->in.ready;
 		assert_true(run->cold || !f->in.ready.cold_bytes);
 		assert_true(
 			!run->cold || f->ranks > 3 || f->in.ready.cold_bytes); // a small share may fit the least budget

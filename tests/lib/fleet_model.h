@@ -16,6 +16,7 @@ struct fleet_model {
 	char directory[64], store[80]; // removed by release
 	char path[512];
 	struct rank_config config[RANKS];
+	struct rank_placement placement[RANKS]; // of those that were started last
 };
 
 void fleet_model_init(struct fleet_model *m, const char *gguf_path);

@@ -148,9 +148,13 @@ static void wait_state(struct bench *b, enum engine_state state)
 
 static void start(struct bench *b)
 {
+	uint32_t parts = b->config.parts ? b->config.parts : 1;
 	b->ranks.stages = b->config.stages;
-	for (uint32_t i = 0; i < b->config.stages; i++)
-		b->config.assign[i].config.slice.tp_size = 1;
+	b->ranks.parts = parts;
+	for (uint32_t i = 0; i < b->config.stages * parts; i++) {
+		b->config.assign[i].config.slice.tp_rank = i % parts;
+		b->config.assign[i].config.slice.tp_size = parts;
+	}
 	b->config.starter = fake_ranks_starter(&b->ranks);
 	struct base_error e = {0};
 	bool fails = b->ranks.fail_assign || b->ranks.refuse_starts || b->ranks.other_build;
@@ -232,10 +236,11 @@ static void set_script(struct bench *b, const char *text)
 
 /* ---- tests ---- */
 
-static void eight_streams(uint32_t stages, uint32_t die_at, uint32_t hang_at, uint32_t kv_blocks)
+static void eight_streams(uint32_t stages, uint32_t parts, uint32_t die_at, uint32_t hang_at, uint32_t kv_blocks)
 {
 	struct bench *b = bench_create();
 	b->config.stages = stages;
+	b->config.parts = parts;
 	b->ranks.kv_blocks = kv_blocks;
 	b->ranks.die_at = die_at;
 	b->ranks.hang_at = hang_at;
@@ -252,6 +257,8 @@ static void eight_streams(uint32_t stages, uint32_t die_at, uint32_t hang_at, ui
 	engine_get_load(b->engine, &load);
 	assert_int_equal(load.restarts, die_at || hang_at ? 1 : 0);
 	assert_int_equal(load.requests_total[REQUEST_FINISH_LENGTH], 8);
+	assert_int_equal(load.ranks, stages * parts);
+	assert_int_equal(load.slice[load.ranks - 1].tp_rank, parts - 1);
 	assert_int_equal(load.waiting, 0);
 	if (kv_blocks < 50)
 		assert_true(load.preemptions_total > 0);
@@ -261,20 +268,27 @@ static void eight_streams(uint32_t stages, uint32_t die_at, uint32_t hang_at, ui
 
 static void test_eight_streams(void **state)
 {
-	eight_streams(1, 0, 0, 200);
+	eight_streams(1, 1, 0, 0, 200);
 }
 
 static void test_killed_rank_is_a_pause(void **state)
 {
-	eight_streams(1, 25, 0, 200);
-	eight_streams(1, 1, 0, 200);
-	eight_streams(1, 7, 0, 200); // in the prefill
+	eight_streams(1, 1, 25, 0, 200);
+	eight_streams(1, 1, 1, 0, 200);
+	eight_streams(1, 1, 7, 0, 200); // in the prefill
 }
 
 static void test_two_stages(void **state)
 {
-	eight_streams(2, 0, 0, 200);
-	eight_streams(2, 30, 0, 200);
+	eight_streams(2, 1, 0, 0, 200);
+	eight_streams(2, 1, 30, 0, 200);
+}
+
+static void test_parts(void **state)
+{
+	eight_streams(1, 3, 0, 0, 200);
+	eight_streams(2, 2, 30, 0, 200);
+	eight_streams(2, 2, 0, 30, 200);
 }
 
 /* Ranks of several hosts: another number of them in each life. */
@@ -283,7 +297,7 @@ struct fleet {
 	uint32_t lives, scattered;
 	_Atomic uint32_t questions;
 	_Atomic bool away;
-	struct rank_assign assign[FAKE_RANK_STAGES];
+	struct rank_assign assign[FAKE_RANKS];
 };
 
 static int gather(void *context, struct engine_gathered *ret_gathered, struct base_error *e)
@@ -292,13 +306,13 @@ static int gather(void *context, struct engine_gathered *ret_gathered, struct ba
 	struct fleet *f = context;
 	struct fake_ranks *ranks = &f->bench->ranks;
 	struct engine_starter one = fake_ranks_starter(ranks);
-	int fds[1 + FAKE_RANK_STAGES] = {-1};
+	int fds[1 + FAKE_RANKS] = {-1};
 	atomic_fetch_add(&f->questions, 1);
 	if (f->away)
 		return base_error_set(e, -EHOSTDOWN, "node-b is missing");
 	if (f->questions < 3)
 		return base_error_set(e, -EAGAIN, "node-b packs");
-	for (uint32_t i = 0; i < FAKE_RANK_STAGES; i++)
+	for (uint32_t i = 0; i < FAKE_RANKS; i++)
 		one.stop(one.context, i);
 	ranks->stages = stages[f->lives % 4];
 	for (uint32_t i = 0; i < ranks->stages; i++) {
@@ -321,7 +335,7 @@ static void test_gathered_ranks(void **state)
 	struct bench *b = bench_create();
 	struct fleet f = {.bench = b};
 	struct engine_load load;
-	b->config.stages = FAKE_RANK_STAGES;
+	b->config.stages = FAKE_RANKS;
 	b->config.starter = (struct engine_starter){.gather = gather, .scatter = scatter, .context = &f};
 	b->ranks.delay_ns = 1000000;
 	assert_int_equal(engine_create(&b->config, &b->engine, NULL), 0);
@@ -364,20 +378,20 @@ static void test_gathered_ranks(void **state)
 	engine_destroy(b->engine);
 	b->engine = NULL;
 	assert_int_equal(f.scattered, f.lives);
-	for (uint32_t i = 0; i < FAKE_RANK_STAGES; i++)
+	for (uint32_t i = 0; i < FAKE_RANKS; i++)
 		one.stop(one.context, i);
 	bench_destroy(b);
 }
 
 static void test_hung_rank_is_replaced(void **state)
 {
-	eight_streams(1, 0, 20, 200);
+	eight_streams(1, 1, 0, 20, 200);
 }
 
 static void test_few_blocks(void **state)
 {
-	eight_streams(1, 0, 0, 30);
-	eight_streams(2, 40, 0, 30);
+	eight_streams(1, 1, 0, 0, 30);
+	eight_streams(2, 1, 40, 0, 30);
 }
 
 static void stop_case(const char *script, const char *stop, bool include, const char *want, enum request_finish finish)
@@ -845,6 +859,7 @@ int main(void)
 		cmocka_unit_test(test_eight_streams),
 		cmocka_unit_test(test_killed_rank_is_a_pause),
 		cmocka_unit_test(test_two_stages),
+		cmocka_unit_test(test_parts),
 		cmocka_unit_test(test_gathered_ranks),
 		cmocka_unit_test(test_hung_rank_is_replaced),
 		cmocka_unit_test(test_queue_memory),

@@ -194,6 +194,54 @@ static void refusals_and_scores(void **state)
 	model_destroy(&m);
 }
 
+/* What the drive of a rank has read once all is quiet. */
+static uint64_t read_when_quiet(struct fleet *f, uint32_t rank)
+{
+	uint64_t last = 0;
+	for (uint32_t quiet = 0; quiet < 10;) {
+		usleep(20000);
+		fleet_tell(f, rank, &(struct rank_message){.type = RANK_MESSAGE_STATS_REQUEST});
+		fleet_hear_stats(f, rank);
+		quiet = f->in.stats.stream.read_bytes == last && !f->in.stats.stream.inflight ? quiet + 1 : 0;
+		last = f->in.stats.stream.read_bytes;
+	}
+	return last;
+}
+
+/* One stream: a stage reads ahead of its next pass while others compute, as far as its slots go, without waiting for the pass. */
+static void stages_read_ahead(void **state)
+{
+	static struct fleet f;
+	struct tiny_model tiny = {.type = 8,
+		.layers = LAYERS,
+		.width = 512,
+		.ffn_width = 3072,
+		.heads = 8,
+		.kv_heads = 2,
+		.head_dim = 64,
+		.vocab = VOCAB,
+		.seed = 4};
+	struct model m;
+	uint32_t token = 5;
+	model_create(&m, &tiny);
+	fleet_model_start(&m.m, &(struct fleet_run){2, 1, "cpu", true, BATCH, 128}, &f);
+	fleet_model_open(&f, 1);
+	for (uint32_t passes = 0; passes < 3; passes++) {
+		if (passes) {
+			fleet_model_pass(&f, passes, passes - 1, &token, 1, RANK_WANT_SAMPLE);
+			fleet_model_hear(&f, passes);
+		}
+		for (uint32_t i = 0; i < f.ranks; i++) {
+			const struct rank_placement *p = &m.m.placement[i];
+			uint64_t ahead = read_when_quiet(&f, i) - passes * p->cold_bytes;
+			uint64_t room = p->slot_bytes < p->cold_bytes ? p->slot_bytes : p->cold_bytes;
+			assert_true(ahead <= room && ahead >= room / 2); // extents are not all as long as a slot
+		}
+	}
+	fleet_stop(&f, 0);
+	model_destroy(&m);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -202,6 +250,7 @@ int main(void)
 		cmocka_unit_test(more_parts_than_kv_heads),
 		cmocka_unit_test(the_reason_why_not),
 		cmocka_unit_test(refusals_and_scores),
+		cmocka_unit_test(stages_read_ahead),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
