@@ -289,7 +289,7 @@ int topology_plan_place(const struct topology_plan_input *input, struct topology
 {
 	struct topology_plan p = {0};
 	struct topology_plan_input in = *input;
-	struct need kv;
+	struct need kv = {0};
 	if (in.pass_bytes > in.weights_all_bytes)
 		return base_error_set(e, -EINVAL, "plan: a pass reads more than all weights");
 	// Of a tiny model the least stream is larger than all that there is to stream.
@@ -317,7 +317,7 @@ int topology_plan_build(const struct topology_plan_input *input, struct topology
 	if (r < 0)
 		return r;
 	struct topology_plan_input in = *input;
-	struct need kv;
+	struct need kv = {0};
 	if (kv_need(&in, &kv, NULL) == 0)
 		cap_budgets(&in, &kv); // advice counts what the model can use
 	advise(&in, &p);

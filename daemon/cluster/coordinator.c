@@ -107,7 +107,7 @@ static void node_gone(
 		return;
 	n->state = state;
 	n->since_ns = base_clock_now_ns();
-	snprintf(n->why, sizeof n->why, "%s", why);
+	snprintf(n->why, sizeof n->why, "%.*s", (int)sizeof n->why - 1, why);
 	if (n->session)
 		n->session->node = NULL;
 	n->session = NULL;
