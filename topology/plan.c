@@ -182,9 +182,11 @@ static uint64_t slots_of(const struct topology_plan_input *in, uint64_t weights_
 static void place(const struct topology_plan_input *in, struct topology_plan *p)
 {
 	p->hot_bytes = in->pass_bytes;
-	if (p->weights_bytes < in->weights_all_bytes) {
+	// Between these two only rows of the embedding are cold, and there is no stream.
+	if (p->weights_bytes < in->weights_all_bytes &&
+		p->weights_bytes < base_size_align(in->pass_bytes + in->rows_bytes, BASE_HUGE_PAGE_BYTES)) {
 		p->slots_bytes = slots_of(in, p->weights_bytes);
-		uint64_t resident = minus(p->weights_bytes, p->slots_bytes);
+		uint64_t resident = minus(p->weights_bytes, p->slots_bytes + in->rows_bytes);
 		p->hot_bytes = resident < in->pass_bytes ? resident : in->pass_bytes;
 	}
 	uint64_t rest = in->pass_bytes - p->hot_bytes;

@@ -30,6 +30,7 @@ struct topology_plan_input {
 	uint64_t weights_all_bytes, weights_min_bytes; // see rank_needs
 	uint64_t slots_bytes; // taken by the stream when anything is cold; at least, with slots_share
 	uint64_t slots_share, slots_most_bytes; // it takes 1/share of the weights budget, up to most; 0: slots_bytes
+	uint64_t rows_bytes; // buffers for rows of an embedding, unless all of it is hot
 	uint64_t workspace_bytes;
 	uint64_t kv_block_bytes;
 	uint32_t kv_block_tokens;

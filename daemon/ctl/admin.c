@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// status, models, topology, load, unload, drain, undrain, events.
+// status, models, load, unload, drain, undrain, events.
 #include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
@@ -111,59 +111,6 @@ int ctl_verb_status(struct ctl *c)
 	ctl_free(info);
 	ctl_free(models);
 	return r;
-}
-
-static void print_topology(struct ctl *c, const void *message)
-{
-	const Thaw__Admin__V1__GetTopologyReply *t = message;
-	static const char *const kinds[] = {"drive", "gpu", "nic"};
-	static const struct ctl_column columns[] = {{"KIND", false, false}, {"NAME", false, false},
-		{"NUMA", true, false}, {"SIZE", true, false}, {"CPUS", true, false}, {"PCI", false, true},
-		{"MODEL", false, false}};
-	char a[CTL_SIZE_BYTES], b[CTL_SIZE_BYTES], d[CTL_SIZE_BYTES];
-	fprintf(c->out, "%s: %s, %" PRIu32 " package%s, %" PRIu32 " cores, %" PRIu32 " CPUs to use\n", t->host,
-		t->cpu_model, t->packages, t->packages == 1 ? "" : "s", t->cores, t->cpus);
-	fprintf(c->out, "memory: %s in all, %s may be used, %s available now\n", ctl_size(t->memory_bytes, a),
-		ctl_size(t->memory_limit_bytes, b), ctl_size(t->memory_available_bytes, d));
-	if (t->bandwidths && t->bandwidths->measured_wall_ns)
-		fprintf(c->out, "measured: drive %s, memory %s, compute %.1f G multiply-adds/s\n",
-			ctl_rate(t->bandwidths->drive_bytes_per_second, a),
-			ctl_rate(t->bandwidths->memory_bytes_per_second, b),
-			t->bandwidths->compute_macs_per_second / 1e9);
-	else
-		fprintf(c->out, "measured: nothing yet\n");
-	struct ctl_table table;
-	ctl_table_init(&table, columns, base_array_size(columns));
-	for (size_t i = 0; i < t->n_numa_nodes; i++) {
-		ctl_table_cell(&table, "numa");
-		ctl_table_cell(&table, "node%" PRIu32, t->numa_nodes[i]->os_index);
-		ctl_table_cell(&table, "%" PRIu32, t->numa_nodes[i]->os_index);
-		ctl_table_cell(&table, "%s", ctl_size(t->numa_nodes[i]->memory_bytes, a));
-		ctl_table_cell(&table, "%" PRIu32, t->numa_nodes[i]->cpus);
-		ctl_table_cell(&table, "-");
-		ctl_table_cell(&table, "-");
-	}
-	for (size_t i = 0; i < t->n_devices; i++) {
-		const Thaw__Admin__V1__Device *v = t->devices[i];
-		ctl_table_cell(&table, "%s", v->kind < base_array_size(kinds) ? kinds[v->kind] : "?");
-		ctl_table_cell(&table, "%s", v->name);
-		if (v->numa_node >= 0)
-			ctl_table_cell(&table, "%" PRId32, v->numa_node);
-		else
-			ctl_table_cell(&table, "-");
-		ctl_table_cell(&table, "%s", ctl_size(v->size_bytes, a));
-		ctl_table_cell(&table, "-");
-		ctl_table_cell(&table, "%s", v->pci_path[0] ? v->pci_path : "-");
-		ctl_table_cell(&table, "%s", v->model[0] ? v->model : "-");
-	}
-	ctl_table_print(&table, c);
-}
-
-int ctl_verb_topology(struct ctl *c)
-{
-	Thaw__Admin__V1__GetTopologyRequest request = THAW__ADMIN__V1__GET_TOPOLOGY_REQUEST__INIT;
-	return ctl_call_show(
-		c, "Admin/GetTopology", &request, &thaw__admin__v1__get_topology_reply__descriptor, print_topology);
 }
 
 static int print_loaded(struct ctl *c, const char *model, const char *phase)

@@ -12,9 +12,11 @@ static bool is_file(const struct ctl_option *o)
 static const char *option_words(const struct ctl_option *o)
 {
 	if (strcmp(o->name, "output") == 0)
-		return "table wide json";
+		return "table wide json svg";
 	if (strcmp(o->name, "chat-template") == 0)
 		return "chatml llama2 llama3 mistral";
+	if (strcmp(o->name, "device-map") == 0)
+		return "auto balanced sequential";
 	if (strcmp(o->name, "priority") == 0)
 		return "high normal low";
 	return NULL;

@@ -56,7 +56,7 @@ static bool watches_itself(const struct ctl_verb *v)
 
 static int run_verb(struct ctl *c)
 {
-	if (c->verb->server) {
+	if (c->verb->server && !ctl_offline(c)) {
 		int r = ctl_connect(c, &c->client);
 		if (r != CTL_OK)
 			return r;
@@ -78,7 +78,7 @@ int ctl_run(struct ctl *c, int argc, char **argv)
 	}
 	const char *server = c->options.server ? c->options.server : getenv("THAW_SERVER");
 	snprintf(c->address, sizeof c->address, "%s", server && server[0] ? server : DEFAULT_SERVER);
-	if (c->options.local && c->verb->server)
+	if (c->options.local && c->verb->server && !ctl_offline(c))
 		r = ctl_local_start(c); // forks: before any thread
 	if (r == CTL_OK && ctl_interrupt_start(c) < 0)
 		r = ctl_fail(c, CTL_ERROR, "no thread for signals");

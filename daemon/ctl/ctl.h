@@ -32,7 +32,7 @@ enum ctl_exit {
 	CTL_DEGRADED, // the daemon is there, but not ready
 };
 
-enum ctl_output { CTL_OUTPUT_TABLE, CTL_OUTPUT_WIDE, CTL_OUTPUT_JSON };
+enum ctl_output { CTL_OUTPUT_TABLE, CTL_OUTPUT_WIDE, CTL_OUTPUT_JSON, CTL_OUTPUT_SVG };
 
 struct ctl_list {
 	const char *items[CTL_MAX_LIST + 1]; // NULL-terminated
@@ -54,14 +54,16 @@ struct ctl_options { // as options.c fills them; zero: not given, unless a defau
 	uint32_t max_tokens, top_k, logprobs, num_sequences, top, first, context, streams, prompt_tokens, truncate;
 	uint64_t seed, weights_bytes, kv_bytes, after;
 	float temperature, top_p, min_p, presence_penalty, frequency_penalty, repetition_penalty;
-	const char *priority;
+	const char *priority, *fleet, *topology, *device_map;
+	struct ctl_list max_memory, pins;
+	bool one_stream, simulate;
 	/* pki */
 	const char *directory, *cluster, *role;
 	struct ctl_list addresses;
 	uint32_t days;
 };
 
-#define CTL_MAX_OPTIONS 64u
+#define CTL_MAX_OPTIONS 80u
 
 struct ctl;
 
@@ -76,6 +78,7 @@ struct ctl_verb {
 	bool watch; // --watch repeats it
 	const char *words; // space separated first arguments, for completion: "check show keys"
 	int (*run)(struct ctl *c); // enum ctl_exit
+	bool svg; // -o svg draws it
 };
 
 extern const struct ctl_verb ctl_verbs[];
@@ -181,6 +184,10 @@ int ctl_interrupt_start(struct ctl *c);
 void ctl_interrupt_stop(struct ctl *c);
 void ctl_interrupt_watch(struct ctl *c, struct rpc_client_stream *s); // NULL: none any more
 bool ctl_interrupted(const struct ctl *c);
+
+/* offline.c: `plan --fleet`, without a daemon. */
+int ctl_plan_offline(struct ctl *c);
+bool ctl_offline(const struct ctl *c); // the verb works on files that the options name
 
 /* local.c: a private daemon for one command. start() forks, so it comes before gRPC and threads. wait() shows the
  * loading and returns when the model is ready. stop() may be called twice and from the signal thread. */

@@ -21,7 +21,7 @@ const struct ctl_option ctl_option_table[] = {
 	{"tls-key", 0, CTL_OPTION_TEXT, AT(tls_key), true, "FILE", "PEM file of our private key"},
 	{"local", 0, CTL_OPTION_TEXT, AT(local), true, "FILE", "start a private daemon with this model for the one command"},
 	{"set", 0, CTL_OPTION_LIST, AT(sets), true, "KEY=VALUE", "a setting of the private daemon, or of `config`; can be repeated"},
-	{"output", 'o', CTL_OPTION_TEXT, AT(output), true, "FORMAT", "table, wide or json"},
+	{"output", 'o', CTL_OPTION_TEXT, AT(output), true, "FORMAT", "table, wide or json; svg for drawings"},
 	{"no-headers", 0, CTL_OPTION_FLAG, AT(no_headers), true, NULL, "tables without their first line"},
 	{"watch", 'w', CTL_OPTION_WATCH, AT(watch_ns), true, "TIME", "again and again, every 2s or TIME"},
 	{"timeout", 0, CTL_OPTION_TIME, AT(timeout_ns), true, "TIME", "give up after TIME"},
@@ -53,9 +53,16 @@ const struct ctl_option ctl_option_table[] = {
 	{"first", 0, CTL_OPTION_COUNT, AT(first), false, "N", "position of the first token that is scored"},
 	{"pieces", 0, CTL_OPTION_FLAG, AT(pieces), false, NULL, "the text of each token"},
 	{"text", 0, CTL_OPTION_TEXT, AT(text), false, "FILE", "the text"},
-	{"context", 0, CTL_OPTION_COUNT, AT(context), false, "N", "tokens of a chunk (default: 512)"},
+	{"context", 0, CTL_OPTION_COUNT, AT(context), false, "N", "tokens of a chunk (default: 512), of a sequence for plan --fleet"},
 	{"weights", 0, CTL_OPTION_BYTES, AT(weights_bytes), false, "SIZE", "budget for weights, 700MiB for example"},
 	{"kv", 0, CTL_OPTION_BYTES, AT(kv_bytes), false, "SIZE", "budget for the KV cache"},
+	{"fleet", 0, CTL_OPTION_TEXT, AT(fleet), false, "FILE", "plan for the machines of this file, without a daemon; see thaw-fleet.yaml(5)"},
+	{"topology", 0, CTL_OPTION_TEXT, AT(topology), false, "FILE", "a machine that lstopo recorded as XML, instead of the daemon's"},
+	{"device-map", 0, CTL_OPTION_TEXT, AT(device_map), false, "MODE", "auto, balanced or sequential, instead of what the file says"},
+	{"max-memory", 0, CTL_OPTION_LIST, AT(max_memory), false, "DEVICE=SIZE", "memory that a device may use; can be repeated"},
+	{"pin", 0, CTL_OPTION_LIST, AT(pins), false, "MODULES=DEVICE", "layers.0-3=node-a, for example; can be repeated"},
+	{"one-stream", 0, CTL_OPTION_FLAG, AT(one_stream), false, NULL, "plan for the speed of one stream instead of a full batch"},
+	{"simulate", 0, CTL_OPTION_FLAG, AT(simulate), false, NULL, "play the plan's passes event by event"},
 	{"explain", 0, CTL_OPTION_FLAG, AT(explain), false, NULL, "how the numbers come about"},
 	{"name", 0, CTL_OPTION_TEXT, AT(name), false, "NAME", "as clients call the model (default: the file's name)"},
 	{"chat-template", 0, CTL_OPTION_TEXT, AT(chat_template), false, "NAME", "chatml, llama2, llama3 or mistral"},
@@ -219,8 +226,11 @@ static int check_options(struct ctl *c)
 		c->output = CTL_OUTPUT_JSON;
 	else if (output && strcmp(output, "wide") == 0)
 		c->output = CTL_OUTPUT_WIDE;
+	else if (output && strcmp(output, "svg") == 0 && c->verb->svg)
+		c->output = CTL_OUTPUT_SVG;
 	else if (output && strcmp(output, "table") != 0)
-		return ctl_fail(c, CTL_USAGE, "--output: \"%s\" is none of table, wide, json", output);
+		return ctl_fail(c, CTL_USAGE, "--output: \"%s\" is none of table, wide, json%s", output,
+			c->verb->svg ? ", svg" : "");
 	if (c->options.sets.count && c->verb->server && !c->options.local)
 		return ctl_fail(c, CTL_USAGE, "--set is for --local; a running daemon reads its own files");
 	if (c->options.local && c->options.server)

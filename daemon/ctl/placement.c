@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "daemon/ctl/ctl.h"
 #include "proto/thaw/admin/v1/admin.pb-c.h"
+#include "topology/draw.h"
 
 #define TOP_NS BASE_NS_PER_SECOND
 #define TOP_MODELS 16u
@@ -69,11 +70,55 @@ static void print_placements(struct ctl *c, const void *message)
 	}
 }
 
+// One model: bars of several would not be comparable.
+static int draw_placement(struct ctl *c, const Thaw__Admin__V1__GetPlacementReply *reply)
+{
+	if (reply->n_placements != 1)
+		return ctl_fail(
+			c, CTL_USAGE, "-o svg draws one model, and %zu are loaded: name it", reply->n_placements);
+	const Thaw__Admin__V1__Placement *p = reply->placements[0];
+	_cleanup_free_ struct topology_draw_shard *shards = calloc(p->n_shards + 1, sizeof *shards);
+	char note[160] = "";
+	if (!shards)
+		return ctl_fail(c, CTL_ERROR, "no memory");
+	for (size_t i = 0; i < p->n_shards; i++) {
+		const Thaw__Admin__V1__Shard *s = p->shards[i];
+		uint32_t tp = 0;
+		for (size_t k = 0; k < p->n_shards; k++)
+			tp += p->shards[k]->stage == s->stage;
+		shards[i] = (struct topology_draw_shard){.host = s->node,
+			.device = s->device,
+			.stage = s->stage,
+			.tp_rank = s->tp_rank,
+			.tp = tp,
+			.first_layer = s->first_layer,
+			.last_layer = s->last_layer,
+			.hot_bytes = s->hot_bytes,
+			.ring_bytes = s->slot_bytes,
+			.kv_bytes = s->kv_bytes,
+			.workspace_bytes = s->workspace_bytes,
+			.cold_bytes = s->cold_bytes};
+	}
+	if (p->plan && p->plan->tokens_per_second_one > 0)
+		snprintf(note, sizeof note, "predicted: %.1f tokens/s with one stream (%s)",
+			p->plan->tokens_per_second_one, p->plan->binding_one);
+	topology_draw_placement(p->model, note, shards, (uint32_t)p->n_shards, c->out);
+	return CTL_OK;
+}
+
 int ctl_verb_placement(struct ctl *c)
 {
 	Thaw__Admin__V1__GetPlacementRequest request = THAW__ADMIN__V1__GET_PLACEMENT_REQUEST__INIT;
 	if (c->args_count)
 		request.model = (char *)c->args[0];
+	if (c->output == CTL_OUTPUT_SVG) {
+		Thaw__Admin__V1__GetPlacementReply *reply = NULL;
+		int r = ctl_call(
+			c, "Admin/GetPlacement", &request, &thaw__admin__v1__get_placement_reply__descriptor, &reply);
+		r = r == CTL_OK ? draw_placement(c, reply) : r;
+		ctl_free(reply);
+		return r;
+	}
 	return ctl_call_show(
 		c, "Admin/GetPlacement", &request, &thaw__admin__v1__get_placement_reply__descriptor, print_placements);
 }
@@ -107,6 +152,17 @@ static void print_plan(struct ctl *c, const void *message)
 
 int ctl_verb_plan(struct ctl *c)
 {
+	static const char *const for_files[] = {
+		"device-map", "max-memory", "pin", "one-stream", "simulate", "context", "streams"};
+	if (c->options.fleet)
+		return ctl_plan_offline(c);
+	for (size_t i = 0; i < base_array_size(for_files); i++) {
+		if (ctl_given(c, for_files[i]))
+			return ctl_fail(c, CTL_USAGE, "--%s is for plan --fleet FILE", for_files[i]);
+	}
+	if (c->output == CTL_OUTPUT_SVG)
+		return ctl_fail(
+			c, CTL_USAGE, "-o svg is for plan --fleet FILE; thawctl placement -o svg draws what is loaded");
 	char path[PATH_MAX];
 	if (!realpath(c->args[0], path))
 		snprintf(path, sizeof path, "%s", c->args[0]);

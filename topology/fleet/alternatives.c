@@ -13,6 +13,7 @@
 
 #define LEFT_OUT_NAMED 3u
 #define TP_NAMED 4u
+#define MOST_FASTER 20 // times: what is worth to be said of a drive
 #define CLOSE 0.999 // of the plan's speed: as good
 
 void fleet_say(struct fleet_text *t, const char *fmt, ...)
@@ -221,9 +222,9 @@ void fleet_advise(const struct fleet_work *f, struct fleet_plan *p)
 		double other = r->share.pass_ns_memory / 1e9;
 		fleet_say(&t, "%s more memory on %s keeps all of its layers hot",
 			base_units_format_bytes(r->share.cold_bytes + r->share.slots_bytes, a), d->name);
-		if (other > 0)
-			fleet_say(&t, ", or a drive of %s/s there",
-				base_units_format_bytes((uint64_t)((double)r->share.cold_bytes / other), b));
+		double rate = other > 0 ? (double)r->share.cold_bytes / other : 0;
+		if (rate > 0 && rate < MOST_FASTER * d->bandwidths.drive_bytes_per_s)
+			fleet_say(&t, ", or a drive of %s/s there", base_units_format_bytes((uint64_t)rate, b));
 		break;
 	}
 	case TOPOLOGY_RESOURCE_MEMORY:

@@ -70,6 +70,7 @@ void fleet_share_input(const struct fleet_work *f, uint32_t device, uint32_t fir
 		.slots_bytes = huge_up(2 * m->extent_bytes),
 		.slots_share = m->slots_share,
 		.slots_most_bytes = m->slots_most_bytes,
+		.rows_bytes = rows,
 		.workspace_bytes = m->workspace_bytes,
 		.kv_block_bytes = fleet_kv_block_bytes(f, first, end, tp),
 		.kv_block_tokens = m->kv_block_tokens,

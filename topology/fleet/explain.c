@@ -33,6 +33,8 @@ static void print_rank(const struct fleet_input *in, const struct fleet_plan *p,
 		fprintf(out, "  %s", fleet_link_class_name(s->link_next));
 	else if (s->tp > 1 && r->tp_rank + 1 < s->tp)
 		fprintf(out, "  (%s)", fleet_link_class_name(s->link));
+	else
+		fprintf(out, "  -");
 	fprintf(out, "\n");
 }
 
@@ -78,7 +80,7 @@ static void print_alternatives(const struct fleet_plan *p, FILE *out)
 {
 	if (p->alternatives_count == 0)
 		return;
-	fprintf(out, "\nNOT CHOSEN                ONE       FULL      WHY\n");
+	fprintf(out, "\nNOT CHOSEN                ONE       FULL      WHY (with as many KV blocks)\n");
 	for (uint32_t i = 0; i < p->alternatives_count; i++) {
 		const struct fleet_alternative *a = &p->alternatives[i];
 		char one[24] = "-", full[24] = "-";

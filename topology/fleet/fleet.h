@@ -24,7 +24,7 @@
  *   active   a = max((c - S) / B, w)         what a pass takes that finds the ring full
  * With k micro-batches of n positions on their way, a round of all of them takes
  *   period = max(k * max t, sum(a) + sum(hops) + overhead)
- * which is exact for even stages without jitter (topology/simulate.h plays it), and 1e9 / period tokens/s for each sequence.
+ * which is exact for even stages without jitter (topology/fleet/simulate.h plays it), and 1e9 / period tokens/s for each sequence.
  */
 #pragma once
 
