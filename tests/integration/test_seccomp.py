@@ -80,6 +80,14 @@ for family in (socket.AF_PACKET, socket.AF_VSOCK):
         p = subprocess.run(under() + ["/usr/bin/python3", "-c", script], capture_output=True, text=True, timeout=30, check=False)
         self.assertEqual(p.returncode, 0, p.stderr)
 
+    def test_links(self):
+        """The links between ranks, UCX among them, have what they need: their unit tests, under the profile."""
+        test = os.path.join(os.environ["THAW_BUILD"], "tests", "unit", "link", "test_link")
+        if not os.path.exists(test):
+            self.skipTest(f"{test} is not built")
+        p = subprocess.run(under() + [test], capture_output=True, text=True, timeout=200, check=False)
+        self.assertEqual(p.returncode, 0, (p.stdout + p.stderr)[-3000:])
+
     @unittest.skipUnless(os.geteuid() == 0, "needs root, to become another user")
     def test_as_in_a_container(self):
         """Another user, no capabilities, 64 KiB of locked memory, the profile: registered buffers are refused, and it works."""
