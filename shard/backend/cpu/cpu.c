@@ -50,12 +50,12 @@ static const struct cpu_kernels *choose(const char *isa, struct base_error *e)
 			__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
 				__builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
 				__builtin_cpu_supports("avx512vnni"),
-			&cpu_kernels_avx512},
+			&cpu_avx512_kernels},
 		{"avx2",
 			// Every CPU with AVX2 has F16C, which clang 14 cannot be asked about.
-			__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), &cpu_kernels_avx2},
+			__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), &cpu_avx2_kernels},
 #endif
-		{"generic", true, &cpu_kernels_generic},
+		{"generic", true, &cpu_generic_kernels},
 	};
 	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
 		if (isa && strcmp(isa, all[i].name) != 0)

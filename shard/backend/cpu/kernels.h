@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The cpu backend's kernels: one table per instruction set, all made from the same templates (matmul.inc.h,
- * attend.inc.h, rows.inc.h) over the 16-lane primitives of vec_*.h.
+ * The cpu backend's kernels: one table per instruction set. The build compiles kernels.c, activations.c, matvec.c,
+ * matmul.c, attend.c and rows.c once for each set; they are written in the 16-lane primitives of vec_*.h.
  *
  * 8-bit activations: for 16 columns x = scale * q, q int8, scale = max |x| / 127. A block of 32 columns with an |x| above
  * CPU_FINE_SIGMAS times the root mean square of its row has a second plane: the same for what the first one leaves of x,
@@ -93,4 +93,4 @@ struct cpu_kernels {
 	void (*exp)(const float *x, size_t count, float *y); // what silu and attention use; for tests
 };
 
-extern const struct cpu_kernels cpu_kernels_avx512, cpu_kernels_avx2, cpu_kernels_generic;
+extern const struct cpu_kernels cpu_avx512_kernels, cpu_avx2_kernels, cpu_generic_kernels;

@@ -1,4 +1,5 @@
-/* SPDX-License-Identifier: Apache-2.0
+// SPDX-License-Identifier: Apache-2.0
+/*
  * Attention over the paged cache for up to VEC_QUERIES queries of one sequence and one K/V head: cache blocks in the
  * order of positions, softmax kept up to date block by block (running maximum, sum, weighted V).
  *
@@ -6,6 +7,10 @@
  * Per block: scores, lane = position, two sums over even and odd dimensions; the maximum; if it grew, sum and output
  * are scaled; then the output takes up V row by row, positions that the query does not see left out.
  */
+#include <math.h>
+#include <stdbool.h>
+
+#include "shard/backend/cpu/exp.h"
 
 struct attend_state {
 	float max;
@@ -16,7 +21,7 @@ struct attend_state {
 };
 
 /* Dimensions first .. first + count of n queries; K of the block as halves or int8, 16 positions a dimension. */
-VEC void key_products(
+static VEC void key_products(
 	uint32_t n, bool q8, const uint8_t *k, const struct cpu_query *queries, uint32_t first, uint32_t count, vf *ret)
 {
 	vf even[VEC_QUERIES], odd[VEC_QUERIES];
@@ -41,10 +46,11 @@ VEC void key_products(
 	}
 #pragma GCC unroll 8
 	for (uint32_t i = 0; i < n; i++)
-		ret[i] = even[i] + odd[i];
+		ret[i] = vec_add(even[i], odd[i]);
 }
 
-VEC void scores(uint32_t n, bool q8, const uint8_t *k, const struct cpu_query *queries, uint32_t head_dim, vf *ret)
+static VEC void scores(
+	uint32_t n, bool q8, const uint8_t *k, const struct cpu_query *queries, uint32_t head_dim, vf *ret)
 {
 	if (!q8) {
 		key_products(n, false, k, queries, 0, head_dim, ret);
@@ -62,7 +68,7 @@ VEC void scores(uint32_t n, bool q8, const uint8_t *k, const struct cpu_query *q
 }
 
 /* out[d..d+16*width) of n queries += weight * V, positions low..high. */
-VEC void add_values(uint32_t n, uint32_t width, bool q8, const uint8_t *v, uint32_t vector_bytes,
+static VEC void add_values(uint32_t n, uint32_t width, bool q8, const uint8_t *v, uint32_t vector_bytes,
 	const struct cpu_query *queries, const struct attend_state *s, uint32_t d, uint32_t low, uint32_t high)
 {
 	vf acc[VEC_QUERIES][2];
@@ -78,7 +84,7 @@ VEC void add_values(uint32_t n, uint32_t width, bool q8, const uint8_t *v, uint3
 			memcpy(&half, row, 2);
 			vf scale = vec_set(quant_f16_to_f32(half));
 			for (uint32_t j = 0; j < width; j++)
-				value[j] = vec_load_i8(row + 2 + 16 * j) * scale;
+				value[j] = vec_mul(vec_load_i8(row + 2 + 16 * j), scale);
 		} else {
 			for (uint32_t j = 0; j < width; j++)
 				value[j] = vec_load_f16(row + 32 * j);
@@ -96,7 +102,7 @@ VEC void add_values(uint32_t n, uint32_t width, bool q8, const uint8_t *v, uint3
 			vec_store(queries[i].out + d + 16 * j, acc[i][j]);
 }
 
-VEC void values(uint32_t n, bool q8, const uint8_t *v, uint32_t vector_bytes, uint32_t head_dim,
+static VEC void values(uint32_t n, bool q8, const uint8_t *v, uint32_t vector_bytes, uint32_t head_dim,
 	const struct cpu_query *queries, const struct attend_state *s)
 {
 	uint32_t low = s[0].low, high = s[0].high, d = 0;
@@ -117,23 +123,21 @@ VEC void values(uint32_t n, bool q8, const uint8_t *v, uint32_t vector_bytes, ui
 }
 
 /* Scores of one query and block to weights. */
-VEC void soften(const struct backend_attend *a, const struct cpu_query *q, vf score, struct attend_state *s)
+static VEC void soften(const struct backend_attend *a, const struct cpu_query *q, vf score, struct attend_state *s)
 {
-	vec_mask seen = vec_first(s->high + 1);
-	if (s->low)
-		seen &= (vec_mask)~vec_first(s->low);
-	score = vec_select(seen, score * vec_set(a->scale), vec_set(-INFINITY));
-	float max = max_lane(score);
+	vec_mask seen = vec_range(s->low, s->high);
+	score = vec_select(seen, vec_mul(score, vec_set(a->scale)), vec_set(-INFINITY));
+	float max = vec_max_lane(score);
 	if (max > s->max) {
 		vf shrink = vec_exp(vec_set(s->max - max));
-		s->sum *= shrink;
+		s->sum = vec_mul(s->sum, shrink);
 		s->max = max;
-		float factor = shrink[0];
+		float factor = vec_first_lane(shrink);
 		for (uint32_t d = 0; d < a->head_dim; d++)
 			q->out[d] *= factor;
 	}
-	vf weight = vec_select(seen, vec_exp(score - vec_set(s->max)), vec_set(0));
-	s->sum += weight;
+	vf weight = vec_select(seen, vec_exp(vec_sub(score, vec_set(s->max))), vec_set(0));
+	s->sum = vec_add(s->sum, weight);
 	vec_store(s->weight, weight);
 }
 
@@ -145,7 +149,7 @@ VEC void soften(const struct backend_attend *a, const struct cpu_query *q, vf sc
 #define EACH_COUNT(f) f(1) f(2)
 #endif
 
-VEC void attend_block(const struct backend_attend *a, bool q8, const uint8_t *k, const uint8_t *v,
+static VEC void attend_block(const struct backend_attend *a, bool q8, const uint8_t *k, const uint8_t *v,
 	uint32_t vector_bytes, const struct cpu_query *queries, struct attend_state *s, uint32_t count)
 {
 	vf score[VEC_QUERIES];
@@ -186,13 +190,13 @@ static void attend_q8(const struct backend_attend *a, const uint8_t *k, const ui
 	attend_block(a, true, k, v, a->head_dim / 32 * 34, queries, s, count);
 }
 
-VEC void prefetch(const uint8_t *p, size_t bytes)
+static VEC void prefetch(const uint8_t *p, size_t bytes)
 {
 	for (size_t i = 0; i < bytes; i += 64)
 		__builtin_prefetch(p + i, 0, 3);
 }
 
-static void attend(const struct backend_attend *a, const uint32_t *blocks, uint32_t kv_head,
+void cpu_attend(const struct backend_attend *a, const uint32_t *blocks, uint32_t kv_head,
 	const struct cpu_query *queries, uint32_t count)
 {
 	struct attend_state s[VEC_QUERIES] = {0};
