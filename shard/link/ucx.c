@@ -4,14 +4,12 @@
 #include <errno.h>
 #include <ifaddrs.h>
 #include <netinet/in.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
-#include <ucs/debug/debug.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -30,14 +28,6 @@
 static struct link_ucx_group *ucx(struct link_core *c)
 {
 	return (struct link_ucx_group *)c;
-}
-
-/* Loading the library takes these signals over. This runs after that and before main, which may want them. */
-__attribute__((constructor)) static void give_signals_back(void)
-{
-	static const int signals[] = {SIGHUP, SIGILL, SIGBUS, SIGFPE, SIGSEGV};
-	for (size_t i = 0; i < base_array_size(signals); i++)
-		ucs_debug_disable_signal(signals[i]);
 }
 
 // ---- receiving
@@ -137,7 +127,7 @@ static void on_sent(void *request, ucs_status_t status, void *arg)
 	p->busy = false;
 	p->failed |= status != UCS_OK;
 	p->owner->outstanding--;
-	ucp_request_free(request);
+	p->owner->ucp.request_free(request);
 }
 
 static void send_piece(struct link_ucx_group *g, uint32_t peer, uint16_t flags, uint64_t message_bytes, uint32_t tag,
@@ -161,7 +151,7 @@ static void send_piece(struct link_ucx_group *g, uint32_t peer, uint16_t flags, 
 		.cb.send = on_sent,
 		.user_data = p,
 	};
-	ucs_status_ptr_t request = ucp_am_send_nbx(p->ep, AM_ID, &p->out, sizeof p->out, data, n, &param);
+	ucs_status_ptr_t request = g->ucp.am_send_nbx(p->ep, AM_ID, &p->out, sizeof p->out, data, n, &param);
 	if (UCS_PTR_IS_ERR(request)) {
 		p->failed = true;
 	} else if (request) {
@@ -182,7 +172,7 @@ static void write_stream(
 static bool turn(struct link_ucx_group *g)
 {
 	bool moved = false;
-	for (int i = 0; i < PUMP_TURNS && ucp_worker_progress(g->worker); i++)
+	for (int i = 0; i < PUMP_TURNS && g->ucp.worker_progress(g->worker); i++)
 		moved = true;
 	return moved;
 }
@@ -215,7 +205,7 @@ static bool arm(struct link_core *c)
 	struct link_ucx_group *g = ucx(c);
 	if (!g->worker)
 		return true;
-	ucs_status_t status = ucp_worker_arm(g->worker);
+	ucs_status_t status = g->ucp.worker_arm(g->worker);
 	g->broken |= status != UCS_OK && status != UCS_ERR_BUSY;
 	return status == UCS_OK;
 }
@@ -273,8 +263,8 @@ static void socket_bytes(struct link_core *c, uint32_t peer, const uint8_t *byte
 static void progress_until(struct link_ucx_group *g, uint64_t deadline_ns, ucs_status_ptr_t flush)
 {
 	while (base_clock_now_ns() < deadline_ns &&
-		(g->outstanding || (flush && ucp_request_check_status(flush) == UCS_INPROGRESS)))
-		ucp_worker_progress(g->worker);
+		(g->outstanding || (flush && g->ucp.request_check_status(flush) == UCS_INPROGRESS)))
+		g->ucp.worker_progress(g->worker);
 }
 
 /* The peers will see the goodbye and then wait for as many messages as it names. */
@@ -284,12 +274,12 @@ static void leave(struct link_core *c)
 	if (!g->worker)
 		return;
 	ucp_request_param_t param = {0};
-	ucs_status_ptr_t flush = ucp_worker_flush_nbx(g->worker, &param);
+	ucs_status_ptr_t flush = g->ucp.worker_flush_nbx(g->worker, &param);
 	if (UCS_PTR_IS_ERR(flush))
 		flush = NULL;
 	progress_until(g, base_clock_now_ns() + LEAVE_NS, flush);
 	if (flush)
-		ucp_request_free(flush);
+		g->ucp.request_free(flush);
 	for (uint32_t i = 0; i < c->group.members; i++) {
 		uint8_t word[9] = {WORD_GOODBYE};
 		memcpy(word + 1, &g->pairs[i].sent, 8);
@@ -302,7 +292,7 @@ static void on_closed(void *request, ucs_status_t status, void *arg)
 {
 	struct link_ucx_group *g = arg;
 	g->outstanding--;
-	ucp_request_free(request);
+	g->ucp.request_free(request);
 }
 
 /* Endpoints are closed by force, and then UCX gives back the pieces that it still holds; what it does not give back ends with
@@ -322,16 +312,16 @@ static void stop(struct link_core *c)
 			.cb.send = on_closed,
 			.user_data = g,
 		};
-		ucs_status_ptr_t request = ucp_ep_close_nbx(g->pairs[i].ep, &param);
+		ucs_status_ptr_t request = g->ucp.ep_close_nbx(g->pairs[i].ep, &param);
 		if (request && !UCS_PTR_IS_ERR(request))
 			g->outstanding++;
 		g->pairs[i].ep = NULL;
 	}
 	progress_until(g, base_clock_now_ns() + STOP_NS, NULL);
 	if (g->address)
-		ucp_worker_release_address(g->worker, g->address);
+		g->ucp.worker_release_address(g->worker, g->address);
 	g->address = NULL;
-	ucp_worker_destroy(g->worker);
+	g->ucp.worker_destroy(g->worker);
 	g->worker = NULL;
 }
 
@@ -340,7 +330,7 @@ static void destroy(struct link_core *c)
 	struct link_ucx_group *g = ucx(c);
 	stop(c);
 	if (g->context)
-		ucp_cleanup(g->context);
+		g->ucp.cleanup(g->context);
 	if (g->timer_fd >= 0)
 		close(g->timer_fd);
 	for (uint32_t i = 0; i < c->group.members; i++)
@@ -431,11 +421,11 @@ static void name_devices(const int *fds, uint32_t members, char *out, size_t roo
 	freeifaddrs(all);
 }
 
-static ucs_status_t configure(const int *fds, uint32_t members, uint16_t port, ucp_config_t *config)
+static ucs_status_t configure(struct link_ucx_group *g, const int *fds, ucp_config_t *config)
 {
 	char devices[256], ports[16];
-	snprintf(ports, sizeof ports, "%u-%u", port, port);
-	name_devices(fds, members, devices, sizeof devices);
+	snprintf(ports, sizeof ports, "%u-%u", g->port, g->port);
+	name_devices(fds, g->core.group.members, devices, sizeof devices);
 	const struct {
 		const char *environment, *name, *value; // the environment, where it is named, leads
 	} options[] = {
@@ -454,7 +444,7 @@ static ucs_status_t configure(const int *fds, uint32_t members, uint16_t port, u
 	for (size_t i = 0; i < base_array_size(options); i++) {
 		if (options[i].environment && getenv(options[i].environment))
 			continue;
-		ucs_status_t status = ucp_config_modify(config, options[i].name, options[i].value);
+		ucs_status_t status = g->ucp.config_modify(config, options[i].name, options[i].value);
 		if (status != UCS_OK)
 			return status;
 	}
@@ -464,18 +454,18 @@ static ucs_status_t configure(const int *fds, uint32_t members, uint16_t port, u
 static ucs_status_t open_context(struct link_ucx_group *g, const int *fds)
 {
 	ucp_config_t *config;
-	ucs_status_t status = ucp_config_read(NULL, NULL, &config);
+	ucs_status_t status = g->ucp.config_read(NULL, NULL, &config);
 	if (status != UCS_OK)
 		return status;
-	status = configure(fds, g->core.group.members, g->port, config);
+	status = configure(g, fds, config);
 	ucp_params_t params = {
 		.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_ESTIMATED_NUM_EPS,
 		.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP,
 		.estimated_num_eps = g->core.group.members,
 	};
 	if (status == UCS_OK)
-		status = ucp_init(&params, config, &g->context);
-	ucp_config_release(config);
+		status = g->ucp.init_version(UCP_API_MAJOR, UCP_API_MINOR, &params, config, &g->context);
+	g->ucp.config_release(config);
 	return status;
 }
 
@@ -491,9 +481,9 @@ static ucs_status_t open_worker(struct link_ucx_group *g, const int *fds)
 		.events = UCP_WAKEUP_RMA | UCP_WAKEUP_AMO | UCP_WAKEUP_TAG_SEND | UCP_WAKEUP_TAG_RECV | UCP_WAKEUP_TX |
 			  UCP_WAKEUP_RX,
 	};
-	status = ucp_worker_create(g->context, &worker, &g->worker);
+	status = g->ucp.worker_create(g->context, &worker, &g->worker);
 	if (status != UCS_OK) {
-		ucp_cleanup(g->context);
+		g->ucp.cleanup(g->context);
 		g->context = NULL;
 	}
 	return status;
@@ -509,14 +499,19 @@ static ucs_status_t take_address(struct link_ucx_group *g)
 		.arg = g,
 		.flags = UCP_AM_FLAG_WHOLE_MSG,
 	};
-	ucs_status_t status = ucp_worker_set_am_recv_handler(g->worker, &handler);
-	return status == UCS_OK ? ucp_worker_get_address(g->worker, &g->address, &g->address_bytes) : status;
+	ucs_status_t status = g->ucp.worker_set_am_recv_handler(g->worker, &handler);
+	return status == UCS_OK ? g->ucp.worker_get_address(g->worker, &g->address, &g->address_bytes) : status;
 }
 
 static int open_ucx(struct link_ucx_group *g, const int *fds, struct base_error *e)
 {
 	ucs_status_t status = UCS_OK;
-	int r = 0;
+	unsigned major, minor, release;
+	int r = link_ucx_library_load(&g->ucp, e);
+	if (r < 0)
+		return r;
+	g->ucp.get_version(&major, &minor, &release);
+	g->version = major << 16 | minor << 8;
 	for (int i = 0; i < PORT_TRIES && !g->worker && r == 0; i++) { // somebody else may take the port meanwhile
 		r = link_ucx_guard_pick_port(&g->port);
 		if (r == 0)
@@ -535,7 +530,7 @@ static int open_ucx(struct link_ucx_group *g, const int *fds, struct base_error 
 	if (status != UCS_OK)
 		return base_error_set(e, status_errno(status),
 			"link: UCX does not start: %s (look at UCX_TLS and UCX_NET_DEVICES)",
-			ucs_status_string(status));
+			g->ucp.status_string(status));
 	return 0;
 }
 
@@ -558,7 +553,7 @@ static int connect_peer(struct link_ucx_group *g, uint32_t peer, const void *add
 	p->in_data = malloc(g->core.ring_bytes);
 	if (!p->in_data)
 		return base_error_set(e, -ENOMEM, "link: no memory for what member %u sends", peer);
-	ucs_status_t status = ucp_ep_create(g->worker, &params, &p->ep);
+	ucs_status_t status = g->ucp.ep_create(g->worker, &params, &p->ep);
 	if (status == UCS_OK)
 		return 0;
 	p->ep = NULL;
@@ -566,7 +561,7 @@ static int connect_peer(struct link_ucx_group *g, uint32_t peer, const void *add
 		"link: member %u has no transport of UCX in common with this one (%s): look at UCX_TLS and "
 		"UCX_NET_DEVICES "
 		"on both",
-		peer, ucs_status_string(status));
+		peer, g->ucp.status_string(status));
 }
 
 /* 1 when all peers are connected both ways and know it, 0 when some are not yet. */
@@ -645,7 +640,7 @@ static int start(struct link_ucx_group *g, const int *fds, uint64_t deadline_ns,
 		g->core.piece_bytes = LINK_UCX_PIECE_BYTES;
 	int efd;
 	g->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-	if (g->timer_fd < 0 || ucp_worker_get_efd(g->worker, &efd) != UCS_OK ||
+	if (g->timer_fd < 0 || g->ucp.worker_get_efd(g->worker, &efd) != UCS_OK ||
 		link_core_watch(&g->core, g->timer_fd, EPOLLIN) < 0 || link_core_watch(&g->core, efd, EPOLLIN) < 0)
 		return base_error_set(e, -EIO, "link: UCX gives no event fd");
 	r = meet(g, deadline_ns, e);

@@ -12,13 +12,6 @@
 /* The lower member of a pair speaks first; the higher one takes over epoch and ring where it has none, as with the local
  * engine: members go through their peers in ascending order. */
 
-uint32_t link_ucx_version(void)
-{
-	unsigned major, minor, release;
-	ucp_get_version(&major, &minor, &release);
-	return major << 16 | minor << 8;
-}
-
 int link_ucx_check_hello(struct link_ucx_group *g, const struct link_ucx_hello *h, uint32_t peer, struct base_error *e)
 {
 	struct link_core *c = &g->core;
@@ -28,10 +21,9 @@ int link_ucx_check_hello(struct link_ucx_group *g, const struct link_ucx_hello *
 		return base_error_set(e, -EPROTO,
 			"link: member %u speaks version %u, this is version %u: restart both with the same build", peer,
 			h->version, HELLO_VERSION);
-	if (h->ucx_version != link_ucx_version())
+	if (h->ucx_version != g->version)
 		return base_error_set(e, -EPROTO, "link: member %u has UCX %u.%u, here it is %u.%u: install the same",
-			peer, h->ucx_version >> 16, h->ucx_version >> 8 & 255, link_ucx_version() >> 16,
-			link_ucx_version() >> 8 & 255);
+			peer, h->ucx_version >> 16, h->ucx_version >> 8 & 255, g->version >> 16, g->version >> 8 & 255);
 	if (h->members != c->group.members || h->from != peer || h->to != c->group.me)
 		return base_error_set(e, -EPROTO, "link: member %u of %u is told of as member %u of %u to %u", peer,
 			c->group.members, h->from, h->members, h->to);
@@ -57,7 +49,7 @@ static int say(struct link_ucx_group *g, uint32_t peer, int fd, uint64_t deadlin
 	struct link_ucx_hello h = {
 		.magic = HELLO_MAGIC,
 		.version = HELLO_VERSION,
-		.ucx_version = link_ucx_version(),
+		.ucx_version = g->version,
 		.members = c->group.members,
 		.from = c->group.me,
 		.to = peer,

@@ -15,6 +15,37 @@
 
 #include "shard/link/core.h"
 
+/* What is used of it. */
+#define LINK_UCX_FUNCTIONS(F)                                                                                          \
+	F(ucp_, get_version)                                                                                           \
+	F(ucp_, config_read)                                                                                           \
+	F(ucp_, config_modify)                                                                                         \
+	F(ucp_, config_release)                                                                                        \
+	F(ucp_, init_version)                                                                                          \
+	F(ucp_, cleanup)                                                                                               \
+	F(ucp_, worker_create)                                                                                         \
+	F(ucp_, worker_destroy)                                                                                        \
+	F(ucp_, worker_set_am_recv_handler)                                                                            \
+	F(ucp_, worker_get_address)                                                                                    \
+	F(ucp_, worker_release_address)                                                                                \
+	F(ucp_, worker_get_efd)                                                                                        \
+	F(ucp_, worker_arm)                                                                                            \
+	F(ucp_, worker_progress)                                                                                       \
+	F(ucp_, worker_flush_nbx)                                                                                      \
+	F(ucp_, ep_create)                                                                                             \
+	F(ucp_, ep_close_nbx)                                                                                          \
+	F(ucp_, ep_print_info)                                                                                         \
+	F(ucp_, am_send_nbx)                                                                                           \
+	F(ucp_, request_free)                                                                                          \
+	F(ucp_, request_check_status)                                                                                  \
+	F(ucs_, status_string)
+
+struct link_ucx_library {
+#define FUNCTION(prefix, name) __typeof__(prefix##name) *name;
+	LINK_UCX_FUNCTIONS(FUNCTION)
+#undef FUNCTION
+};
+
 #define LINK_UCX_PIECE_BYTES (64u << 10)
 #define LINK_UCX_MAX_ADDRESS_BYTES 8192u
 
@@ -57,6 +88,8 @@ struct link_ucx_pair {
 
 struct link_ucx_group {
 	struct link_core core; // first: link_core_of
+	struct link_ucx_library ucp;
+	uint32_t version; // of UCX: major, minor
 	ucp_context_h context;
 	ucp_worker_h worker; // NULL after the end
 	ucp_address_t *address; // until all know it
@@ -68,7 +101,8 @@ struct link_ucx_group {
 	struct link_ucx_pair pairs[LINK_MAX_MEMBERS];
 };
 
-uint32_t link_ucx_version(void);
+/* -ENOENT with text where UCX is not installed. */
+int link_ucx_library_load(struct link_ucx_library *ret_library, struct base_error *e);
 /* Of untrusted bytes. Takes over epoch and ring where g has none. */
 int link_ucx_check_hello(struct link_ucx_group *g, const struct link_ucx_hello *h, uint32_t peer, struct base_error *e);
 /* Exchanges hellos and addresses with every peer and makes the endpoints (with connect). */

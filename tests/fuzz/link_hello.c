@@ -36,6 +36,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 		abort();
 	memset(g, 0, sizeof *g);
 	g->core.group = (struct link_group){.members = 2, .me = 1};
+	g->version = 1u << 16 | 13u << 8;
 	struct link_ucx_hello h = {0};
 	memcpy(&h, data, bytes < sizeof h ? bytes : sizeof h);
 	int r = link_ucx_check_hello(g, &h, 0, &e);
