@@ -17,7 +17,7 @@
 
 #include "base/clock.h"
 #include "base/size.h"
-#include "offload/hash.h"
+#include "offload/check.h"
 
 #define MAX_SLOTS (1u << 16)
 #define REAP_BATCH 8u
@@ -40,7 +40,8 @@ struct slot {
 	enum slot_state state; // under lock
 	uint32_t item; // set while FREE -> READING
 	int error; // FAILED: why
-	bool verify, again; // I/O thread: check this read; it is the second try
+	uint8_t tries; // I/O thread: that came to nothing
+	bool verify; // I/O thread: check this read
 };
 
 struct offload_stream {
@@ -62,6 +63,7 @@ struct offload_stream {
 	bool hungry; // the I/O thread has nothing to do until a slot is free
 	bool stop;
 	int dead; // -errno: the engine failed as a whole
+	bool hung; // patience ended, and nothing has come back since
 	int started; // 1: not yet, else the result of creating the engine
 
 	// the I/O thread's own
@@ -74,7 +76,8 @@ struct offload_stream {
 	struct base_error *fallback, *error; // only until started
 
 	_Atomic uint32_t arrivals; // bumped when something reaches the front
-	_Atomic uint64_t read_bytes, reads, stall_ns, late, verify_bytes, verify_ns, errors, rereads, read_latency_ns;
+	_Atomic uint64_t read_bytes, reads, stall_ns, late, verify_bytes, verify_ns, errors, rereads, reread_bytes,
+		read_latency_ns;
 	_Atomic uint32_t inflight_now;
 };
 
@@ -121,7 +124,7 @@ static void refill(struct offload_stream *s)
 		struct slot *slot = &s->slots[i];
 		const struct offload_stream_item *item = &s->items[s->next_item];
 		slot->item = s->next_item;
-		slot->again = false;
+		slot->tries = 0;
 		slot->verify = s->config.verify_every > 0 && s->verify_turn++ % s->config.verify_every == 0;
 		slot->read = (struct offload_read){
 			.file = item->file,
@@ -142,6 +145,7 @@ static void publish(struct offload_stream *s, uint32_t i, int r)
 {
 	pthread_mutex_lock(&s->lock);
 	struct slot *slot = &s->slots[i];
+	s->hung = false;
 	if (slot->state == SLOT_DROPPED) {
 		set_state(s, i, SLOT_FREE);
 	} else {
@@ -163,41 +167,41 @@ static bool dropped(struct offload_stream *s, uint32_t i)
 	return is;
 }
 
-static int verify(struct offload_stream *s, struct slot *slot)
+static int check(struct offload_stream *s, struct slot *slot, bool *ret_again)
 {
 	// The clock is a system call: for short extents it would cost as much as it measures, so one of several is
 	// measured and stands for all.
-	uint32_t length = slot->read.length_bytes;
+	uint32_t length = slot->read.length_bytes, hashed = slot->verify ? length : 0;
 	uint64_t stands_for = length >= CLOCK_EVERY_BYTES ? 1 : CLOCK_EVERY_BYTES / length;
-	bool measure = s->verified++ % stands_for == 0;
+	bool measure = hashed && s->verified++ % stands_for == 0;
 	uint64_t start = measure ? base_clock_thread_cpu_ns() : 0;
-	uint64_t hash = offload_hash(slot->read.buffer, length);
+	int r = offload_check_read(
+		&slot->read, slot->read.buffer, hashed, s->items[slot->item].extent->xxh3, &slot->tries, ret_again);
 	if (measure)
 		add(s->verify_ns, (base_clock_thread_cpu_ns() - start) * stands_for);
-	add(s->verify_bytes, length);
-	return hash == s->items[slot->item].extent->xxh3 ? 0 : -EBADMSG;
+	add(s->verify_bytes, hashed);
+	return r;
 }
 
 // A read came back, or could not be sent (result says so).
 static void finish(struct offload_stream *s, struct slot *slot, int result)
 {
 	uint32_t i = (uint32_t)(slot - s->slots);
-	int r = result < 0 ? result : (uint32_t)result == slot->read.length_bytes ? 0 : -ENODATA;
 	if (dropped(s, i)) {
 		publish(s, i, 0);
 		return;
 	}
-	if (r == 0 && slot->verify)
-		r = verify(s, slot);
-	if (r < 0) {
+	bool again;
+	slot->read.result = result;
+	int r = check(s, slot, &again);
+	if (r < 0)
 		add(s->errors, 1);
-		if (!slot->again) {
-			add(s->rereads, 1);
-			slot->again = true;
-			slot->verify = s->config.verify_every > 0; // one failure is reason enough to look
-			enqueue(s, i);
-			return;
-		}
+	if (again) {
+		add(s->rereads, 1);
+		add(s->reread_bytes, slot->read.length_bytes);
+		slot->verify = s->config.verify_every > 0; // one failure is reason enough to look
+		enqueue(s, i);
+		return;
 	}
 	publish(s, i, r);
 }
@@ -442,8 +446,14 @@ int offload_stream_create(const struct offload_stream_config *config, struct off
 	if (!s)
 		return base_error_set(e, -ENOMEM, "stream: no memory");
 	pthread_mutex_init(&s->lock, NULL);
-	pthread_cond_init(&s->arrived, NULL);
+	pthread_condattr_t attributes;
+	pthread_condattr_init(&attributes);
+	pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+	pthread_cond_init(&s->arrived, &attributes);
+	pthread_condattr_destroy(&attributes);
 	s->config = *config;
+	if (s->config.patience_ns == 0)
+		s->config.patience_ns = OFFLOAD_CHECK_PATIENCE_NS;
 	s->fallback = ret_fallback;
 	s->error = e;
 	r = take_arrays(s, config);
@@ -484,7 +494,7 @@ static bool front_arrived(const struct offload_stream *s)
 	return state == SLOT_READY || state == SLOT_FAILED;
 }
 
-// Called and left with the lock held; sleeps at most until the front of the order has arrived or the engine is dead.
+// Called and left with the lock held; sleeps until the front of the order has arrived, the engine is dead or patience ends.
 static void wait_for_front(struct offload_stream *s)
 {
 	uint64_t start = base_clock_now_ns();
@@ -495,9 +505,14 @@ static void wait_for_front(struct offload_stream *s)
 		__builtin_ia32_pause();
 #endif
 	}
+	// A drive that hangs is waited for once, not once for each extent of the pass.
+	uint64_t until = start + (s->hung ? 0 : s->config.patience_ns);
+	struct timespec deadline = {
+		.tv_sec = (time_t)(until / BASE_NS_PER_SECOND), .tv_nsec = (long)(until % BASE_NS_PER_SECOND)};
+	int r = 0;
 	pthread_mutex_lock(&s->lock);
-	while (!front_arrived(s) && s->dead == 0)
-		pthread_cond_wait(&s->arrived, &s->lock);
+	while (!front_arrived(s) && s->dead == 0 && r != ETIMEDOUT)
+		r = pthread_cond_timedwait(&s->arrived, &s->lock, &deadline);
 	add(s->stall_ns, base_clock_now_ns() - start);
 	add(s->late, 1);
 }
@@ -508,6 +523,22 @@ static void pop(struct offload_stream *s)
 	s->order_count--;
 }
 
+// Nothing came in time: the ring moves on without the front; its slot is free again when its read comes back.
+static uint32_t give_up_front(struct offload_stream *s)
+{
+	uint32_t item = s->next_item;
+	s->hung = true;
+	if (s->order_count > 0) {
+		uint32_t i = s->order[s->order_first];
+		item = s->slots[i].item;
+		pop(s);
+		set_state(s, i, SLOT_DROPPED);
+	} else { // all slots wait for such reads
+		s->next_item = s->next_item + 1 == s->config.items_count ? 0 : s->next_item + 1;
+	}
+	return item;
+}
+
 static int extent_error(const struct offload_stream *s, uint32_t item, int why, struct base_error *e)
 {
 	const struct offload_stream_item *x = &s->items[item];
@@ -515,15 +546,7 @@ static int extent_error(const struct offload_stream *s, uint32_t item, int why, 
 	snprintf(link, sizeof link, "/proc/self/fd/%d", s->files[x->file]);
 	ssize_t n = readlink(link, path, sizeof path - 1);
 	path[n < 0 ? 0 : n] = 0;
-	unsigned long long at = (unsigned long long)x->extent->offset_bytes;
-	if (why == -EBADMSG)
-		return base_error_set(e, -EBADMSG,
-			"%s: checksum of %u bytes at %llu does not match, read twice: the store file is damaged; "
-			"remove it to "
-			"have it packed again",
-			path, x->extent->length_bytes, at);
-	return base_error_set(e, -EIO, "%s: cannot read %u bytes at %llu, tried twice: %s", path,
-		x->extent->length_bytes, at, why == -ENODATA ? "the file ends there" : strerrordesc_np(-why));
+	return offload_check_error(path, x->extent->offset_bytes, x->extent->length_bytes, why, e);
 }
 
 // Wakes the I/O thread if it waits for a slot; called with the lock held, which it lets go.
@@ -547,6 +570,11 @@ int offload_stream_next(struct offload_stream *s, const void **ret_data, uint32_
 	}
 	if (!front_arrived(s) && s->dead == 0)
 		wait_for_front(s);
+	if (!front_arrived(s) && s->dead == 0) {
+		uint32_t item = give_up_front(s);
+		pthread_mutex_unlock(&s->lock);
+		return extent_error(s, item, -ETIMEDOUT, e);
+	}
 	if (!front_arrived(s)) {
 		int dead = s->dead;
 		pthread_mutex_unlock(&s->lock);
@@ -624,6 +652,7 @@ void offload_stream_get_stats(const struct offload_stream *s, struct offload_str
 		.io_cpu_ns = thread_cpu_ns(s->thread) + (ops->cpu_ns ? ops->cpu_ns(s->engine) : 0),
 		.errors = get(s->errors),
 		.rereads = get(s->rereads),
+		.reread_bytes = get(s->reread_bytes),
 		.read_latency_ns = get(s->read_latency_ns),
 		.inflight = get(s->inflight_now),
 	};

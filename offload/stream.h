@@ -38,6 +38,7 @@ struct offload_stream_config {
 	uint32_t verify_every;
 	const uint32_t *cpus; // where the I/O thread may run; NULL: anywhere
 	uint32_t cpus_count;
+	uint64_t patience_ns; // next() waits for an extent at most so long; 0: OFFLOAD_CHECK_PATIENCE_NS
 	const struct offload_engine_ops *engine_ops; // tests: an engine that fails on purpose; NULL: by name
 };
 
@@ -47,7 +48,7 @@ struct offload_stream_stats { // totals since create
 	uint64_t late; // next() calls that had to wait
 	uint64_t verify_bytes, verify_ns; // CPU time of checksums (sampled when extents are short)
 	uint64_t io_cpu_ns; // CPU time of the I/O thread(s), checksums included
-	uint64_t errors, rereads;
+	uint64_t errors, rereads, reread_bytes;
 	uint64_t read_latency_ns; // sum over reads
 	uint32_t inflight;
 };
@@ -60,7 +61,8 @@ void offload_stream_destroy(struct offload_stream *s);
 
 /* Stage thread: the next extent of the ring. 0 with data and a slot number; -EBADMSG or -EIO when the extent cannot
  * be had (no slot is held then and the ring has moved on), with text in e that names file and place. -EIO at every
- * call once the engine itself has failed; -EDEADLK when all slots are held, where waiting would never end. */
+ * call once the engine itself has failed, or where a read does not come back in time (the later ones are then not waited
+ * for until one has come back); -EDEADLK when all slots are held, where waiting would never end. */
 int offload_stream_next(struct offload_stream *s, const void **ret_data, uint32_t *ret_slot, struct base_error *e);
 void offload_stream_release(struct offload_stream *s, uint32_t slot);
 /* Stage thread: the next call of next() yields the first item again. For a pass that was given up: every slot that is

@@ -66,6 +66,7 @@ struct rank_op { // a step of the pass, or several matmuls of one input
 struct rank_row_slot {
 	struct offload_read read;
 	uint32_t piece;
+	uint8_t tries;
 };
 
 struct rank {
@@ -88,6 +89,7 @@ struct rank {
 	struct offload_engine *row_engine; // NULL: no cold rows
 	struct rank_row_slot *row_slots; // (sizes.row_slots)
 	uint8_t *row_memory; // (row_slots, row_span_bytes)
+	uint32_t rows_flying; // reads that the engine has
 	uint32_t lookup_weight; // PROGRAM_NONE when rows are not looked up on this stage
 	uint32_t *lookup_piece; // (row groups): piece of the layout
 	uint64_t lookup_group_bytes;
@@ -141,9 +143,9 @@ int rank_start_stream(struct rank *r, struct base_error *e);
 /* plan.c: the ops, runs and parts of a pass, and with them the ring. */
 int rank_plan_pass(struct rank *r, struct base_error *e);
 
-/* rows.c: embedding rows of tokens into y. -EBADMSG, -EIO. */
+/* rows.c: embedding rows of tokens into y. -EBADMSG, -EIO with text. */
 int rank_rows_create(struct rank *r, struct base_error *e);
-int rank_rows_embed(struct rank *r, const uint32_t *tokens, uint32_t count, float *y);
+int rank_rows_embed(struct rank *r, const uint32_t *tokens, uint32_t count, float *y, struct base_error *e);
 
 /* tensor.c: what the parts of a layer do together. Each returns 0, or the error that ended the group, with text. */
 #define RANK_TAIL_BYTES (BASE_ERROR_BYTES + 64u)
@@ -161,7 +163,7 @@ int rank_tensor_tails(struct rank *r, struct rank_tail *tail, struct base_error 
 /* The rows of logits of all parts to member 0's logits_host. */
 int rank_tensor_gather(struct rank *r, uint32_t rows, struct base_error *e);
 /* Embedding rows where every part has some: zeros for the others' tokens, so that a sum makes them whole. -EBADMSG, -EIO. */
-int rank_tensor_embed(struct rank *r, const uint32_t *tokens, uint32_t count, float *y);
+int rank_tensor_embed(struct rank *r, const uint32_t *tokens, uint32_t count, float *y, struct base_error *e);
 
 /* pass.c */
 int rank_check_pass(

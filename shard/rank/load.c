@@ -13,13 +13,12 @@
 
 #include "base/cleanup.h"
 #include "base/size.h"
-#include "offload/hash.h"
+#include "offload/check.h"
 #include "offload/residency.h"
 #include "shard/quant/quant.h"
 #include "shard/rank/internal.h"
 
 #define LOAD_DEPTH 16u // of each loader
-#define LOAD_TRIES 2u
 #define MAX_LOADERS 8u
 #define CLAIM_BYTES (8u << 20) // what a loader takes to itself at a time
 
@@ -209,8 +208,8 @@ static bool next_extent(struct loader *k, uint32_t *ret_extent)
 static int submit(struct loader *k, uint32_t slot)
 {
 	struct offload_read *read = &k->reads[slot];
-	int n = k->engine->ops->submit(k->engine, &read, 1);
-	return n == 1 ? 0 : n < 0 ? n : -EIO;
+	int n = k->engine->ops->submit(k->engine, &read, 1), status = n == 1 ? 0 : n < 0 ? n : -EIO;
+	return status ? base_error_set(&k->e, status, "cannot read the store: %s", strerrordesc_np(-status)) : 0;
 }
 
 static int start_read(struct loader *k, uint32_t extent)
@@ -229,10 +228,7 @@ static int start_read(struct loader *k, uint32_t extent)
 		.buffer = (void *)r->hot[extent],
 	};
 	int status = offload_memory_touch(k->all->memory, at, x->length_bytes, &k->e);
-	if (status)
-		return status;
-	status = submit(k, slot);
-	return status ? base_error_set(&k->e, status, "cannot read the store: %s", strerrordesc_np(-status)) : 0;
+	return status ? status : submit(k, slot);
 }
 
 // A read came back: right, or once more, or for good an error that names the place.
@@ -243,25 +239,19 @@ static int finish_read(struct loader *k, struct offload_read *read)
 	const struct pack_layout_file *file = &r->layout->files[read->file];
 	const struct offload_store_extent *x =
 		&offload_store_extents(r->stores[read->file], &count)[extent - file->first_extent];
-	bool whole = read->result == (int)read->length_bytes;
-	if (whole && offload_hash(read->buffer, read->length_bytes) == x->xxh3) {
-		k->spare[k->spare_count++] = slot;
+	bool again;
+	int why = offload_check_read(read, read->buffer, read->length_bytes, x->xxh3, &k->tries[slot], &again);
+	if (again)
+		return submit(k, slot);
+	k->spare[k->spare_count++] = slot;
+	if (why == 0) {
 		atomic_fetch_add(&k->all->done_bytes, read->length_bytes);
 		return 0;
 	}
-	if (++k->tries[slot] < LOAD_TRIES)
-		return submit(k, slot);
-	char name[64];
+	char name[64], path[sizeof r->config.store_directory + sizeof name];
 	pack_file_name(file->layer, r->config.slice.tp_rank, r->config.slice.tp_size, name);
-	k->spare[k->spare_count++] = slot;
-	if (whole)
-		return base_error_set(&k->e, -EBADMSG,
-			"store file %s/%s: the %u bytes at %llu do not match their checksum: remove the file, and it "
-			"will be packed again",
-			r->config.store_directory, name, x->length_bytes, (unsigned long long)x->offset_bytes);
-	return base_error_set(&k->e, -EIO, "store file %s/%s: cannot read %u bytes at %llu: %s",
-		r->config.store_directory, name, x->length_bytes, (unsigned long long)x->offset_bytes,
-		read->result < 0 ? strerrordesc_np(-read->result) : "the file is shorter");
+	snprintf(path, sizeof path, "%s/%s", r->config.store_directory, name);
+	return offload_check_error(path, x->offset_bytes, x->length_bytes, why, &k->e);
 }
 
 // One read more if there is one, then what came back; -ECANCELED when a loader failed or the caller gave up.
@@ -279,7 +269,9 @@ static int turn(struct loader *k, bool *ret_more)
 	*ret_more = k->spare_count < LOAD_DEPTH;
 	if (!*ret_more)
 		return 0;
-	int n = k->engine->ops->reap(k->engine, back, LOAD_DEPTH, started ? 0 : OFFLOAD_ENGINE_FOREVER);
+	int n = k->engine->ops->reap(k->engine, back, LOAD_DEPTH, started ? 0 : OFFLOAD_CHECK_PATIENCE_NS);
+	if (n == 0 && !started)
+		n = -ETIMEDOUT;
 	if (n < 0)
 		return base_error_set(&k->e, n, "cannot read the store: %s", strerrordesc_np(-n));
 	for (int i = 0; i < n && !status; i++)

@@ -300,16 +300,9 @@ static void do_small_step(struct walk *k, const struct program_step *step, uint3
 static void embed(struct walk *k, float *x)
 {
 	struct rank *r = k->r;
-	uint32_t file = r->program->config.tied_head ? PACK_LAYER_HEAD : PACK_LAYER_EMBED;
 	bool cut = r->program->weights[r->program->steps[0].weight].rows < r->program->config.vocab;
-	k->failed = cut ? rank_tensor_embed(r, k->pass->tokens, k->tokens, x)
-			: rank_rows_embed(r, k->pass->tokens, k->tokens, x);
-	if (!k->failed)
-		return;
-	char name[64];
-	pack_file_name(file, r->config.slice.tp_rank, r->config.slice.tp_size, name);
-	base_error_set(k->e, k->failed, "%s/%s: rows of the token embedding: %s", r->config.store_directory, name,
-		k->failed == -EBADMSG ? "checksum does not match, read twice" : strerrordesc_np(-k->failed));
+	k->failed = cut ? rank_tensor_embed(r, k->pass->tokens, k->tokens, x, k->e)
+			: rank_rows_embed(r, k->pass->tokens, k->tokens, x, k->e);
 }
 
 static void walk_ops(struct walk *k)
@@ -422,6 +415,7 @@ static void run(struct walk *k)
 	struct rank *r = k->r;
 	uint64_t start = base_clock_now_ns();
 	struct offload_stream_stats before = {0}, after = {0};
+	uint64_t rows = atomic_load_explicit(&r->embed_read_bytes, memory_order_relaxed);
 	if (r->stream)
 		offload_stream_get_stats(r->stream, &before);
 	prepare(k);
@@ -430,7 +424,9 @@ static void run(struct walk *k)
 		offload_stream_get_stats(r->stream, &after);
 	k->result->total_ns = base_clock_now_ns() - start;
 	k->result->stall_ns = after.stall_ns - before.stall_ns;
-	k->result->cold_bytes = r->placement.cold_bytes;
+	// The extents that it took (some were read ahead, as some of the next pass are now), second reads, and rows.
+	k->result->cold_bytes = r->placement.cold_bytes + after.reread_bytes - before.reread_bytes +
+				atomic_load_explicit(&r->embed_read_bytes, memory_order_relaxed) - rows;
 }
 
 int rank_run(struct rank *r, const struct rank_pass *pass, struct rank_pass_result *result, struct base_error *e)

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Embedding rows: from hot extents, or read one by one, a piece of one or two row groups each.
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/size.h"
-#include "offload/hash.h"
+#include "offload/check.h"
 #include "shard/quant/quant.h"
 #include "shard/rank/internal.h"
-
-#define READ_TRIES 2u
 
 static int index_groups(struct rank *r, uint32_t weight)
 {
@@ -74,7 +74,9 @@ static void set_read(struct rank *r, struct rank_row_slot *slot, uint32_t index)
 		.offset_bytes = first,
 		.length_bytes = (uint32_t)(base_size_align(offset + piece->length_bytes, BASE_PAGE_BYTES) - first),
 		.buffer = r->row_memory + (size_t)index * r->sizes.row_span_bytes,
+		.user = slot,
 	};
+	slot->tries = 0;
 }
 
 static const uint8_t *piece_data(const struct rank *r, const struct rank_row_slot *slot)
@@ -84,48 +86,76 @@ static const uint8_t *piece_data(const struct rank *r, const struct rank_row_slo
 	return (const uint8_t *)slot->read.buffer + offset % BASE_PAGE_BYTES;
 }
 
-static int check_read(const struct rank *r, const struct rank_row_slot *slot)
+static int check_read(const struct rank *r, struct rank_row_slot *slot, bool *ret_again)
 {
 	uint64_t offset;
 	const struct offload_store_piece *piece = store_piece(r, slot->piece, &offset);
-	if (slot->read.result != (int)slot->read.length_bytes)
-		return slot->read.result < 0 ? slot->read.result : -EIO;
-	return offload_hash(piece_data(r, slot), piece->length_bytes) == piece->xxh3 ? 0 : -EBADMSG;
+	return offload_check_read(
+		&slot->read, piece_data(r, slot), piece->length_bytes, piece->xxh3, &slot->tries, ret_again);
 }
 
-// Reads the pieces of the first `count` slots. All reads are back when it returns, whatever it returns.
-static int read_slots(struct rank *r, uint32_t count)
+static int row_error(const struct rank *r, const struct rank_row_slot *slot, int why, struct base_error *e)
+{
+	uint64_t offset;
+	char name[64], path[sizeof r->config.store_directory + sizeof name];
+	const struct offload_store_piece *piece = store_piece(r, slot->piece, &offset);
+	const struct pack_layout_file *file = &r->layout->files[slot->read.file];
+	pack_file_name(file->layer, r->config.slice.tp_rank, r->config.slice.tp_size, name);
+	snprintf(path, sizeof path, "%s/%s", r->config.store_directory, name);
+	return offload_check_error(path, offset, piece->length_bytes, why, e);
+}
+
+static int send_read(struct rank *r, struct rank_row_slot *slot)
+{
+	struct offload_read *read = &slot->read;
+	int n = r->row_engine->ops->submit(r->row_engine, &read, 1);
+	r->rows_flying += n == 1;
+	return n == 1 ? 0 : n < 0 ? n : -EIO;
+}
+
+/* Until no read is in flight; with ret_failed NULL only that, else what came back is checked and sent once more where the rule
+ * says so. The reads' buffers are the kernel's until then, so the next look-up after a failure begins here. */
+static int reap_rows(struct rank *r, struct rank_row_slot **ret_failed)
 {
 	const struct offload_engine_ops *ops = r->row_engine->ops;
+	uint64_t until = base_clock_now_ns() + OFFLOAD_CHECK_PATIENCE_NS;
 	struct offload_read *back[8];
 	int status = 0;
-	for (uint32_t try = 0; try < READ_TRIES; try++) {
-		uint32_t flying = 0;
-		status = 0;
-		for (uint32_t i = 0; i < count; i++) {
-			struct offload_read *read = &r->row_slots[i].read;
-			if (try > 0 && check_read(r, &r->row_slots[i]) == 0)
-				continue;
-			set_read(r, &r->row_slots[i], i);
-			int n = ops->submit(r->row_engine, &read, 1);
-			flying += n == 1;
-			status = n == 1 ? status : n < 0 ? n : -EIO;
+	while (r->rows_flying) {
+		uint64_t now = base_clock_now_ns();
+		int n = now < until ? ops->reap(r->row_engine, back, base_array_size(back), until - now) : -ETIMEDOUT;
+		if (n < 0)
+			return n;
+		r->rows_flying -= (uint32_t)n;
+		for (int i = 0; i < n; i++) {
+			struct rank_row_slot *slot = back[i]->user;
+			bool again = false;
+			atomic_fetch_add_explicit(&r->embed_read_bytes, back[i]->length_bytes, memory_order_relaxed);
+			int bad = ret_failed ? check_read(r, slot, &again) : 0;
+			if (again && !status)
+				bad = send_read(r, slot);
+			if (bad && !status) {
+				status = bad;
+				*ret_failed = slot;
+			}
 		}
-		while (flying) {
-			int n = ops->reap(r->row_engine, back, base_array_size(back), OFFLOAD_ENGINE_FOREVER);
-			if (n < 0)
-				return n;
-			for (int i = 0; i < n; i++)
-				atomic_fetch_add_explicit(
-					&r->embed_read_bytes, back[i]->length_bytes, memory_order_relaxed);
-			flying -= (uint32_t)n;
-		}
-		for (uint32_t i = 0; i < count && !status; i++)
-			status = check_read(r, &r->row_slots[i]);
-		if (!status)
-			return 0;
 	}
 	return status;
+}
+
+// Reads the pieces of the first `count` slots.
+static int read_slots(struct rank *r, uint32_t count, struct base_error *e)
+{
+	struct rank_row_slot *failed = r->row_slots;
+	int status = reap_rows(r, NULL); // what a look-up that failed left behind
+	for (uint32_t i = 0; i < count && !status; i++) {
+		set_read(r, &r->row_slots[i], i);
+		failed = &r->row_slots[i];
+		status = send_read(r, failed);
+	}
+	if (!status)
+		status = reap_rows(r, &failed);
+	return status ? row_error(r, failed, status, e) : 0;
 }
 
 // The slot that has or will have a piece; PROGRAM_NONE when there is no room for one more.
@@ -169,12 +199,12 @@ static void address_rows(struct rank *r, const uint32_t *tokens, uint32_t count,
 	}
 }
 
-int rank_rows_embed(struct rank *r, const uint32_t *tokens, uint32_t count, float *y)
+int rank_rows_embed(struct rank *r, const uint32_t *tokens, uint32_t count, float *y, struct base_error *e)
 {
 	uint32_t width = r->program->config.width, type = r->program->weights[r->lookup_weight].type;
 	for (uint32_t done = 0; done < count;) {
 		uint32_t slots, n = gather(r, tokens + done, count - done, &slots);
-		int status = slots ? read_slots(r, slots) : 0;
+		int status = slots ? read_slots(r, slots, e) : 0;
 		if (status)
 			return status;
 		address_rows(r, tokens + done, n, slots);

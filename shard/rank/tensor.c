@@ -209,7 +209,7 @@ int rank_tensor_gather(struct rank *r, uint32_t rows, struct base_error *e)
 /* ---- look-ups ---- */
 
 // Another part's token stands for the row of one of this part meanwhile, so that all rows are read at once.
-int rank_tensor_embed(struct rank *r, const uint32_t *tokens, uint32_t count, float *y)
+int rank_tensor_embed(struct rank *r, const uint32_t *tokens, uint32_t count, float *y, struct base_error *e)
 {
 	uint32_t width = r->program->config.width, stand_in = PROGRAM_NONE;
 	for (uint32_t i = 0; i < count && stand_in == PROGRAM_NONE; i++) {
@@ -220,7 +220,7 @@ int rank_tensor_embed(struct rank *r, const uint32_t *tokens, uint32_t count, fl
 		uint32_t own = tokens[i] - r->head.first_row;
 		r->embed_tokens[i] = own < r->head.rows ? own : stand_in;
 	}
-	int status = stand_in == PROGRAM_NONE ? 0 : rank_rows_embed(r, r->embed_tokens, count, y);
+	int status = stand_in == PROGRAM_NONE ? 0 : rank_rows_embed(r, r->embed_tokens, count, y, e);
 	for (uint32_t i = 0; i < count; i++) {
 		if (tokens[i] - r->head.first_row >= r->head.rows)
 			r->ops->upload(r->backend, y + (size_t)i * width, r->zeros, width * sizeof(float));

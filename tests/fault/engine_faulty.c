@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -32,10 +33,17 @@ struct faulty {
 };
 
 static struct faulty_plan next_plan; // read by create
+static _Atomic bool spoken; // until the next faulty_set
 
 void faulty_set(const struct faulty_plan *plan)
 {
 	next_plan = *plan;
+	atomic_store(&spoken, false);
+}
+
+void faulty_speak(void)
+{
+	atomic_store(&spoken, true);
 }
 
 static uint64_t mix(uint64_t z)
@@ -190,6 +198,11 @@ static int faulty_reap(struct offload_engine *base, struct offload_read **ret_re
 	struct faulty *f = (struct faulty *)base;
 	if (f->plan.reads_to_death > 0 && f->served >= f->plan.reads_to_death)
 		return -ENODEV;
+	bool silent = f->plan.reads_to_silence > 0 && f->served >= f->plan.reads_to_silence && !atomic_load(&spoken);
+	if (silent) { // looks again, as wakes come only for slots and the end
+		wait_for_wake(f, 20000);
+		return 0;
+	}
 	if (f->pending_count == 0) {
 		wait_for_wake(f, timeout_ns);
 		return 0;

@@ -21,9 +21,11 @@ struct faulty_plan {
 	bool corrupt; // FLIP and STALE are among the ways to fail
 	bool delays; // completions wait a little
 	uint64_t reads_to_death; // then the engine fails as a whole; 0: never
+	uint64_t reads_to_silence; // then no read comes back until faulty_speak; 0: never
 };
 
 extern const struct offload_engine_ops faulty_ops;
 void faulty_set(const struct faulty_plan *plan);
+void faulty_speak(void); // ends the silence of all engines
 enum faulty_kind faulty_kind_of(const struct faulty_plan *plan, uint32_t file, uint64_t offset_bytes);
 void faulty_bytes(uint32_t file, uint64_t offset_bytes, uint32_t length_bytes, void *out);

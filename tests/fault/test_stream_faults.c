@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "offload/hash.h"
 #include "offload/stream.h"
 #include "tests/fault/engine_faulty.h"
@@ -16,6 +17,7 @@
 #define MAX_SLOTS 9u
 #define SLOT_BYTES (4 * FAULTY_BLOCK)
 #define SEEDS 400u
+#define PATIENCE_NS 20000000ull
 
 struct sea {
 	uint64_t seed, random;
@@ -35,7 +37,8 @@ static uint64_t draw(struct sea *s, uint64_t below)
 	return (s->random >> 33) % below;
 }
 
-static void make(struct sea *s, uint64_t seed, const struct faulty_plan *plan, uint32_t verify_every)
+static void make_patient(
+	struct sea *s, uint64_t seed, const struct faulty_plan *plan, uint32_t verify_every, uint64_t patience_ns)
 {
 	*s = (struct sea){.seed = seed, .random = seed * 7919 + 13, .plan = *plan};
 	s->count = 1 + (uint32_t)draw(s, MAX_ITEMS);
@@ -60,11 +63,17 @@ static void make(struct sea *s, uint64_t seed, const struct faulty_plan *plan, u
 		.depth = 1 + (uint32_t)draw(s, s->slots),
 		.verify_every = verify_every,
 		.engine_ops = &faulty_ops,
+		.patience_ns = patience_ns,
 	};
 	struct base_error e = {0};
 	faulty_set(&s->plan);
 	if (offload_stream_create(&c, &s->stream, NULL, &e) < 0)
 		fail_msg("seed %lu: %s", (unsigned long)seed, e.message);
+}
+
+static void make(struct sea *s, uint64_t seed, const struct faulty_plan *plan, uint32_t verify_every)
+{
+	make_patient(s, seed, plan, verify_every, 0);
 }
 
 static void check_data(struct sea *s, uint32_t item, const void *data)
@@ -199,6 +208,45 @@ static void a_dead_engine_is_an_error(void **state)
 	}
 }
 
+// The drive stops answering: an error in bounded time, once; then at once for the rest; then, when it is back, the right bytes.
+static void a_drive_that_hangs_is_an_error(void **state)
+{
+	for (uint64_t seed = 1; seed <= 20; seed++) {
+		struct faulty_plan plan = {.seed = seed, .reads_to_silence = 1 + seed % 7};
+		struct sea s;
+		make_patient(&s, seed, &plan, 1, PATIENCE_NS);
+		struct base_error e = {0};
+		const void *data;
+		uint32_t slot, at = 0, failures = 0;
+		uint64_t start = base_clock_now_ns();
+		while (failures < 3 * MAX_ITEMS) {
+			int r = offload_stream_next(s.stream, &data, &slot, &e);
+			if (r == 0) {
+				check_data(&s, at, data);
+				offload_stream_release(s.stream, slot);
+			} else {
+				assert_int_equal(r, -EIO);
+				assert_non_null(strstr(e.message, "no answer"));
+				failures++;
+			}
+			at = (at + 1) % s.count;
+		}
+		assert_true(base_clock_now_ns() - start < 20 * PATIENCE_NS);
+		faulty_speak();
+		uint32_t good = 0;
+		for (uint32_t tries = 0; good < 2 * s.count && tries < 10000; tries++) {
+			if (offload_stream_next(s.stream, &data, &slot, &e) == 0) {
+				check_data(&s, at, data);
+				offload_stream_release(s.stream, slot);
+				good++;
+			}
+			at = (at + 1) % s.count;
+		}
+		assert_int_equal(good, 2 * s.count);
+		offload_stream_destroy(s.stream);
+	}
+}
+
 // It takes no read at all: bounded tries, then an error.
 static void an_engine_that_takes_nothing_is_an_error(void **state)
 {
@@ -219,6 +267,7 @@ int main(void)
 		cmocka_unit_test(failing_reads_without_checksums),
 		cmocka_unit_test(sound_engine_gives_no_errors),
 		cmocka_unit_test(a_dead_engine_is_an_error),
+		cmocka_unit_test(a_drive_that_hangs_is_an_error),
 		cmocka_unit_test(an_engine_that_takes_nothing_is_an_error),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
