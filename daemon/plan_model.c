@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/size.h"
 #include "shard/pack/layout.h"
 #include "shard/quant/quant.h"
 
@@ -54,14 +55,6 @@ static void sum_weights(const struct program *p, struct plan_model *m, struct cu
 		}
 		m->layers[w->layer].macs += macs;
 		*(with_heads(p, i) ? &cuts[w->layer].heads_bytes : &cuts[w->layer].others_bytes) += weight_bytes(w);
-		if (w->split != PROGRAM_SPLIT_INPUT)
-			continue;
-		uint32_t block = quant_traits(w->type)->block_cols;
-		uint32_t unit = block > QUANT_GROUP_ROWS ? block : QUANT_GROUP_ROWS;
-		if (with_heads(p, i))
-			sizes->block_columns = block > sizes->block_columns ? block : sizes->block_columns;
-		else if (!sizes->mlp_blocks || w->cols / unit < sizes->mlp_blocks)
-			sizes->mlp_blocks = w->cols / unit;
 	}
 }
 
@@ -106,9 +99,36 @@ static void fill_shapes(
 	m->context_tokens = c->context_tokens;
 	m->width = p->config.width;
 	m->vocab = p->config.vocab;
-	m->heads = p->config.heads;
-	m->kv_heads = p->config.kv_heads;
-	m->head_dim = p->config.head_dim;
+	struct program_shape shape;
+	program_get_shape(p, &shape);
+	m->heads = shape.heads;
+	m->kv_heads = shape.kv_heads;
+	m->head_dim = shape.head_dim;
+	m->block_columns = shape.attention_block;
+	m->mlp_blocks = (uint32_t)base_size_div_up(shape.ffn_width, shape.ffn_block);
+}
+
+// Ranks that share layers have less of some buffers, and others beside: to exchange sums.
+static int fill_workspaces(
+	const struct program *p, const struct rank_config *config, struct fleet_model *m, struct base_error *e)
+{
+	for (uint32_t t = 2; t <= FLEET_TP; t++) {
+		if (program_check_parts(p, t, NULL))
+			continue;
+		for (uint32_t rank = 0; rank < t;
+			rank += t - 1) { // the first collects logits, the last has the most columns
+			struct rank_config c = *config;
+			struct rank_needs needs;
+			c.slice.tp_size = t;
+			c.slice.tp_rank = rank;
+			int status = rank_get_needs(p, &c, &needs, e);
+			if (status)
+				return status;
+			if (needs.workspace_bytes > m->tp_workspace_bytes[t])
+				m->tp_workspace_bytes[t] = needs.workspace_bytes;
+		}
+	}
+	return 0;
 }
 
 int plan_model_init(const struct program *p, const struct rank_config *config, uint64_t process_bytes,
@@ -139,6 +159,11 @@ int plan_model_init(const struct program *p, const struct rank_config *config, u
 	m.sizes.kv_block_bytes = needs.kv_block_bytes / p->config.layers;
 	free(cuts);
 	pack_layout_destroy(layout);
+	status = fill_workspaces(p, &whole, &m.sizes, e);
+	if (status) {
+		plan_model_finish(&m);
+		return status;
+	}
 	*ret_model = m;
 	return 0;
 }

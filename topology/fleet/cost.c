@@ -62,6 +62,7 @@ void fleet_share_input(const struct fleet_work *f, uint32_t device, uint32_t fir
 		macs += part(m->head.macs, m->vocab / ROW_GROUP, tp);
 	}
 	uint64_t pass = cut + whole, lookup = has_rows && !(m->tied && has_head) ? m->lookup_bytes : 0;
+	lookup = m->tied ? part(lookup, m->vocab / ROW_GROUP, tp) : lookup;
 	uint64_t rows = has_rows ? m->rows_bytes : 0, used = d->reserve_bytes + m->process_bytes;
 	*ret = (struct topology_plan_input){
 		.pass_bytes = pass,
@@ -71,7 +72,8 @@ void fleet_share_input(const struct fleet_work *f, uint32_t device, uint32_t fir
 		.slots_share = m->slots_share,
 		.slots_most_bytes = m->slots_most_bytes,
 		.rows_bytes = rows,
-		.workspace_bytes = m->workspace_bytes,
+		.workspace_bytes =
+			tp <= FLEET_TP && m->tp_workspace_bytes[tp] ? m->tp_workspace_bytes[tp] : m->workspace_bytes,
 		.kv_block_bytes = fleet_kv_block_bytes(f, first, end, tp),
 		.kv_block_tokens = m->kv_block_tokens,
 		.context_tokens = m->context_tokens,
@@ -139,25 +141,28 @@ int fleet_run_cost(const struct fleet_work *f, uint32_t device, uint32_t first, 
 }
 
 // Up to four ranks send to each other and sum in rank order; more go by recursive doubling.
+double fleet_reduce_ns(const struct fleet_work *f, const struct fleet_link *link, uint32_t tp, uint32_t positions)
+{
+	double bytes = 4.0 * f->in->model->width * positions;
+	double wire = link->bytes_per_s > 0 ? bytes / link->bytes_per_s * 1e9 : 0;
+	if (tp <= 4)
+		return tp == 1 ? 0 : link->latency_ns + (tp - 1) * wire;
+	uint32_t rounds = 0;
+	while (1u << rounds < tp)
+		rounds++;
+	return rounds * (link->latency_ns + wire);
+}
+
+// Two for each layer; one after rows of a cut embedding; and the parts of the logits come together at the first rank.
 double fleet_allreduce_ns(const struct fleet_work *f, const struct fleet_link *link, uint32_t tp, uint32_t first,
 	uint32_t end, uint32_t positions)
 {
+	const struct fleet_model *m = f->in->model;
 	if (tp == 1)
 		return 0;
-	double bytes = 4.0 * f->in->model->width * positions;
-	double wire = link->bytes_per_s > 0 ? bytes / link->bytes_per_s * 1e9 : 0, one;
-	if (tp <= 4) {
-		one = link->latency_ns + (tp - 1) * wire;
-	} else {
-		uint32_t rounds = 0;
-		while (1u << rounds < tp)
-			rounds++;
-		one = rounds * (link->latency_ns + wire);
-	}
-	double sum = 2.0 * (end - first) * one;
-	if (end == f->layers && link->bytes_per_s > 0) // the parts of the logits come together
-		sum += link->latency_ns +
-		       4.0 * f->in->model->vocab * positions * (tp - 1) / tp / link->bytes_per_s * 1e9;
+	double sum = (2.0 * (end - first) + (first == 0 && m->tied)) * fleet_reduce_ns(f, link, tp, positions);
+	if (end == f->layers && link->bytes_per_s > 0)
+		sum += link->latency_ns + 4.0 * m->vocab * positions * (tp - 1) / tp / link->bytes_per_s * 1e9;
 	return sum;
 }
 

@@ -39,6 +39,10 @@ bool fleet_tp_possible(const struct fleet_model *m, uint32_t ranks, char *reason
 			heads / ranks, m->head_dim, m->block_columns);
 		return false;
 	}
+	if (m->vocab && m->vocab / 16 < ranks) {
+		snprintf(reason, room, "the %" PRIu32 " rows of its vocabulary are too few", m->vocab);
+		return false;
+	}
 	if (m->mlp_blocks && m->mlp_blocks < ranks) {
 		snprintf(reason, room, "the MLP's width has only %" PRIu32 " blocks", m->mlp_blocks);
 		return false;

@@ -55,12 +55,13 @@ struct fleet_model {
 	uint32_t layers_count;
 	struct fleet_layer head; // of the last stage; its matrix in mlp_bytes
 	uint64_t lookup_bytes; // of the first stage: the matrix that rows are looked up in
-	bool tied; // it is the head's: a stage that has both holds it once
+	bool tied; // it is the head's: a stage that has both holds it once, and its ranks have parts of it
 	uint64_t rows_bytes; // buffers for rows of it
 	uint64_t extent_bytes; // longest read
 	uint64_t slots_most_bytes; // the ring takes 1/slots_share of the weights budget, at most this much
 	uint32_t slots_share;
 	uint64_t workspace_bytes, process_bytes; // of each rank; process: beside the budgets' contents
+	uint64_t tp_workspace_bytes[FLEET_TP + 1]; // of a rank of so many; 0: workspace_bytes
 	uint64_t kv_block_bytes; // of one layer
 	uint32_t kv_block_tokens, context_tokens;
 	uint32_t width, vocab; // activations are floats

@@ -40,6 +40,7 @@ uint64_t fleet_kv_block_bytes(const struct fleet_work *f, uint32_t first, uint32
 /* -ENOMEM if it does not fit, -EXDEV against a pin or a tier; e may be NULL. share may be NULL. */
 int fleet_run_cost(const struct fleet_work *f, uint32_t device, uint32_t first, uint32_t end, uint32_t tp,
 	struct fleet_run *ret_run, struct topology_plan *ret_share, struct base_error *e);
+double fleet_reduce_ns(const struct fleet_work *f, const struct fleet_link *link, uint32_t tp, uint32_t positions);
 double fleet_allreduce_ns(const struct fleet_work *f, const struct fleet_link *link, uint32_t tp, uint32_t first,
 	uint32_t end, uint32_t positions);
 /* service and active of a run, its allreduces included */

@@ -41,6 +41,7 @@ struct search {
 	const struct fleet_limits *limits;
 	uint32_t devices; // that are searched
 	uint32_t *order; // (devices)
+	uint32_t wanted; // where limits->use is in it, FLEET_NONE
 	uint32_t *kind_of; // (fleet's devices)
 	struct kind *kinds;
 	uint32_t *members; // (fleet's devices), by kind
@@ -179,8 +180,15 @@ static int build_ordered(struct search *s)
 	uint32_t n = s->devices;
 	s->states = 2 * n + 1;
 	s->edges_count = 0;
+	s->wanted = FLEET_NONE;
+	for (uint32_t i = 0; i < n; i++) {
+		if (s->order[i] == s->limits->use)
+			s->wanted = i;
+	}
 	for (uint32_t p = 0; p <= n; p++) {
 		for (uint32_t q = p; q < n; q++) {
+			if (p <= s->wanted && s->wanted < q)
+				break;
 			struct edge e = {.from = 2 * p,
 				.to = 2 * q + 1,
 				.hop = p ? hop_of(s, s->order[p - 1], s->order[q]) : (uint8_t)HOP_NONE};
@@ -281,28 +289,17 @@ static void relax_edge(struct search *s, const struct way *w, uint32_t number, u
 	}
 }
 
+// Whether the stages that led to a state have what limits->use wants.
 static bool uses_wanted(const struct search *s, uint32_t state)
 {
-	uint32_t l = s->f->layers, at = l, start = s->exact ? s->states - 1 : 0;
-	if (s->limits->use == FLEET_NONE || isinf(s->sum[(size_t)state * (l + 1) + l]))
+	if (s->limits->use == FLEET_NONE)
 		return true;
-	if (s->exact) { // a count of its kind
-		uint32_t c = state / s->kinds_count, kind = s->kind_of[s->limits->use];
-		for (uint32_t k = 0; k < kind; k++)
-			c /= s->kinds[k].usable + 1;
-		return c % (s->kinds[kind].usable + 1) > s->limits->use_least;
-	}
-	while (state != start) {
-		size_t cell = (size_t)state * (l + 1) + at;
-		const struct edge *e = &s->edges[s->came_edge[cell]];
-		for (uint32_t t = 0; t < e->tp; t++) {
-			if (s->order[e->device + t] == s->limits->use)
-				return true;
-		}
-		at = s->came_layer[cell];
-		state = e->from;
-	}
-	return false;
+	if (!s->exact) // edges do not pass it over
+		return state / 2 > s->wanted;
+	uint32_t c = state / s->kinds_count, kind = s->kind_of[s->limits->use];
+	for (uint32_t k = 0; k < kind; k++)
+		c /= s->kinds[k].usable + 1;
+	return c % (s->kinds[kind].usable + 1) > s->limits->use_least;
 }
 
 // The least sum below bound with nothing busier than tau; INFINITY if there is none.
@@ -519,7 +516,8 @@ static int choose_order(struct search *s)
 	if (!r || !s->order)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < n; i++)
-		r[i] = (struct ranked){i, s->f->host[i], s->kind_of[i], speed(s, i) + 1e18 * s->f->pinned[i]};
+		r[i] = (struct ranked){
+			i, s->f->host[i], s->kind_of[i], speed(s, i) + 1e18 * (s->f->pinned[i] || i == s->limits->use)};
 	qsort(r, n, sizeof *r, by_speed);
 	s->devices = n < FLEET_SEARCHED ? n : FLEET_SEARCHED;
 	qsort(r, s->devices, sizeof *r, by_host);

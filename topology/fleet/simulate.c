@@ -34,7 +34,7 @@ struct rank { // of a simulation
 struct stage {
 	double free_at, busy, stall, link_free, link_busy;
 	double allreduce_ns; // one of a layer
-	double gather_ns; // after the last layer
+	double gather_ns; // beside those of layers: rows of the embedding, logits
 	double hop_busy_ns, hop_latency_ns;
 };
 
@@ -204,14 +204,9 @@ static void make_stage(struct simulation *s, uint32_t number)
 	uint32_t n = s->out.positions, end = plan->first_layer + plan->layers;
 	const struct fleet_link *link = &s->in->links[plan->link];
 	struct stage *stage = &s->stages[number];
-	double all = fleet_allreduce_ns(&f, link, plan->tp, plan->first_layer, end, n);
-	// The last stage's sum has the gathering of logits in it: what a stage elsewhere would not have.
-	double layers = all;
-	if (end == f.layers && end > plan->first_layer + 1)
-		layers = fleet_allreduce_ns(&f, link, plan->tp, plan->first_layer, end - 1, n) * plan->layers /
-			 (plan->layers - 1);
-	stage->allreduce_ns = layers / (2.0 * plan->layers);
-	stage->gather_ns = all - layers;
+	stage->allreduce_ns = fleet_reduce_ns(&f, link, plan->tp, n);
+	stage->gather_ns = fleet_allreduce_ns(&f, link, plan->tp, plan->first_layer, end, n) -
+			   2.0 * plan->layers * stage->allreduce_ns;
 	if (number + 1 < s->p->stages_count) {
 		stage->hop_busy_ns = fleet_hop_busy_ns(&f, plan->link_next, n);
 		stage->hop_latency_ns = s->in->links[plan->link_next].latency_ns;

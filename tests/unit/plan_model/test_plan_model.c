@@ -83,8 +83,57 @@ static void shares_are_what_ranks_need(void **state)
 	}
 }
 
+// Largest of the ranks that share all layers, against what the planner counts for each of them: never less than a rank
+// needs at least, and off by no more than the borders of extents.
+static void parts_are_what_ranks_need(void **state)
+{
+	struct format_gguf *g;
+	struct program *p = open_program(THAW_GOLDEN "/llama.gguf", &g);
+	struct plan_model m;
+	struct base_error e = {0};
+	unsigned checked = 0;
+	assert_int_equal(plan_model_init(p, &config, 0, &m, &e), 0);
+	for (uint32_t tp = 2; tp <= 8; tp++) {
+		char reason[192];
+		bool possible = fleet_tp_possible(&m.sizes, tp, reason, sizeof reason);
+		assert_int_equal(possible, program_check_parts(p, tp, NULL) == 0);
+		if (!possible)
+			continue;
+		struct fleet_device devices[8];
+		struct fleet_map_entry map = {.last_layer = p->config.layers - 1, .devices_count = tp};
+		for (uint32_t i = 0; i < tp; i++) {
+			devices[i] = (struct fleet_device){.memory_bytes = 1ull << 40};
+			snprintf(devices[i].name, sizeof devices[i].name, "d%u", i);
+			map.devices[i] = i;
+		}
+		struct fleet_input in = {.model = &m.sizes, .devices = devices, .devices_count = tp, .sequences = 4};
+		struct fleet_plan plan;
+		assert_int_equal(fleet_plan_evaluate(&in, &map, 1, &plan, &e), 0);
+		for (uint32_t i = 0; i < tp; i++) {
+			struct rank_config c = config;
+			struct rank_needs n;
+			c.slice = (struct pack_slice){.layers = p->config.layers, .tp_rank = i, .tp_size = tp};
+			assert_int_equal(rank_get_needs(p, &c, &n, NULL), 0);
+			assert_int_equal(plan.ranks[i].kv_block_bytes, n.kv_block_bytes);
+			assert_true(plan.ranks[i].share.workspace_bytes >= n.workspace_bytes);
+			assert_true(plan.ranks[i].share.weights_bytes + (2u << 20) >= n.weights_all_bytes);
+			uint64_t pass = plan.ranks[i].share.hot_bytes + (uint64_t)p->config.layers * 8192 + 65536;
+			if (pass < n.pass_bytes)
+				fail_msg("%u of %u: %lu planned, %lu needed", i, tp, (unsigned long)pass,
+					(unsigned long)n.pass_bytes);
+		}
+		fleet_plan_finish(&plan);
+		checked++;
+	}
+	assert_true(checked > 0);
+	plan_model_finish(&m);
+	program_destroy(p);
+	format_gguf_close(g);
+}
+
 int main(void)
 {
-	const struct CMUnitTest tests[] = {cmocka_unit_test(shares_are_what_ranks_need)};
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(shares_are_what_ranks_need), cmocka_unit_test(parts_are_what_ranks_need)};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
