@@ -230,6 +230,7 @@ static void reload(struct daemon *d)
 	int status = fresh ? read_config(&d->arguments, fresh, &e) : -ENOMEM;
 	if (status) {
 		server_emit_event(d->server, "error", "reload_failed", "", base_error_text(&e));
+		server_reload_done(d->server, status, base_error_text(&e));
 	} else {
 		const char *fixed = config_first_fixed_change(&d->config, fresh);
 		enum base_log_level level;
@@ -240,6 +241,7 @@ static void reload(struct daemon *d)
 		d->config.daemon = fresh->daemon;
 		snprintf(text, sizeof text, fixed ? "%s has changed too: that needs a restart" : "done", fixed);
 		server_emit_event(d->server, fixed ? "warning" : "notice", "reloaded", "", text);
+		server_reload_done(d->server, 0, text);
 	}
 	notify_ready(d->status);
 }
@@ -273,6 +275,8 @@ static void run(struct daemon *d)
 			if (on_signal(d, info.ssi_signo))
 				return;
 		}
+		if (server_reload_wanted(d->server))
+			reload(d);
 		uint32_t busy = tick(d);
 		if (d->stopping && (!busy || base_clock_now_ns() >= d->stop_at_ns))
 			return;

@@ -97,6 +97,12 @@ const char *server_store_drive(const struct server *s);
 uint64_t server_started_wall_ns(const struct server *s);
 uint64_t server_memory_bytes(struct server *s); // resident now: thawd and ranks, huge pages included
 
+/* Has main read the configuration again, as for SIGHUP, and waits for it: -errno of a configuration that is not good, with its line,
+ * -ETIMEDOUT; else a text that says what needs a restart, or "done". */
+int server_reload(struct server *s, char *ret_text, size_t room, struct base_error *e);
+bool server_reload_wanted(struct server *s); // main: reload now, then say how it went
+void server_reload_done(struct server *s, int status, const char *text);
+
 struct server_event {
 	uint64_t sequence; // 1, 2, ...
 	uint64_t wall_ns;

@@ -6,6 +6,7 @@
  *   server_unload.c  the unloader thread
  *   server_cluster.c this node's part in a cluster
  *   server_events.c  the ring of events
+ *   server_reload.c  a call that has the configuration read again
  *   server_probe.c   what the topology probe asks of offload and backend
  */
 #pragma once
@@ -77,6 +78,9 @@ struct server {
 	pthread_cond_t events_changed; // CLOCK_MONOTONIC
 	struct server_event *events; // (SERVER_EVENTS), a ring
 	uint64_t events_last; // sequence
+	uint64_t reloads_wanted, reloads_taken, reloads_done; // events_lock, and below
+	int reload_status;
+	char reload_text[BASE_ERROR_BYTES];
 };
 
 /* server_events.c */

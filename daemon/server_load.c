@@ -541,6 +541,14 @@ static void probe(struct server_entry *x, const char *directory)
 		server_emit_event(s, "warning", "probe_failed", x->info->name, base_error_text(&e));
 		return;
 	}
+	if (b.busy_ratio >= TOPOLOGY_PROBE_BUSY) {
+		snprintf(e.message, sizeof e.message,
+			"others used %.0f %% of the CPUs when drive, memory and compute were measured: predictions are "
+			"low; a "
+			"start on an idle machine measures again",
+			100 * b.busy_ratio);
+		server_emit_event(s, "warning", "probe_busy", x->info->name, e.message);
+	}
 	pthread_mutex_lock(&s->lock);
 	s->bandwidths = b;
 	pthread_mutex_unlock(&s->lock);

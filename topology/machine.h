@@ -47,4 +47,5 @@ struct topology_bandwidths { // measured by the probe; 0: not measured
 	double memory_bytes_per_s;
 	double compute_macs_per_s; // of the cpu backend's 8-bit kernels, all threads
 	uint64_t measured_wall_ns;
+	double busy_ratio; // how much of the CPUs others used right before, steal included: figures taken then are low
 };

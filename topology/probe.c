@@ -18,7 +18,8 @@
 #include "base/clock.h"
 #include "base/file.h"
 
-#define CACHE_VERSION 1
+#define CACHE_VERSION 2
+#define BUSY_NS 60000000
 #define CACHE_MAX_BYTES 65536u
 #define DIGEST_TEXT 33
 #define STALE_NS (24 * 3600 * BASE_NS_PER_SECOND) // what was measured on a busy machine must not stay for good
@@ -64,7 +65,8 @@ static bool cache_parse(struct json_object *o, const char *digest, struct topolo
 		!json_object_object_get_ex(o, "measured_wall_ns", &wall) || !json_object_is_type(wall, json_type_int))
 		return false;
 	ret->measured_wall_ns = json_object_get_uint64(wall);
-	return get_rate(o, "drive_bytes_per_s", &ret->drive_bytes_per_s) &&
+	return get_rate(o, "busy_ratio", &ret->busy_ratio) &&
+	       get_rate(o, "drive_bytes_per_s", &ret->drive_bytes_per_s) &&
 	       get_rate(o, "memory_bytes_per_s", &ret->memory_bytes_per_s) && ret->memory_bytes_per_s > 0 &&
 	       get_rate(o, "compute_macs_per_s", &ret->compute_macs_per_s);
 }
@@ -102,6 +104,7 @@ static struct json_object *cache_object(const char *digest, const struct topolog
 	json_object_object_add(o, "machine", json_object_new_string(digest));
 	json_object_object_add(o, "date", json_object_new_string(date));
 	json_object_object_add(o, "measured_wall_ns", json_object_new_uint64(b->measured_wall_ns));
+	json_object_object_add(o, "busy_ratio", json_object_new_double(b->busy_ratio));
 	json_object_object_add(o, "drive_bytes_per_s", json_object_new_double(b->drive_bytes_per_s));
 	json_object_object_add(o, "memory_bytes_per_s", json_object_new_double(b->memory_bytes_per_s));
 	json_object_object_add(o, "compute_macs_per_s", json_object_new_double(b->compute_macs_per_s));
@@ -122,6 +125,42 @@ static void cache_write(const char *path, const char *digest, const struct topol
 	if (text)
 		base_file_replace(fd, slash ? slash + 1 : path, text, strlen(text));
 	json_object_put(o);
+}
+
+struct ticks {
+	unsigned long long all, idle;
+};
+
+static bool read_ticks(struct ticks *ret)
+{
+	unsigned long long v[8] = {0};
+	_cleanup_fclose_ FILE *f = fopen("/proc/stat", "re");
+	/* user nice system idle iowait irq softirq steal */
+	if (!f || fscanf(f, "cpu %llu %llu %llu %llu %llu %llu %llu %llu", &v[0], &v[1], &v[2], &v[3], &v[4], &v[5],
+			  &v[6], &v[7]) < 4)
+		return false;
+	*ret = (struct ticks){.idle = v[3] + v[4]};
+	for (size_t i = 0; i < base_array_size(v); i++)
+		ret->all += v[i];
+	return true;
+}
+
+double topology_probe_busy(void)
+{
+	struct ticks before, after;
+	if (!read_ticks(&before))
+		return 0;
+	nanosleep(&(struct timespec){.tv_nsec = BUSY_NS}, NULL);
+	if (!read_ticks(&after) || after.all <= before.all)
+		return 0;
+	double idle = after.idle > before.idle ? (double)(after.idle - before.idle) : 0;
+	double busy = 1 - idle / (double)(after.all - before.all);
+	return busy < 0 ? 0 : busy;
+}
+
+static double busy_now(const struct topology_probe_source *source)
+{
+	return source && source->busy ? source->busy(source->context) : topology_probe_busy();
 }
 
 static int measure(const struct topology_machine *m, const struct topology_probe_source *source, bool drive_only,
@@ -152,8 +191,10 @@ int topology_probe(const struct topology_machine *m, const char *cache_path, con
 	bool cached = cache_path && cache_read(cache_path, digest, &b);
 	if (cached && has_compute && b.compute_macs_per_s == 0)
 		cached = false;
+	if (cached && b.busy_ratio >= TOPOLOGY_PROBE_BUSY && busy_now(source) < TOPOLOGY_PROBE_BUSY)
+		cached = false;
 	if (!cached)
-		b = (struct topology_bandwidths){0};
+		b = (struct topology_bandwidths){.busy_ratio = busy_now(source)};
 	if (!cached || (has_drive && b.drive_bytes_per_s == 0)) {
 		double before = b.drive_bytes_per_s;
 		int r = measure(m, source, cached, &b, e);

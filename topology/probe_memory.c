@@ -16,8 +16,9 @@
 #define CHUNK_BYTES (256u << 10)
 #define WINDOWS 3u
 #define WINDOW_NS 25000000ull
+#define TOUCH_LEAST_BYTES (16ull << 20)
 #define TOUCH_NS 1000000000ull // where the kernel gives memory more slowly than this, what has been given has to do
-#define MIN_BUFFER_BYTES (16ull << 20)
+#define MIN_BUFFER_BYTES (2ull << 20)
 #define MIN_TOTAL_BYTES (256ull << 20)
 #define MAX_TOTAL_BYTES (1ull << 30)
 
@@ -103,7 +104,7 @@ static void bind_to(uint32_t cpu)
 static uint64_t touch(char *buffer, uint64_t bytes)
 {
 	uint64_t start = base_clock_now_ns(), at = 0;
-	while (at < bytes && (at < MIN_BUFFER_BYTES || base_clock_now_ns() - start < TOUCH_NS)) {
+	while (at < bytes && (at < TOUCH_LEAST_BYTES || base_clock_now_ns() - start < TOUCH_NS)) {
 		for (uint64_t i = 0; i < BASE_HUGE_PAGE_BYTES; i += BASE_PAGE_BYTES)
 			buffer[at + i] = (char)(1 + i);
 		at += BASE_HUGE_PAGE_BYTES;
@@ -161,10 +162,10 @@ static void *work(void *argument)
 static uint64_t buffer_size(const struct topology_machine *m, uint32_t threads)
 {
 	long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
-	uint64_t total = cache > 0 ? 2ull * (uint64_t)cache * (m->packages ? m->packages : 1) : 0;
+	uint64_t total = cache > 0 ? (uint64_t)cache * (m->packages ? m->packages : 1) * 5 / 4 : 0;
 	total = total < MIN_TOTAL_BYTES ? MIN_TOTAL_BYTES : total > MAX_TOTAL_BYTES ? MAX_TOTAL_BYTES : total;
-	if (m->memory_available_bytes && total > m->memory_available_bytes / 8)
-		total = m->memory_available_bytes / 8;
+	if (m->memory_available_bytes && total > m->memory_available_bytes / 16)
+		total = m->memory_available_bytes / 16;
 	uint64_t each = total / threads / BASE_HUGE_PAGE_BYTES * BASE_HUGE_PAGE_BYTES;
 	return each < MIN_BUFFER_BYTES ? MIN_BUFFER_BYTES : each;
 }

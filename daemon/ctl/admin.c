@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// status, models, load, unload, drain, undrain, events.
+// status, models, load, unload, drain, undrain, reload, events.
 #include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
@@ -173,6 +173,18 @@ int ctl_verb_unload(struct ctl *c)
 	int r = ctl_call(c, "Admin/UnloadModel", &request, &thaw__admin__v1__unload_model_reply__descriptor, &reply);
 	ctl_free(reply);
 	return r == CTL_OK ? print_loaded(c, c->args[0], "unloaded") : r;
+}
+
+static void print_reloaded(struct ctl *c, const void *message)
+{
+	fprintf(c->out, "%s\n", ((const Thaw__Admin__V1__ReloadConfigReply *)message)->text);
+}
+
+int ctl_verb_reload(struct ctl *c)
+{
+	Thaw__Admin__V1__ReloadConfigRequest request = THAW__ADMIN__V1__RELOAD_CONFIG_REQUEST__INIT;
+	return ctl_call_show(
+		c, "Admin/ReloadConfig", &request, &thaw__admin__v1__reload_config_reply__descriptor, print_reloaded);
 }
 
 static int print_state(struct ctl *c, const char *state)

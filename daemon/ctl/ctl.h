@@ -235,6 +235,9 @@ int ctl_json_print(struct ctl *c, struct json_object *o); // frees it; CTL_OK
 int ctl_json_line(struct ctl *c, struct json_object *o); // on one line
 
 /* The verbs */
+int ctl_verb_doctor(struct ctl *c);
+int ctl_verb_explain(struct ctl *c);
+int ctl_verb_reload(struct ctl *c);
 int ctl_verb_status(struct ctl *c);
 int ctl_verb_models(struct ctl *c);
 int ctl_verb_topology(struct ctl *c);

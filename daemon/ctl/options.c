@@ -20,7 +20,7 @@ const struct ctl_option ctl_option_table[] = {
 	{"tls-cert", 0, CTL_OPTION_TEXT, AT(tls_cert), true, "FILE", "PEM file of our certificate"},
 	{"tls-key", 0, CTL_OPTION_TEXT, AT(tls_key), true, "FILE", "PEM file of our private key"},
 	{"local", 0, CTL_OPTION_TEXT, AT(local), true, "FILE", "start a private daemon with this model for the one command"},
-	{"set", 0, CTL_OPTION_LIST, AT(sets), true, "KEY=VALUE", "a setting of the private daemon, or of `config`; can be repeated"},
+	{"set", 0, CTL_OPTION_LIST, AT(sets), true, "KEY=VALUE", "a setting of the private daemon, of `config` or `doctor`; can be repeated"},
 	{"output", 'o', CTL_OPTION_TEXT, AT(output), true, "FORMAT", "table, wide or json; svg for drawings"},
 	{"no-headers", 0, CTL_OPTION_FLAG, AT(no_headers), true, NULL, "tables without their first line"},
 	{"watch", 'w', CTL_OPTION_WATCH, AT(watch_ns), true, "TIME", "again and again, every 2s or TIME"},
@@ -231,7 +231,7 @@ static int check_options(struct ctl *c)
 	else if (output && strcmp(output, "table") != 0)
 		return ctl_fail(c, CTL_USAGE, "--output: \"%s\" is none of table, wide, json%s", output,
 			c->verb->svg ? ", svg" : "");
-	if (c->options.sets.count && c->verb->server && !c->options.local)
+	if (c->options.sets.count && c->verb->server && c->verb->run != ctl_verb_doctor && !c->options.local)
 		return ctl_fail(c, CTL_USAGE, "--set is for --local; a running daemon reads its own files");
 	if (c->options.local && c->options.server)
 		return ctl_fail(c, CTL_USAGE, "--local starts its own daemon; --server names another one");

@@ -123,6 +123,24 @@ int ctl_verb_placement(struct ctl *c)
 		c, "Admin/GetPlacement", &request, &thaw__admin__v1__get_placement_reply__descriptor, print_placements);
 }
 
+static void print_explanations(struct ctl *c, const void *message)
+{
+	const Thaw__Admin__V1__GetPlacementReply *reply = message;
+	for (size_t i = 0; i < reply->n_placements; i++) {
+		print_prediction(c, reply->placements[i]);
+		fprintf(c->out, "%s", reply->placements[i]->explanation);
+	}
+}
+
+int ctl_verb_explain(struct ctl *c)
+{
+	Thaw__Admin__V1__GetPlacementRequest request = THAW__ADMIN__V1__GET_PLACEMENT_REQUEST__INIT;
+	if (c->args_count)
+		request.model = (char *)c->args[0];
+	return ctl_call_show(c, "Admin/GetPlacement", &request, &thaw__admin__v1__get_placement_reply__descriptor,
+		print_explanations);
+}
+
 static void print_plan(struct ctl *c, const void *message)
 {
 	const Thaw__Admin__V1__Placement *p = ((const Thaw__Admin__V1__PlanPlacementReply *)message)->placement;

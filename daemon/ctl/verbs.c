@@ -17,6 +17,7 @@ const struct ctl_verb ctl_verbs[] = {
 		"With --topology no daemon is asked.", "topology", 0, 0, true, true, NULL, ctl_verb_topology, true},
 	{"placement", "[MODEL]", "where the bytes of the models are", NULL,
 		"explain", 0, 1, true, true, NULL, ctl_verb_placement, true},
+	{"explain", "[MODEL]", "how the numbers of a model's plan come about", NULL, "", 0, 1, true, false, NULL, ctl_verb_explain},
 	{"plan", "FILE", "what loading this file would do; nothing is loaded",
 		"Ends with 5 when it does not fit, and says what would help. With --fleet it plans for the machines of a file, "
 		"and no daemon is asked; -o svg and --simulate are for that.",
@@ -57,6 +58,11 @@ const struct ctl_verb ctl_verbs[] = {
 		"init makes a CA, node NAME a certificate and a key for a node or, with --role client, for a program; check NAME says "
 		"whether they are valid. Nothing is overwritten; files have mode 0600.",
 		"dir cluster role address days", 1, 2, false, false, "init node check", ctl_verb_pki},
+	{"reload", "", "have the daemon read its configuration again, as SIGHUP does", NULL, "", 0, 0, true, false, NULL,
+		ctl_verb_reload},
+	{"doctor", "", "what this machine, its configuration and the daemon lack",
+		"Changes nothing. Ends with 1 when something will not work; warnings say what would be faster. Run it as the user of thawd.",
+		"config conf-dir", 0, 0, true, false, NULL, ctl_verb_doctor},
 	{"completion", "SHELL", "completion for bash, zsh or fish",
 		"For bash: source <(thawctl completion bash)", "", 1, 1, false, false, "bash zsh fish", ctl_verb_completion},
 	{"version", "", "the version of thawctl", NULL, "", 0, 0, false, false, NULL, ctl_verb_version},

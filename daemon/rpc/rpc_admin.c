@@ -451,6 +451,20 @@ static void set_log_level(struct rpc_call *c, const ProtobufCMessage *request)
 	rpc_call_reply(c, &reply.base);
 }
 
+static void reload_config(struct rpc_call *c, const ProtobufCMessage *request)
+{
+	Thaw__Admin__V1__ReloadConfigReply reply = THAW__ADMIN__V1__RELOAD_CONFIG_REPLY__INIT;
+	struct base_error e = {0};
+	char text[BASE_ERROR_BYTES] = "";
+	log_change(c, "reload", "");
+	int r = server_reload(daemon_of(c), text, sizeof(text), &e);
+	reply.text = text;
+	if (r < 0)
+		fail_from(c, r == -ETIMEDOUT ? r : -EINVAL, &e, "config");
+	else
+		rpc_call_reply(c, &reply.base);
+}
+
 #define ADMIN(name, type, more, ...)                                                                                   \
 	{                                                                                                              \
 		.path = "/thaw.admin.v1.Admin/" name, .request = &thaw__admin__v1__##type##__descriptor,               \
@@ -472,5 +486,6 @@ const struct rpc_method rpc_admin_methods[] = {
 	ADMIN("WatchEvents", watch_events_request, RPC_STREAM, .start = watch_events, .tick = events_tick,
 		.destroy = context_free),
 	ADMIN("SetLogLevel", set_log_level_request, 0, .start = set_log_level),
+	ADMIN("ReloadConfig", reload_config_request, RPC_WORKER, .start = reload_config),
 };
 const uint32_t rpc_admin_methods_count = base_array_size(rpc_admin_methods);

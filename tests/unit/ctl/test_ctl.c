@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <json-c/json.h>
 
@@ -580,6 +581,79 @@ static void pki_makes_certificates_once(void **state)
 	assert_int_equal(remove(folder), 0);
 }
 
+static const char *state_of(struct json_object *o, const char *check)
+{
+	struct json_object *list = json_object_object_get(o, "checks");
+	for (size_t i = 0; i < json_object_array_length(list); i++) {
+		struct json_object *f = json_object_array_get_idx(list, i);
+		const char *state = json_object_get_string(json_object_object_get(f, "state"));
+		if (strcmp(json_object_get_string(json_object_object_get(f, "check")), check) != 0)
+			continue;
+		// whatever is not well says what would help
+		assert_int_equal(
+			strcmp(state, "ok") != 0, json_object_get_string_len(json_object_object_get(f, "help")) > 0);
+		return state;
+	}
+	return "missing";
+}
+
+static void doctor_says_what_is_wrong_and_what_helps(void **state)
+{
+	static const char *const checks[] = {
+		"store", "space", "direct_io", "kernel", "io_uring", "huge_pages", "memlock", "cpu", "daemon"};
+	Thaw__Admin__V1__GetServerInfoReply info = THAW__ADMIN__V1__GET_SERVER_INFO_REPLY__INIT;
+	char folder[] = "/tmp/thaw-doctor-XXXXXX";
+	assert_non_null(mkdtemp(folder));
+	info.version = (char *)THAW_VERSION;
+	info.ready = true;
+	answer("/thaw.admin.v1.Admin/GetServerInfo", &info);
+	struct json_object *o = parse_json(
+		RUN("doctor", "-o", "json", "--config", "/dev/null", "--conf-dir", folder, "--set", "store.path=/tmp"));
+	assert_string_equal(state_of(o, "config"), "ok");
+	assert_string_equal(state_of(o, "store"), "ok");
+	assert_string_equal(state_of(o, "daemon"), "ok");
+	for (size_t i = 0; i < sizeof checks / sizeof *checks; i++)
+		assert_string_not_equal(state_of(o, checks[i]), "missing");
+	json_object_put(o);
+
+	answer_status("/thaw.admin.v1.Admin/GetServerInfo", 14, "", "nobody");
+	struct shown s = RUN("doctor", "--config", "/dev/null", "--conf-dir", folder, "--set",
+		"store.path=/not/there/at-all", "--set", "models.0.path=/not/there.gguf");
+	assert_int_equal(s.exit, CTL_ERROR);
+	assert_non_null(strstr(s.out, "mount its drive, or correct store.path"));
+	assert_non_null(strstr(s.out, "/not/there.gguf: No such file"));
+	assert_non_null(strstr(s.out, "no daemon answers"));
+	drop(&s);
+	answer_status("/thaw.admin.v1.Admin/GetServerInfo", 14, "", "nobody");
+	s = RUN("doctor", "--config", "/dev/null", "--conf-dir", folder, "--set", "stroe.path=/tmp");
+	assert_int_equal(s.exit, CTL_ERROR);
+	assert_non_null(strstr(s.out, "stroe"));
+	drop(&s);
+	rmdir(folder);
+}
+
+static void reload_and_explain_print_what_the_daemon_says(void **state)
+{
+	Thaw__Admin__V1__ReloadConfigReply reply = THAW__ADMIN__V1__RELOAD_CONFIG_REPLY__INIT;
+	reply.text = (char *)"store.path has changed too: that needs a restart";
+	answer("/thaw.admin.v1.Admin/ReloadConfig", &reply);
+	struct shown s = RUN("reload");
+	assert_int_equal(s.exit, CTL_OK);
+	assert_string_equal(s.out, "store.path has changed too: that needs a restart\n");
+	drop(&s);
+	Thaw__Admin__V1__Placement p = THAW__ADMIN__V1__PLACEMENT__INIT, *list[] = {&p};
+	Thaw__Admin__V1__GetPlacementReply places = THAW__ADMIN__V1__GET_PLACEMENT_REPLY__INIT;
+	p.model = (char *)"m";
+	p.explanation = (char *)"weights 12 MiB hot\n";
+	places.n_placements = 1;
+	places.placements = list;
+	answer("/thaw.admin.v1.Admin/GetPlacement", &places);
+	s = RUN("explain", "m");
+	assert_int_equal(s.exit, CTL_OK);
+	assert_string_equal(s.out, "weights 12 MiB hot\n");
+	drop(&s);
+}
+
 static void completion_is_a_script_that_bash_reads(void **state)
 {
 	struct shown s = RUN("completion", "bash");
@@ -622,6 +696,8 @@ int main(void)
 		cmocka_unit_test_setup(events_are_lines_or_json_lines, forget),
 		cmocka_unit_test_setup(every_verb_has_help_and_known_options, forget),
 		cmocka_unit_test_setup(pki_makes_certificates_once, forget),
+		cmocka_unit_test_setup(doctor_says_what_is_wrong_and_what_helps, forget),
+		cmocka_unit_test_setup(reload_and_explain_print_what_the_daemon_says, forget),
 		cmocka_unit_test_setup(completion_is_a_script_that_bash_reads, forget),
 	};
 	return cmocka_run_group_tests_name("ctl", tests, NULL, NULL);

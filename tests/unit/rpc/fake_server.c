@@ -448,6 +448,13 @@ int server_plan_model(struct server *s, const char *path, uint64_t weights_bytes
 	return 0;
 }
 
+int server_reload(struct server *s, char *ret_text, size_t room, struct base_error *e)
+{
+	int code = atomic_load(&s->fake.load_error);
+	snprintf(ret_text, room, "done");
+	return code ? base_error_set(e, code, "/etc/thaw/thaw.yaml:3:1: unknown key") : 0;
+}
+
 int server_abort(struct server *s, const char *request_id)
 {
 	return engine_abort(&s->engine, request_id);

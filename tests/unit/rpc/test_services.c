@@ -209,6 +209,22 @@ static void the_log_level_is_set(void **state)
 	assert_int_equal(atomic_load(&f->log.level), BASE_LOG_WARNING);
 }
 
+static void the_configuration_is_read_again(void **state)
+{
+	struct fixture *f = *state;
+	struct rpc_client_status s;
+	Thaw__Admin__V1__ReloadConfigRequest q = THAW__ADMIN__V1__RELOAD_CONFIG_REQUEST__INIT;
+	Thaw__Admin__V1__ReloadConfigReply *m = (Thaw__Admin__V1__ReloadConfigReply *)fixture_call(
+		f->client, ADMIN "ReloadConfig", &q.base, &thaw__admin__v1__reload_config_reply__descriptor, &s);
+	assert_string_equal(m->text, "done");
+	release(m);
+	atomic_store(&f->fake->load_error, -EINVAL);
+	assert_null(fixture_call(
+		f->client, ADMIN "ReloadConfig", &q.base, &thaw__admin__v1__reload_config_reply__descriptor, &s));
+	assert_int_equal(s.code, GRPC_STATUS_INVALID_ARGUMENT);
+	assert_non_null(strstr(s.message, "thaw.yaml:3:1"));
+}
+
 static int health(struct fixture *f, const char *service, struct rpc_client_status *s)
 {
 	Grpc__Health__V1__HealthCheckRequest q = GRPC__HEALTH__V1__HEALTH_CHECK_REQUEST__INIT;
@@ -321,6 +337,7 @@ int main(void)
 		CASE(drain_waits_for_what_runs),
 		CASE(events_are_followed),
 		CASE(the_log_level_is_set),
+		CASE(the_configuration_is_read_again),
 		CASE(health_tells_live_from_ready),
 		CASE(health_watchers_hear_of_changes),
 		CASE(reflection_lists_and_describes),

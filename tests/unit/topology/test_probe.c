@@ -13,6 +13,7 @@
 #include "topology/scan.h"
 
 struct source {
+	double busy;
 	double drive;
 	unsigned drives, computes;
 	int fail;
@@ -38,6 +39,11 @@ struct fixture {
 	char folder[64], cache[96];
 };
 
+static double busy(void *context)
+{
+	return ((struct source *)context)->busy;
+}
+
 static int setup(void **state)
 {
 	struct fixture *f = calloc(1, sizeof *f);
@@ -60,7 +66,7 @@ static int teardown(void **state)
 
 static struct topology_bandwidths probe(struct fixture *f, struct source *s)
 {
-	const struct topology_probe_source source = {drive, compute, s};
+	const struct topology_probe_source source = {drive, compute, busy, s};
 	struct topology_bandwidths b = {0};
 	struct base_error e = {0};
 	if (topology_probe(&f->machine, f->cache, &source, &b, &e) < 0)
@@ -176,11 +182,32 @@ static void an_old_cache_is_measured_again(void **state)
 	}
 }
 
+/* Figures of a busy machine are used while it stays busy, and measured again as soon as it is not. */
+static void a_busy_machine_is_measured_again(void **state)
+{
+	struct source s = {.drive = 1e9, .busy = 0.8};
+	struct topology_bandwidths b = probe(*state, &s);
+	assert_true(b.busy_ratio == 0.8 && b.drive_bytes_per_s == 1e9);
+	s.drive = 3e9;
+	b = probe(*state, &s);
+	assert_true(b.drive_bytes_per_s == 1e9);
+	assert_int_equal(s.computes, 1);
+	s.busy = 0.01;
+	b = probe(*state, &s);
+	assert_true(b.drive_bytes_per_s == 3e9 && b.busy_ratio == 0.01);
+	s.drive = 4e9;
+	b = probe(*state, &s);
+	assert_true(b.drive_bytes_per_s == 3e9);
+	assert_int_equal(s.computes, 2);
+	double now = topology_probe_busy();
+	assert_true(now >= 0 && now <= 1);
+}
+
 static void a_failing_drive_is_named(void **state)
 {
 	struct fixture *f = *state;
 	struct source s = {.fail = -EIO};
-	const struct topology_probe_source source = {drive, compute, &s};
+	const struct topology_probe_source source = {drive, compute, busy, &s};
 	struct topology_bandwidths b = {0};
 	struct base_error e = {0};
 	assert_int_equal(topology_probe(&f->machine, f->cache, &source, &b, &e), -EIO);
@@ -206,6 +233,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_bad_cache_is_ignored_and_replaced, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_cached_figure_out_of_range_is_not_believed, setup, teardown),
 		cmocka_unit_test_setup_teardown(an_old_cache_is_measured_again, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_busy_machine_is_measured_again, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_failing_drive_is_named, setup, teardown),
 		cmocka_unit_test_setup_teardown(an_unwritable_cache_is_no_error, setup, teardown),
 	};
