@@ -368,6 +368,36 @@ static void test_deadlines(void **state)
 	world_destroy(w);
 }
 
+/* With as many sequences as stages or more, each stage has a pass to work on, and the sequences are dealt over them. */
+static void test_passes_fill_the_stages(void **state)
+{
+	struct scheduler_config config = small_config();
+	struct scheduler_counts c;
+	config.stages = 3;
+	config.max_running = 7;
+	struct world *w = world_create(&config, 64, false);
+	struct scheduler_job *j[7];
+	for (int i = 0; i < 7; i++)
+		j[i] = add_job(w, 3 + (uint32_t)i, 40, 1, REQUEST_PRIORITY_NORMAL, false);
+	for (int i = 0; i < 7; i++)
+		assert_true(step(w, NULL)); // the prompts
+	for (int i = 0; i < 60; i++) {
+		uint64_t passes = w->passes, positions = w->positions;
+		assert_true(step(w, NULL));
+		scheduler_get_counts(w->s, &c);
+		assert_int_equal(w->passes - passes, 1);
+		assert_int_equal(c.in_flight, 2); // the third has just come back
+		assert_in_range(w->positions - positions, 1, 3);
+	}
+	while (step(w, NULL))
+		;
+	for (int i = 0; i < 7; i++) {
+		check_output(&j[i]->sequences[0]);
+		end(w, j[i]);
+	}
+	world_destroy(w);
+}
+
 /* New ranks: everybody starts over from the tokens that it has. */
 static void test_reset_recomputes(void **state)
 {
@@ -493,6 +523,7 @@ int main(void)
 		cmocka_unit_test(test_scores_in_chunks),
 		cmocka_unit_test(test_abort_in_prefill),
 		cmocka_unit_test(test_deadlines),
+		cmocka_unit_test(test_passes_fill_the_stages),
 		cmocka_unit_test(test_reset_recomputes),
 		cmocka_unit_test(test_random_simulation),
 	};
