@@ -71,10 +71,20 @@ uint32_t pack_extent_bytes(const struct program *p)
 	return bytes;
 }
 
+struct pack_slice pack_file_slice(uint32_t layer, const struct pack_slice *slice)
+{
+	struct pack_slice s = *slice;
+	if (layer == PACK_LAYER_EMBED) {
+		s.tp_rank = 0;
+		s.tp_size = 1;
+	}
+	return s;
+}
+
 char *pack_file_name(uint32_t layer, uint32_t tp_rank, uint32_t tp_size, char out[static 64])
 {
 	if (layer == PACK_LAYER_EMBED)
-		snprintf(out, 64, "embed.tp%uof%u", tp_rank, tp_size);
+		snprintf(out, 64, "embed.tp0of1");
 	else if (layer == PACK_LAYER_HEAD)
 		snprintf(out, 64, "head.tp%uof%u", tp_rank, tp_size);
 	else

@@ -220,10 +220,11 @@ static int write_pieces(struct packer *k, const struct pack_layout_file *file, s
 
 static struct offload_store_identity identity_of(const struct packer *k, const struct pack_layout_file *file)
 {
+	struct pack_slice part = pack_file_slice(file->layer, &k->config->slice);
 	struct offload_store_identity id = {
 		.layer = file->layer,
-		.tp_rank = k->config->slice.tp_rank,
-		.tp_size = k->config->slice.tp_size,
+		.tp_rank = part.tp_rank,
+		.tp_size = part.tp_size,
 		.layout = PACK_LAYOUT_R16,
 		.extent_bytes = k->layout->extent_bytes,
 	};

@@ -52,5 +52,7 @@ int pack_model(const struct format_gguf *g, const struct program *p, const struc
 
 /* Most bytes of an extent for a model: a power of two, 64 KiB to 1 MiB, so that a layer has at least about 16. */
 uint32_t pack_extent_bytes(const struct program *p);
+/* The part that a file of a slice has: of an embedding of its own, which every part looks up rows in, all; so it is there once. */
+struct pack_slice pack_file_slice(uint32_t layer, const struct pack_slice *slice);
 /* "layer-0003.tp0of1" into out. layer: a number or PACK_LAYER_*. */
 char *pack_file_name(uint32_t layer, uint32_t tp_rank, uint32_t tp_size, char out[static 64]);

@@ -88,17 +88,17 @@ int rank_open_files(struct rank *r, struct base_error *e)
 	r->placement.direct_io = true;
 	for (uint32_t i = 0; i < l->files_count; i++) {
 		char name[64];
-		const struct pack_slice *slice = &r->config.slice;
+		const struct pack_slice slice = pack_file_slice(l->files[i].layer, &r->config.slice);
 		struct offload_store_identity want = {
 			.layer = l->files[i].layer,
-			.tp_rank = slice->tp_rank,
-			.tp_size = slice->tp_size,
+			.tp_rank = slice.tp_rank,
+			.tp_size = slice.tp_size,
 			.layout = PACK_LAYOUT_R16,
 			.extent_bytes = l->extent_bytes,
 		};
 		memcpy(want.source_digest, r->config.digest, sizeof want.source_digest);
 		int status = offload_store_open(
-			dir, pack_file_name(want.layer, slice->tp_rank, slice->tp_size, name), &want, &r->stores[i], e);
+			dir, pack_file_name(want.layer, slice.tp_rank, slice.tp_size, name), &want, &r->stores[i], e);
 		if (!status)
 			status = check_tables(r, &l->files[i], r->stores[i], e);
 		if (status)

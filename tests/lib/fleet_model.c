@@ -74,7 +74,7 @@ static void load(struct fleet_model *m, const struct fleet_run *run, struct flee
 		a.assign = (struct rank_assign){.epoch = EPOCH,
 			.stage = i / f->parts,
 			.stages = f->stages,
-			.patience_ns = 20 * BASE_NS_PER_SECOND,
+			.patience_ns = 100 * BASE_NS_PER_SECOND,
 			.config = m->config[i]};
 		fleet_tell(f, i, &a);
 	}
