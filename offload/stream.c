@@ -498,6 +498,8 @@ static bool front_arrived(const struct offload_stream *s)
 static void wait_for_front(struct offload_stream *s)
 {
 	uint64_t start = base_clock_now_ns();
+	// A drive that hangs is waited for once, not once for each extent of the pass.
+	uint64_t until = start + (s->hung ? 0 : s->config.patience_ns);
 	uint32_t seen = atomic_load_explicit(&s->arrivals, memory_order_acquire);
 	pthread_mutex_unlock(&s->lock);
 	for (int i = 0; i < SPINS && atomic_load_explicit(&s->arrivals, memory_order_acquire) == seen; i++) {
@@ -505,8 +507,6 @@ static void wait_for_front(struct offload_stream *s)
 		__builtin_ia32_pause();
 #endif
 	}
-	// A drive that hangs is waited for once, not once for each extent of the pass.
-	uint64_t until = start + (s->hung ? 0 : s->config.patience_ns);
 	struct timespec deadline = {
 		.tv_sec = (time_t)(until / BASE_NS_PER_SECOND), .tv_nsec = (long)(until % BASE_NS_PER_SECOND)};
 	int r = 0;
