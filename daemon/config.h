@@ -42,6 +42,7 @@ struct config {
 		char join[CONFIG_TEXT_BYTES]; // worker: the coordinator's HOST:PORT
 		char address[256]; // of this node, for the other nodes' data; "": the one that it joins with
 		char tls_cert[CONFIG_TEXT_BYTES], tls_key[CONFIG_TEXT_BYTES], tls_ca[CONFIG_TEXT_BYTES];
+		char device_map[16]; // auto, balanced, sequential
 		uint32_t nodes; // that compute, before a model is loaded
 	} cluster;
 	struct {

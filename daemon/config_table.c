@@ -25,6 +25,7 @@
 static const char *const backends[] = {"cpu", "reference", NULL};
 static const char *const kv_types[] = {"f16", "q8", NULL};
 static const char *const engines[] = {"auto", "uring", "sync", NULL};
+static const char *const device_maps[] = {"auto", "balanced", "sequential", NULL};
 static const char *const roles[] = {"none", "coordinator", "worker", "both", NULL};
 static const char *const log_levels[] = {"error", "warning", "notice", "info", "debug", NULL};
 static const char *const templates[] = {"", "chatml", "llama2", "llama3", "mistral", NULL};
@@ -69,6 +70,8 @@ const struct config_key config_keys[] = {
 		.help = "PEM file with its private key."},
 	{.path = "cluster.tls_ca", .type = CONFIG_TYPE_TEXT, AT(cluster.tls_ca), .value = "",
 		.help = "PEM file with the authority that the nodes' certificates come from."},
+	{.path = "cluster.device_map", .type = CONFIG_TYPE_CHOICE, AT(cluster.device_map), .value = "auto",
+		.choices = device_maps, .help = "Coordinator: how layers go to nodes. auto: what is fastest, which may leave nodes out."},
 	{.path = "cluster.nodes", .type = CONFIG_TYPE_COUNT, AT(cluster.nodes), .value = "1", .min = 1, .max = 64,
 		.help = "Coordinator: nodes that compute which have to be there before a model is loaded."},
 

@@ -308,7 +308,7 @@ static uint64_t turn(struct engine *e)
 			end_all(e, -EHOSTDOWN, e->load.failure);
 		if (now >= e->retry_ns)
 			recover(e);
-		else if (e->retry_ns < until)
+		if (!e->group && e->state != ENGINE_FAILED && e->retry_ns < until)
 			until = e->retry_ns;
 	}
 	if (e->state == ENGINE_FAILED)

@@ -407,9 +407,13 @@ static void all_ready(struct engine *e)
 		tell_placement(e, i);
 	}
 	struct base_error error = {0};
-	if (blocks < e->kv_blocks || !blocks)
-		base_error_set(&error, -ENOMEM, "the rank has %u KV blocks, %u are needed", blocks,
-			e->kv_blocks ? e->kv_blocks : 1);
+	/* Fewer hosts may have fewer blocks; what was promised is that one sequence of the longest length fits. */
+	uint32_t needed = e->kv_blocks;
+	if (e->config.starter.gather)
+		needed = (uint32_t)base_size_div_up(e->limit_tokens, KV_BLOCK_TOKENS);
+	if (blocks < needed || !blocks)
+		base_error_set(
+			&error, -ENOMEM, "the rank has %u KV blocks, %u are needed", blocks, needed ? needed : 1);
 	else if (scheduler_reset(e->scheduler, blocks, e->stages, cold > 0) < 0)
 		base_error_set(&error, -ENOMEM, "no memory for %u KV blocks", blocks);
 	if (error.code) {

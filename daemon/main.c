@@ -292,6 +292,8 @@ static int start(struct daemon *d, struct base_error *e)
 		status = rpc_server_start(d->server, &d->log, &d->rpc, e);
 	if (!status && d->config.listen.metrics[0])
 		status = metrics_server_start(d->server, d->config.listen.metrics, &d->log, &d->metrics, e);
+	if (!status)
+		status = server_cluster_join(d->server, e);
 	if (status)
 		return status;
 	notify_ready("listening");
@@ -303,6 +305,8 @@ static int start(struct daemon *d, struct base_error *e)
 
 static void stop(struct daemon *d)
 {
+	if (d->server)
+		server_cluster_leave(d->server);
 	bool quiet = !d->rpc || rpc_server_stop(d->rpc, STOP_EXTRA_NS);
 	if (d->metrics)
 		metrics_server_stop(d->metrics);

@@ -14,6 +14,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "daemon/cluster/worker.h"
 #include "daemon/server_internal.h"
 #include "topology/scan.h"
 
@@ -553,7 +554,7 @@ uint64_t server_started_wall_ns(const struct server *s)
 }
 
 /* VmRSS leaves hugetlb pages out. */
-static uint64_t process_memory(pid_t pid)
+uint64_t server_process_memory(pid_t pid)
 {
 	char path[48], line[256];
 	uint64_t kib = 0;
@@ -576,9 +577,11 @@ uint64_t server_memory_bytes(struct server *s)
 		if (s->entry[i] && s->entry[i]->supervisor)
 			n += supervisor_pids(s->entry[i]->supervisor, &pids[n], (uint32_t)base_array_size(pids) - n);
 	}
+	if (s->worker)
+		n += cluster_worker_pids(s->worker, &pids[n], (uint32_t)base_array_size(pids) - n);
 	pthread_mutex_unlock(&s->lock);
-	uint64_t bytes = process_memory(getpid());
+	uint64_t bytes = server_process_memory(getpid());
 	for (uint32_t i = 0; i < n; i++)
-		bytes += process_memory(pids[i]);
+		bytes += server_process_memory(pids[i]);
 	return bytes;
 }

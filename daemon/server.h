@@ -88,6 +88,9 @@ bool server_ready(struct server *s);
 bool server_healthy(struct server *s);
 void server_set_drain(struct server *s, uint64_t drain_ns); // daemon.drain was reloaded
 struct cluster_coordinator;
+/* A node that computes joins its coordinator, which may be in this process: so after rpc listens. No-op for others. */
+int server_cluster_join(struct server *s, struct base_error *e);
+void server_cluster_leave(struct server *s); // before rpc stops
 struct cluster_coordinator *server_coordinator(struct server *s); // NULL: this node is none
 const struct config *server_config(const struct server *s);
 const struct topology_machine *server_machine(const struct server *s);

@@ -8,7 +8,9 @@
 #include "base/clock.h"
 #include "daemon/cluster/coordinator.h"
 #include "daemon/cluster/pki.h"
+#include "daemon/cluster/worker.h"
 #include "daemon/server_internal.h"
+#include "topology/scan.h"
 
 struct cluster_coordinator *server_coordinator(struct server *s)
 {
@@ -45,6 +47,52 @@ static int check_identity(const struct server *s, const char *node, enum cluster
 	return 0;
 }
 
+static void on_cluster_event(void *context, const char *severity, const char *kind, const char *model, const char *text)
+{
+	server_emit_event(context, severity, kind, model, text);
+}
+
+static int on_probe(
+	void *context, const char *directory, struct topology_bandwidths *ret_bandwidths, struct base_error *e)
+{
+	return server_probe(context, directory, ret_bandwidths, e);
+}
+
+/* What a new plan could have: what is available, and what the ranks that it replaces hold. */
+static uint64_t on_memory(void *context, const pid_t *pids, uint32_t count)
+{
+	struct topology_machine now;
+	uint64_t bytes = topology_scan(NULL, &now, NULL) < 0 ? 0 : now.memory_available_bytes;
+	for (uint32_t i = 0; i < count; i++)
+		bytes += server_process_memory(pids[i]);
+	return bytes;
+}
+
+static int start_worker(struct server *s, struct base_error *e)
+{
+	const struct config *c = &s->config;
+	const struct cluster_worker_config w = {
+		.cluster = c->cluster.name,
+		.node = c->cluster.node,
+		.version = THAW_VERSION,
+		.join = c->cluster.join[0] ? c->cluster.join : c->listen.grpc,
+		.tls = {.ca = c->cluster.tls_ca, .cert = c->cluster.tls_cert, .key = c->cluster.tls_key},
+		.address = c->cluster.address,
+		.store_path = c->store.path,
+		.sources = c->store.sources,
+		.rank_path = s->rank_path,
+		.machine = &s->machine,
+		.budgets = {c->memory.weights_bytes, c->memory.kv_bytes, c->memory.workspace_bytes},
+		.threads = c->compute.threads,
+		.probe = on_probe,
+		.memory = on_memory,
+		.context = s,
+		.events = {.event = on_cluster_event, .context = s},
+		.log = s->log,
+	};
+	return cluster_worker_start(&w, &s->worker, e);
+}
+
 static int find_node_name(struct server *s, struct base_error *e)
 {
 	char host[CLUSTER_NAME_BYTES] = "";
@@ -77,11 +125,6 @@ static int find_address(struct server *s, struct base_error *e)
 			s->config.cluster.listen);
 	snprintf(s->config.cluster.address, sizeof s->config.cluster.address, "%s", a.host);
 	return 0;
-}
-
-static void on_cluster_event(void *context, const char *severity, const char *kind, const char *model, const char *text)
-{
-	server_emit_event(context, severity, kind, model, text);
 }
 
 static int start_coordinator(struct server *s, struct base_error *e)
@@ -118,6 +161,22 @@ int server_cluster_start(struct server *s, struct base_error *e)
 	if (!status && cluster_role_coordinates(role))
 		status = start_coordinator(s, e);
 	return status;
+}
+
+int server_cluster_join(struct server *s, struct base_error *e)
+{
+	enum cluster_role role = CLUSTER_ROLE_NONE;
+	cluster_role_find(s->config.cluster.role, &role);
+	return cluster_role_works(role) ? start_worker(s, e) : 0;
+}
+
+void server_cluster_leave(struct server *s)
+{
+	struct cluster_worker *w = s->worker;
+	pthread_mutex_lock(&s->lock);
+	s->worker = NULL;
+	pthread_mutex_unlock(&s->lock);
+	cluster_worker_stop(w);
 }
 
 void server_cluster_stop(struct server *s)

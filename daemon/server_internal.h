@@ -5,6 +5,7 @@
  *   server_load.c    the loader thread: checks, pack, plan, engine; repair of the store
  *   server_unload.c  the unloader thread
  *   server_cluster.c this node's part in a cluster
+ *   server_fleet.c   a model over the nodes of a cluster
  *   server_events.c  the ring of events
  *   server_reload.c  a call that has the configuration read again
  *   server_probe.c   what the topology probe asks of offload and backend
@@ -51,6 +52,7 @@ struct server_entry {
 	struct rank_needs needs[ENGINE_MAX_RANKS];
 	uint32_t packing_part; // for progress
 	struct supervisor *supervisor; // lock, for pids
+	struct server_fleet *fleet; // of a coordinator, instead
 };
 
 struct server {
@@ -60,6 +62,7 @@ struct server {
 	char rank_path[512];
 	char drive[64]; // of the store
 	struct cluster_coordinator *coordinator; // NULL: none
+	struct cluster_worker *worker; // lock; NULL: none
 	int lock_fd; // of the store
 	uint64_t started_wall_ns;
 
@@ -99,12 +102,31 @@ int server_entry_prepare(struct server_entry *x, uint64_t weights_bytes, uint64_
 void server_count_daemon(struct server *s);
 void server_set_phase(struct server_entry *x, enum server_phase phase, const struct base_error *error);
 
+/* Measures drive (directory "": not), memory and compute, or reads what was measured lately. The last result is server_bandwidths. */
+int server_probe(
+	struct server *s, const char *directory, struct topology_bandwidths *ret_bandwidths, struct base_error *e);
+void server_fill_rank_config(struct server_entry *x, uint32_t context_tokens);
+/* What the processes of a rank and its thawd hold beside the budgets' contents. */
+uint64_t server_process_bytes(const struct server_entry *x);
+#define SERVER_MIN_AUTO_CONTEXT 2048u
+
+/* server.c */
+uint64_t server_process_memory(pid_t pid);
+
 /* server_unload.c */
 void *server_unloader_thread(void *server);
 
 /* server_cluster.c: after the store is locked. */
 int server_cluster_start(struct server *s, struct base_error *e);
 void server_cluster_stop(struct server *s); // after all models are gone
+
+/* server_fleet.c: a model over the nodes of the cluster. The loader's thread. */
+struct server_fleet;
+int server_fleet_create(struct server_entry *x, struct server_fleet **ret_fleet, struct base_error *e);
+void server_fleet_destroy(struct server_fleet *f); // after the engine; NULL is fine
+/* Until the nodes are there and a plan fits: says what is waited for. -ECANCELED, -ENOMEM with the numbers. */
+int server_fleet_wait(struct server_fleet *f, bool (*cancelled)(struct server_entry *x), struct base_error *e);
+struct engine_starter server_fleet_starter(struct server_fleet *f);
 
 /* server_probe.c */
 int server_probe_drive(const char *directory, const char *engine, double *ret_bytes_per_s);

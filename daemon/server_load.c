@@ -17,7 +17,6 @@
 #define LOOK_NS 10000000 // between looks at an engine that loads
 #define REPAIR_PAUSE_NS (600 * BASE_NS_PER_SECOND) // between two readings of a whole store
 #define LOGITS_ROWS 64u // of a pass at most, when memory.workspace has room: what scores can fill
-#define MIN_AUTO_CONTEXT 2048u
 #define MAX_RESTARTS 5u
 /* What the processes hold beside weights, KV and a rank's workspace: heaps, stacks, code, gRPC, page tables, the file's
  * metadata; the vocabulary's tables grow with it. Measured: 25 MiB for one stage and 49,000 tokens, 12 of them page cache. */
@@ -52,6 +51,7 @@ void server_entry_destroy(struct server_entry *x)
 		return;
 	engine_destroy(x->model.engine);
 	supervisor_destroy(x->supervisor);
+	server_fleet_destroy(x->fleet);
 	for (uint32_t i = 0; x->specials && x->specials[i]; i++)
 		free(x->specials[i]);
 	free(x->specials);
@@ -175,7 +175,7 @@ static int open_model(struct server_entry *x, struct base_error *e)
 
 /* ---- the plan ---- */
 
-static void fill_rank_config(struct server_entry *x, uint32_t context_tokens)
+void server_fill_rank_config(struct server_entry *x, uint32_t context_tokens)
 {
 	const struct config *c = &x->server->config;
 	struct rank_config *r = &x->rank;
@@ -199,6 +199,11 @@ static void fill_rank_config(struct server_entry *x, uint32_t context_tokens)
 	snprintf(r->model_path, sizeof r->model_path, "%s", x->config.path);
 	snprintf(r->backend, sizeof r->backend, "%s", c->compute.backend);
 	snprintf(r->engine, sizeof r->engine, "%s", c->offload.engine);
+}
+
+uint64_t server_process_bytes(const struct server_entry *x)
+{
+	return DAEMON_BYTES + RANK_BYTES + x->program->config.vocab * TOKEN_BYTES;
 }
 
 static uint32_t ranks_of(const struct server_entry *x)
@@ -374,7 +379,7 @@ static int plan_with_context(
 	struct server *s = x->server;
 	struct topology_plan others;
 	struct rank_needs sum = {0};
-	fill_rank_config(x, context);
+	server_fill_rank_config(x, context);
 	sum_others(x, &others);
 	struct topology_plan_input in = {
 		.kv_block_tokens = KV_BLOCK_TOKENS,
@@ -426,7 +431,7 @@ static int plan_entry(struct server_entry *x, uint64_t weights_bytes, uint64_t k
 	uint32_t context = wanted && wanted < own ? wanted : own;
 	int status = plan_with_context(x, context, weights_bytes, kv_bytes, e);
 	struct base_error later;
-	for (; status == -ENOMEM && !wanted && context / 2 >= MIN_AUTO_CONTEXT; context /= 2) {
+	for (; status == -ENOMEM && !wanted && context / 2 >= SERVER_MIN_AUTO_CONTEXT; context /= 2) {
 		if (plan_with_context(x, context / 2, weights_bytes, kv_bytes, &later) == 0)
 			return 0;
 	}
@@ -436,7 +441,11 @@ static int plan_entry(struct server_entry *x, uint64_t weights_bytes, uint64_t k
 int server_entry_prepare(struct server_entry *x, uint64_t weights_bytes, uint64_t kv_bytes, struct base_error *e)
 {
 	int status = open_model(x, e);
-	return status ? status : plan_entry(x, weights_bytes, kv_bytes, e);
+	if (status || !x->server->coordinator)
+		return status ? status : plan_entry(x, weights_bytes, kv_bytes, e);
+	uint32_t own = x->program->config.context_tokens, wanted = x->server->config.scheduler.context_tokens;
+	server_fill_rank_config(x, wanted && wanted < own ? wanted : own); // the plan is made when the nodes are there
+	return 0;
 }
 
 /* ---- loading: the loader thread ---- */
@@ -472,6 +481,7 @@ static int pack(struct server_entry *x, const uint8_t *repair, struct pack_resul
 		.store_path = x->server->config.store.path,
 		.slice = x->rank.slice,
 		.repair = repair,
+		.digest_only = x->server->coordinator != NULL,
 		.progress = on_pack_progress,
 		.context = x,
 	};
@@ -526,32 +536,37 @@ static int probe_compute(void *context, double *ret_macs_per_s)
 		p->server->config.compute.threads, ret_macs_per_s);
 }
 
+int server_probe(
+	struct server *s, const char *directory, struct topology_bandwidths *ret_bandwidths, struct base_error *e)
+{
+	struct probe p = {.server = s, .directory = directory};
+	const struct topology_probe_source source = {
+		.drive = directory[0] ? probe_drive : NULL, .compute = probe_compute, .context = &p};
+	char cache[CONFIG_TEXT_BYTES + 32];
+	snprintf(cache, sizeof cache, "%s/probe.json", s->config.store.path);
+	int status = topology_probe(&s->machine, cache, &source, ret_bandwidths, e);
+	if (status)
+		return status;
+	pthread_mutex_lock(&s->lock);
+	s->bandwidths = *ret_bandwidths;
+	pthread_mutex_unlock(&s->lock);
+	return 0;
+}
+
 /* What could not be measured is zero in the plan, and said. */
 static void probe(struct server_entry *x, const char *directory)
 {
-	struct server *s = x->server;
-	struct probe p = {.server = s, .directory = directory};
-	const struct topology_probe_source source = {.drive = probe_drive, .compute = probe_compute, .context = &p};
 	struct topology_bandwidths b;
 	struct base_error e = {0};
-	char cache[CONFIG_TEXT_BYTES + 32];
-	snprintf(cache, sizeof cache, "%s/probe.json", s->config.store.path);
-	int status = topology_probe(&s->machine, cache, &source, &b, &e);
-	if (status) {
-		server_emit_event(s, "warning", "probe_failed", x->info->name, base_error_text(&e));
-		return;
-	}
-	if (b.busy_ratio >= TOPOLOGY_PROBE_BUSY) {
+	if (server_probe(x->server, directory, &b, &e) < 0) {
+		server_emit_event(x->server, "warning", "probe_failed", x->info->name, base_error_text(&e));
+	} else if (b.busy_ratio >= TOPOLOGY_PROBE_BUSY) {
 		snprintf(e.message, sizeof e.message,
 			"others used %.0f %% of the CPUs when drive, memory and compute were measured: predictions are "
-			"low; a "
-			"start on an idle machine measures again",
+			"low; a start on an idle machine measures again",
 			100 * b.busy_ratio);
-		server_emit_event(s, "warning", "probe_busy", x->info->name, e.message);
+		server_emit_event(x->server, "warning", "probe_busy", x->info->name, e.message);
 	}
-	pthread_mutex_lock(&s->lock);
-	s->bandwidths = b;
-	pthread_mutex_unlock(&s->lock);
 }
 
 static void on_engine_event(void *context, const char *severity, const char *kind, const char *text)
@@ -610,7 +625,7 @@ static int start_engine(struct server_entry *x, const char *directory, struct ba
 	const struct config *c = &s->config;
 	const struct topology_plan *p = &x->info->plan;
 	_cleanup_free_ struct engine_config *g = calloc(1, sizeof *g);
-	struct supervisor *supervisor;
+	struct supervisor *supervisor = NULL;
 	struct engine *engine;
 	if (!g)
 		return base_error_set(e, -ENOMEM, "no memory");
@@ -635,12 +650,18 @@ static int start_engine(struct server_entry *x, const char *directory, struct ba
 		.events = {.event = on_engine_event, .context = x},
 		.log = s->log,
 	};
-	for (uint32_t i = 0; i < ranks_of(x); i++)
-		fill_assign(x, directory, i, &g->assign[i].config);
-	int status = supervisor_create(s->rank_path, c->compute.stages, c->compute.tensor, s->log, &supervisor);
-	if (status)
-		return base_error_set(e, status, "no memory");
-	g->starter = supervisor_starter(supervisor);
+	int status = 0;
+	if (x->fleet) {
+		g->stages = ENGINE_MAX_RANKS;
+		g->starter = server_fleet_starter(x->fleet);
+	} else {
+		for (uint32_t i = 0; i < ranks_of(x); i++)
+			fill_assign(x, directory, i, &g->assign[i].config);
+		status = supervisor_create(s->rank_path, c->compute.stages, c->compute.tensor, s->log, &supervisor);
+		if (status)
+			return base_error_set(e, status, "no memory");
+		g->starter = supervisor_starter(supervisor);
+	}
 	status = engine_create(g, &engine, e);
 	if (status) {
 		supervisor_destroy(supervisor);
@@ -664,6 +685,8 @@ void server_stop_engine(struct server_entry *x)
 	pthread_mutex_unlock(&x->server->lock);
 	engine_destroy(engine);
 	supervisor_destroy(supervisor);
+	server_fleet_destroy(x->fleet);
+	x->fleet = NULL;
 }
 
 static void pause_ns(long ns)
@@ -721,6 +744,20 @@ static int start_and_wait(struct server_entry *x, const char *directory, struct 
 	return status;
 }
 
+/* The nodes of the cluster pack and load. */
+static int load_fleet(struct server_entry *x, struct base_error *e)
+{
+	server_set_phase(x, SERVER_PHASE_LOAD, NULL);
+	int status = server_fleet_create(x, &x->fleet, e);
+	if (!status)
+		status = server_fleet_wait(x->fleet, cancelled, e);
+	if (!status)
+		return start_and_wait(x, "", e);
+	server_fleet_destroy(x->fleet);
+	x->fleet = NULL;
+	return status;
+}
+
 static int load(struct server_entry *x, struct base_error *e)
 {
 	struct pack_result packed;
@@ -731,6 +768,8 @@ static int load(struct server_entry *x, struct base_error *e)
 		return status;
 	if (cancelled(x))
 		return -ECANCELED;
+	if (x->server->coordinator)
+		return load_fleet(x, e);
 	probe(x, packed.directory);
 	/* Again, with what was measured and with the memory that is free now. */
 	status = plan_entry(x, 0, 0, e);

@@ -29,6 +29,7 @@ extern char **environ;
 struct child {
 	pid_t pid; // 0: none; lock
 	int pidfd;
+	char end[64]; // how the last one ended
 	bool killed; // and waited for: it outlived SIGKILL
 	int kept_fd[ENGINE_MAX_RANKS]; // of a rank that started before: this one's end of their socket; -1
 };
@@ -72,6 +73,14 @@ static const char *rank_name(const struct supervisor *s, uint32_t rank, char out
 	return out;
 }
 
+static void say_exit(const siginfo_t *info, char *out, size_t room)
+{
+	if (info->si_code == CLD_EXITED)
+		snprintf(out, room, "ended with exit code %d", info->si_status);
+	else
+		snprintf(out, room, "was ended by signal %d (%s)", info->si_status, sigdescr_np(info->si_status));
+}
+
 static void log_exit(struct supervisor *s, uint32_t rank, pid_t pid, const siginfo_t *info)
 {
 	char name[24];
@@ -107,8 +116,10 @@ static bool reap(struct supervisor *s, uint32_t rank)
 		;
 	if (r == 0 && !info.si_pid)
 		return false;
-	if (r == 0)
+	if (r == 0) {
 		log_exit(s, rank, c->pid, &info);
+		say_exit(&info, c->end, sizeof c->end);
+	}
 	close(c->pidfd);
 	c->pidfd = -1;
 	c->killed = false;
@@ -210,7 +221,7 @@ static int set_attributes(posix_spawnattr_t *attributes)
 
 struct command { // of a rank
 	char text[8 + SOCKETS][32];
-	const char *argv[12 + 2 * SOCKETS];
+	const char *argv[14 + 2 * SOCKETS];
 	uint32_t texts, count;
 };
 
@@ -221,7 +232,8 @@ static void add_option(struct command *c, const char *option, uint32_t number)
 	c->argv[c->count++] = c->text[c->texts++];
 }
 
-static void write_command(const struct supervisor *s, uint32_t rank, const int *fds, struct command *ret)
+static void write_command(
+	const struct supervisor *s, uint32_t rank, const int *fds, const char *link, struct command *ret)
 {
 	static const char *const options[] = {"--fd", "--previous-fd", "--next-fd", "--part-fd"};
 	char name[24];
@@ -235,6 +247,10 @@ static void write_command(const struct supervisor *s, uint32_t rank, const int *
 	ret->argv[ret->count++] = "--name";
 	snprintf(ret->text[ret->texts], sizeof ret->text[0], "rank-%s", rank_name(s, rank, name));
 	ret->argv[ret->count++] = ret->text[ret->texts++];
+	if (link) {
+		ret->argv[ret->count++] = "--link";
+		ret->argv[ret->count++] = link;
+	}
 	ret->argv[ret->count++] = "--log-level";
 	ret->argv[ret->count++] = level_name(s->log);
 	for (uint32_t i = 0; i < SOCKETS; i++) {
@@ -243,7 +259,7 @@ static void write_command(const struct supervisor *s, uint32_t rank, const int *
 	}
 }
 
-static int spawn(struct supervisor *s, uint32_t rank, const int *fds, struct base_error *e)
+static int spawn(struct supervisor *s, uint32_t rank, const int *fds, const char *link, struct base_error *e)
 {
 	struct command command = {0};
 	char name[24];
@@ -251,7 +267,7 @@ static int spawn(struct supervisor *s, uint32_t rank, const int *fds, struct bas
 	posix_spawnattr_t attributes;
 	posix_spawn_file_actions_init(&actions);
 	posix_spawnattr_init(&attributes);
-	write_command(s, rank, fds, &command);
+	write_command(s, rank, fds, link, &command);
 	int status = add_sockets(&actions, fds);
 	if (!status)
 		status = set_attributes(&attributes);
@@ -306,20 +322,28 @@ static int take_sockets(struct supervisor *s, uint32_t rank, int *fds)
 	return 0;
 }
 
+static int check_free(struct supervisor *s, uint32_t rank, struct base_error *e)
+{
+	const struct child *c = &s->child[rank];
+	char name[24];
+	if (!c->pid || reap(s, rank))
+		return 0;
+	return base_error_set(e, -EBUSY,
+		"the last rank %s, process %d, does not end: it hangs in the kernel, and has its memory; dmesg may say "
+		"which drive",
+		rank_name(s, rank, name), (int)c->pid);
+}
+
 static int start(void *context, uint32_t rank, int *ret_fd, struct base_error *e)
 {
 	struct supervisor *s = context;
-	struct child *c = &s->child[rank];
 	int mine[2] = {-1, -1}, fds[SOCKETS];
 	char name[24];
 	memset(fds, 0xff, sizeof fds);
-	if (c->pid && !reap(s, rank))
-		return base_error_set(e, -EBUSY,
-			"the last rank %s, process %d, does not end: it hangs in the kernel, and has its memory; dmesg "
-			"may "
-			"say which drive",
-			rank_name(s, rank, name), (int)c->pid);
-	int status = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, mine) < 0 ? -errno : 0;
+	int status = check_free(s, rank, e);
+	if (status)
+		return status;
+	status = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, mine) < 0 ? -errno : 0;
 	fds[TO_THAWD] = mine[1];
 	if (!status)
 		status = take_sockets(s, rank, fds);
@@ -327,7 +351,7 @@ static int start(void *context, uint32_t rank, int *ret_fd, struct base_error *e
 		base_error_set(
 			e, status, "socketpair for rank %s: %s", rank_name(s, rank, name), strerrordesc_np(-status));
 	else
-		status = spawn(s, rank, fds, e);
+		status = spawn(s, rank, fds, NULL, e);
 	for (int i = 0; i < SOCKETS; i++)
 		close_fd(&fds[i]);
 	if (status)
@@ -340,6 +364,33 @@ static int start(void *context, uint32_t rank, int *ret_fd, struct base_error *e
 struct engine_starter supervisor_starter(struct supervisor *s)
 {
 	return (struct engine_starter){.start = start, .stop = stop, .context = s};
+}
+
+int supervisor_start_linked(struct supervisor *s, uint32_t rank, const struct supervisor_sockets *sockets,
+	const char *link, struct base_error *e)
+{
+	int fds[SOCKETS];
+	memset(fds, 0xff, sizeof fds);
+	fds[TO_THAWD] = sockets->coordinator;
+	fds[TO_PREVIOUS] = sockets->previous;
+	fds[TO_NEXT] = sockets->next;
+	int status = check_free(s, rank, e);
+	return status ? status : spawn(s, rank, fds, link, e);
+}
+
+bool supervisor_ended(struct supervisor *s, uint32_t rank, char *text, size_t room)
+{
+	struct child *c = &s->child[rank];
+	if (!c->pid || (wait_end(c, 0) && reap(s, rank))) {
+		snprintf(text, room, "%s", c->end);
+		return true;
+	}
+	return false;
+}
+
+void supervisor_stop(struct supervisor *s, uint32_t rank)
+{
+	stop(s, rank);
 }
 
 uint32_t supervisor_pids(struct supervisor *s, pid_t *ret_pids, uint32_t room)

@@ -12,6 +12,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -25,6 +26,16 @@ int supervisor_create(const char *rank_path, uint32_t stages, uint32_t parts, st
 	struct supervisor **ret_supervisor);
 void supervisor_destroy(struct supervisor *s); // kills what is left; NULL is fine
 struct engine_starter supervisor_starter(struct supervisor *s);
+/* A rank of a group over several hosts: its sockets are connected already, and stay the caller's; -1: it has none. link: the name of the
+ * engine that is to use them. The thread that calls it has to live as long as the rank: ranks die with it. */
+struct supervisor_sockets {
+	int coordinator, previous, next;
+};
+int supervisor_start_linked(struct supervisor *s, uint32_t rank, const struct supervisor_sockets *sockets,
+	const char *link, struct base_error *e);
+/* True once it has ended by itself; it is reaped then, and why is in text. */
+bool supervisor_ended(struct supervisor *s, uint32_t rank, char *text, size_t room);
+void supervisor_stop(struct supervisor *s, uint32_t rank); // as the starter's stop
 uint32_t supervisor_pids(struct supervisor *s, pid_t *ret_pids, uint32_t room);
 /* Where thaw-rank is: beside this program, in the build tree, or installed. -ENOENT names the places. */
 int supervisor_find_rank(char *out, size_t room_bytes, struct base_error *e);

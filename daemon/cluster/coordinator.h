@@ -109,18 +109,23 @@ struct cluster_view {
 struct cluster_plan_stage {
 	uint32_t node; // in the view
 	struct cluster_slice slice;
+	uint64_t weights_bytes, kv_bytes, workspace_bytes; // budgets
+	uint64_t hot_bytes, cold_bytes; // of a pass
 };
 
 struct cluster_plan {
 	struct cluster_plan_stage stages[CLUSTER_MAX_STAGES];
 	uint32_t stages_count;
+	uint32_t kv_blocks;
+	double pass_ns_disk, pass_ns_memory, token_ns_compute; // parts of the bound
+	double tokens_per_s_one, tokens_per_s_full; // predicted
 };
 
 struct cluster_group { // what a group is, and how its members connect; large: not on the stack
 	uint64_t epoch;
 	uint32_t stages;
 	char node[CLUSTER_MAX_STAGES][CLUSTER_NAME_BYTES];
-	struct cluster_slice slice[CLUSTER_MAX_STAGES];
+	struct cluster_plan plan;
 	struct cluster_prepared prepared[CLUSTER_MAX_STAGES];
 	struct cluster_member members[CLUSTER_MAX_MEMBERS]; // 0: this process
 	uint8_t secret[CLUSTER_SECRET_BYTES];
@@ -135,8 +140,10 @@ struct cluster_fleet_config {
 		void *context, const struct cluster_view *view, struct cluster_plan *ret_plan, struct base_error *e);
 	/* The engine's thread, once for each plan, before listen: a port for the group's connections. */
 	int (*listen)(void *context, struct cluster_member *ret_self, struct base_error *e);
-	/* The coordinator's thread: another plan is ready, gather it. Must not block. */
+	/* Any thread, with the lock, must not block: regather: another plan is ready or needed, gather it. broken: a node of the group that
+	 * is being connected, or its rank, is gone. */
 	void (*regather)(void *context, const char *why);
+	void (*broken)(void *context);
 	void *context;
 };
 
@@ -148,6 +155,8 @@ void cluster_fleet_destroy(struct cluster_fleet *f); // releases what it has on 
  * node was told to start; the caller connects as member 0. The engine's thread. */
 int cluster_fleet_gather(struct cluster_fleet *f, struct cluster_group *ret_group, struct base_error *e);
 void cluster_fleet_scatter(struct cluster_fleet *f); // the group is gone, or never came to be
+/* One look whether a plan can be made now, and plan() called with what there is: nothing is assigned. As gather; 0: there is a plan. */
+int cluster_fleet_try(struct cluster_fleet *f, struct base_error *e);
 /* Is a node of the group that gather gave last lost? To end a connecting that cannot succeed. */
 bool cluster_fleet_broken(struct cluster_fleet *f);
 /* What all nodes have done of packing. */

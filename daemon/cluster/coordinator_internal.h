@@ -83,6 +83,7 @@ struct fleet_part { // of a plan: one stage
 struct fleet_try {
 	struct fleet_part part[CLUSTER_MAX_STAGES];
 	uint32_t parts;
+	struct cluster_plan plan;
 };
 
 struct fleet_unfit { // a node that could not prepare its part, as long as it is the same process

@@ -205,22 +205,19 @@ static int take_plan(
 		t->part[i].slice = p->stages[i].slice;
 	}
 	t->parts = p->stages_count;
+	t->plan = *p;
 	return 0;
 }
 
 /* Lock held; dropped while plan() runs. */
-static int make_plan(struct cluster_fleet *f, struct base_error *e)
+static int ask_plan(struct cluster_fleet *f, struct snapshot *s, struct cluster_plan *ret_plan, struct base_error *e)
 {
 	struct cluster_coordinator *c = f->coordinator;
-	_cleanup_free_ struct snapshot *s = calloc(1, sizeof *s);
-	struct cluster_plan plan = {0};
-	if (!s)
-		return base_error_set(e, -ENOMEM, "no memory for a plan");
 	take_snapshot(f, s);
 	f->state = FLEET_PLANNING;
 	uint64_t changes = f->changes;
 	pthread_mutex_unlock(&c->lock);
-	int status = f->config.plan(f->config.context, &s->view, &plan, e);
+	int status = f->config.plan(f->config.context, &s->view, ret_plan, e);
 	pthread_mutex_lock(&c->lock);
 	f->state = FLEET_IDLE;
 	pthread_cond_broadcast(&c->changed); // who destroys the fleet waits for that
@@ -230,6 +227,14 @@ static int make_plan(struct cluster_fleet *f, struct base_error *e)
 		base_error_prefix(e, "the nodes that are left cannot hold the model");
 		return -EHOSTDOWN;
 	}
+	return status;
+}
+
+static int make_plan(struct cluster_fleet *f, struct base_error *e)
+{
+	_cleanup_free_ struct snapshot *s = calloc(1, sizeof *s);
+	struct cluster_plan plan = {0};
+	int status = s ? ask_plan(f, s, &plan, e) : base_error_set(e, -ENOMEM, "no memory for a plan");
 	if (!status)
 		status = take_plan(f, s, &plan, e);
 	if (status)
@@ -238,6 +243,20 @@ static int make_plan(struct cluster_fleet *f, struct base_error *e)
 	send_assigns(f);
 	f->state = FLEET_PREPARING;
 	return 0;
+}
+
+int cluster_fleet_try(struct cluster_fleet *f, struct base_error *e)
+{
+	_cleanup_free_ struct snapshot *s = calloc(1, sizeof *s);
+	struct cluster_plan plan = {0};
+	if (!s)
+		return base_error_set(e, -ENOMEM, "no memory for a plan");
+	pthread_mutex_lock(&f->coordinator->lock);
+	int status = f->state == FLEET_IDLE ? check_nodes(f, e) : base_error_set(e, -EAGAIN, "a plan is being made");
+	if (!status)
+		status = ask_plan(f, s, &plan, e);
+	pthread_mutex_unlock(&f->coordinator->lock);
+	return status;
 }
 
 static int preparing(const struct cluster_fleet *f, struct base_error *e)
@@ -323,9 +342,9 @@ static int send_starts(struct cluster_fleet *f, uint64_t epoch, struct cluster_g
 		memcpy(g->members[1 + i].host, t->part[i].node->facts->address, sizeof g->members[0].host);
 		g->members[1 + i].port = (uint16_t)t->part[i].prepared.port;
 		memcpy(g->node[i], t->part[i].node->name, sizeof g->node[i]);
-		g->slice[i] = t->part[i].slice;
 		g->prepared[i] = t->part[i].prepared;
 	}
+	g->plan = t->plan;
 	memcpy(s.members, g->members, sizeof s.members);
 	f->running = *t;
 	f->running_epoch = epoch;
@@ -401,6 +420,12 @@ void cluster_fleet_progress(struct cluster_fleet *f, uint64_t *ret_done_bytes, u
 }
 
 /* ---- what nodes say; lock held ---- */
+
+static void set_broken(struct cluster_fleet *f)
+{
+	f->broken = true;
+	f->config.broken(f->config.context);
+}
 
 /* The part of a plan that a message is about; those of plans that are over are dropped. */
 static struct fleet_part *find_part(struct cluster_coordinator *c, const struct cluster_node *n, uint64_t assignment,
@@ -480,7 +505,7 @@ void cluster_fleets_failed(struct cluster_coordinator *c, struct cluster_node *n
 		c, "error", coming ? "node_unfit" : "rank_failed", f->model, "node %s: %.300s", n->name, m->text);
 	p->assignment = 0; // it has forgotten it
 	if (!coming) {
-		f->broken = true;
+		set_broken(f);
 		return;
 	}
 	add_unfit(f, n, m->text);
@@ -495,7 +520,7 @@ void cluster_fleets_rank_ended(
 	struct fleet_part *p = find_part(c, n, m->assignment, &f);
 	if (!p || is_coming(f, p) || m->epoch != f->running_epoch)
 		return;
-	f->broken = true;
+	set_broken(f);
 	cluster_coordinator_emit(c, "warning", "rank_ended", f->model, "node %s, epoch %llu: %.300s", n->name,
 		(unsigned long long)m->epoch, m->text);
 }
@@ -511,7 +536,7 @@ void cluster_fleets_node_lost(struct cluster_coordinator *c, struct cluster_node
 			drop_coming(f);
 		if (!uses(&f->running, n))
 			continue;
-		f->broken = true;
+		set_broken(f);
 		snprintf(why, sizeof why, "node %s: %s", n->name, n->why);
 		f->config.regather(f->config.context, why);
 	}

@@ -455,6 +455,8 @@ static int run(struct packer *k)
 	if (n < 0 || (size_t)n >= sizeof k->result->directory)
 		return base_error_set(
 			k->e, -ENAMETOOLONG, "the path of the store is too long: %s", k->config->store_path);
+	if (k->config->digest_only)
+		return 0;
 	if ((status = open_directory(k->store_fd, hex, k->e, &k->dir_fd)) || (status = look_at_files(k)) ||
 		(status = check_source(k)) || (status = remove_damaged(k)) || (status = check_room(k)) ||
 		(status = take_buffers(k)) || (status = progress(k)))

@@ -10,6 +10,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -33,6 +34,7 @@ struct pack_config {
 	/* Digest of a store whose data failed; NULL: files that open are taken as whole. All their data is read then, those that do not
 	 * match their checksums are packed anew, each by itself, and only after the whole source was read and has this digest (-ESTALE). */
 	const uint8_t *repair; // (16)
+	bool digest_only; // nothing is packed: only which directory it would be
 	/* non-zero stops: -ECANCELED */
 	int (*progress)(void *context, enum pack_phase phase, uint64_t done_bytes, uint64_t total_bytes);
 	void *context;

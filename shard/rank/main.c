@@ -32,6 +32,7 @@ enum exit_code { // the parent looks at these only to tell people
 
 struct arguments {
 	int fd, previous_fd, next_fd;
+	const struct link_ops *link;
 	int tensor_fds[LINK_MAX_MEMBERS]; // by tp_rank, -1 at its own
 	int tensor_fds_count; // without its own
 	uint32_t stage, stages, part, parts;
@@ -50,6 +51,7 @@ static void usage(FILE *out)
 		"  --stages N         how many there are (1)\n"
 		"  --previous-fd N    socket to the stage before; all but the first need it\n"
 		"  --next-fd N        socket to the stage after; all but the last need it\n"
+		"  --link NAME        local (default), or ucx: then these sockets may be TCP, to other hosts\n"
 		"  --part N           which part of its layers this is (0)\n"
 		"  --parts N          how many ranks share its layers (1)\n"
 		"  --part-fd N        socket to another part of these layers; once for each, in their order\n"
@@ -74,7 +76,7 @@ static int parse_number(const char *option, const char *text, long most, int *re
 	return 0;
 }
 
-static int check_socket(const char *option, int fd, bool wanted)
+static int check_socket(const struct link_ops *link, const char *option, int fd, bool wanted)
 {
 	int domain = 0, type = 0;
 	socklen_t n = sizeof domain;
@@ -87,9 +89,12 @@ static int check_socket(const char *option, int fd, bool wanted)
 		fprintf(stderr, "thaw-rank: --%s is needed (thawd starts thaw-rank; see --help)\n", option);
 		return -EINVAL;
 	}
-	if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &n) < 0 || domain != AF_UNIX ||
+	bool tcp = link == &link_ucx_ops;
+	if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &n) < 0 ||
+		(domain != AF_UNIX && !(tcp && (domain == AF_INET || domain == AF_INET6))) ||
 		getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &n) < 0 || type != SOCK_STREAM) {
-		fprintf(stderr, "thaw-rank: --%s: descriptor %d is not a unix stream socket\n", option, fd);
+		fprintf(stderr, "thaw-rank: --%s: descriptor %d is not a %s socket\n", option, fd,
+			tcp ? "unix or TCP stream" : "unix stream");
 		return -EINVAL;
 	}
 	fcntl(fd, F_SETFD, FD_CLOEXEC);
@@ -107,19 +112,32 @@ static int check_arguments(const struct arguments *a)
 			a->parts, a->stages, LINK_MAX_MEMBERS - 1);
 		return -EINVAL;
 	}
-	int r = check_socket("fd", a->fd, true);
+	int r = check_socket(a->link, "fd", a->fd, true);
 	if (!r)
-		r = check_socket("previous-fd", a->previous_fd, a->stage > 0);
+		r = check_socket(a->link, "previous-fd", a->previous_fd, a->stage > 0);
 	if (!r)
-		r = check_socket("next-fd", a->next_fd, a->stage + 1 < a->stages);
+		r = check_socket(a->link, "next-fd", a->next_fd, a->stage + 1 < a->stages);
 	if (!r && (uint32_t)a->tensor_fds_count + 1 != a->parts) {
 		fprintf(stderr, "thaw-rank: %d times --part-fd for --parts %u: one for each other part\n",
 			a->tensor_fds_count, a->parts);
 		r = -EINVAL;
 	}
 	for (int i = 0; i < a->tensor_fds_count && !r; i++)
-		r = check_socket("part-fd", a->tensor_fds[i], true);
+		r = check_socket(&link_local_ops, "part-fd", a->tensor_fds[i], true);
 	return r;
+}
+
+static int parse_link(const char *text, const struct link_ops **ret_link)
+{
+	static const struct link_ops *const all[] = {&link_local_ops, &link_ucx_ops};
+	for (size_t i = 0; i < base_array_size(all); i++) {
+		if (strcmp(text, all[i]->capabilities.name) == 0) {
+			*ret_link = all[i];
+			return 0;
+		}
+	}
+	fprintf(stderr, "thaw-rank: --link: \"%s\" is none of local, ucx\n", text);
+	return -EINVAL;
 }
 
 /* 1: help or version was printed. */
@@ -130,10 +148,11 @@ static int parse_arguments(int argc, char **argv, struct arguments *a)
 		{"previous-fd", required_argument, NULL, 'p'}, {"next-fd", required_argument, NULL, 'n'},
 		{"part", required_argument, NULL, 't'}, {"parts", required_argument, NULL, 'T'},
 		{"part-fd", required_argument, NULL, 'P'}, {"name", required_argument, NULL, 'N'},
-		{"log-level", required_argument, NULL, 'l'}, {"help", no_argument, NULL, 'h'},
-		{"version", no_argument, NULL, 'V'}, {0}};
+		{"link", required_argument, NULL, 'L'}, {"log-level", required_argument, NULL, 'l'},
+		{"help", no_argument, NULL, 'h'}, {"version", no_argument, NULL, 'V'}, {0}};
 	int c, r = 0, at = 0, stage = 0, stages = 1, part = 0, parts = 1;
-	*a = (struct arguments){.fd = -1, .previous_fd = -1, .next_fd = -1, .level = BASE_LOG_INFO};
+	*a = (struct arguments){
+		.fd = -1, .previous_fd = -1, .next_fd = -1, .link = &link_local_ops, .level = BASE_LOG_INFO};
 	while (!r && (c = getopt_long(argc, argv, "", options, &at)) >= 0) {
 		if (c == 'f')
 			r = parse_number("fd", optarg, 1 << 20, &a->fd);
@@ -153,6 +172,8 @@ static int parse_arguments(int argc, char **argv, struct arguments *a)
 			r = parse_number("part-fd", optarg, 1 << 20, &a->tensor_fds[a->tensor_fds_count++]);
 		else if (c == 'N')
 			a->name = optarg;
+		else if (c == 'L')
+			r = parse_link(optarg, &a->link);
 		else if (c == 'l')
 			r = base_log_parse_level(optarg, &a->level);
 		else if (c == 'h')
@@ -229,8 +250,7 @@ static int connect_all(const struct arguments *a, struct link_group **ret_group,
 		fds[me - a->parts] = a->previous_fd;
 	if (a->stage + 1 < a->stages)
 		fds[me + a->parts] = a->next_fd;
-	return link_local_ops.create(
-		fds, 1 + a->stages * a->parts, me, 0, 0, base_clock_now_ns() + CONNECT_NS, ret_group, e);
+	return a->link->create(fds, 1 + a->stages * a->parts, me, 0, 0, base_clock_now_ns() + CONNECT_NS, ret_group, e);
 }
 
 /* The other parts of the same layers, of the epoch that the coordinator said. */
@@ -253,10 +273,10 @@ static int serve(const struct arguments *a, struct base_log *log, const _Atomic 
 	if (r == 0) {
 		base_log_debug(log, "connected epoch=%llu stage=%u stages=%u part=%u parts=%u",
 			(unsigned long long)group->epoch, a->stage, a->stages, a->part, a->parts);
-		r = rank_serve_until(&link_local_ops, group, tensor, log, stop, &e);
+		r = rank_serve_until(a->link, group, tensor, log, stop, &e);
 	}
 	link_local_ops.close(tensor);
-	link_local_ops.close(group);
+	a->link->close(group);
 	if (r == -ECONNRESET)
 		base_log_notice(log, "ends: %s", base_error_text(&e));
 	else if (r)

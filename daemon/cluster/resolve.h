@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Names of hosts to numeric addresses. Asks the resolver: not for a thread that must not block.
+ */
+#pragma once
+
+#include "base/error.h"
+
+#define CLUSTER_RESOLVED_BYTES 46u
+
+/* The first address of a host. -EINVAL with the resolver's words. */
+int cluster_resolve(const char *host, char out[static CLUSTER_RESOLVED_BYTES], struct base_error *e);
+/* Which of this machine's addresses reaches that host, as the routes are now. */
+int cluster_resolve_own(const char *towards, char out[static CLUSTER_RESOLVED_BYTES], struct base_error *e);

@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0
+/* One assignment on a node: find the model's file, pack its layers, listen; when told to start, connect the group, hand the sockets to a
+ * rank, and watch it. */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "daemon/cluster/resolve.h"
+#include "daemon/cluster/worker_internal.h"
+#include "shard/format/gguf.h"
+#include "shard/link/rendezvous.h"
+#include "shard/pack/pack.h"
+#include "shard/program/program.h"
+
+#define CONNECT_NS (20 * BASE_NS_PER_SECOND)
+#define OLD_RANK_NS (7 * BASE_NS_PER_SECOND) // for the rank of the plan before to give its memory back
+#define WATCH_MS 50
+
+static void set_state(struct cluster_task *t, enum task_state state)
+{
+	pthread_mutex_lock(&t->worker->lock);
+	t->state = state;
+	pthread_mutex_unlock(&t->worker->lock);
+	cluster_worker_wake(t->worker);
+}
+
+static void fail(struct cluster_task *t, int status, const struct base_error *e)
+{
+	pthread_mutex_lock(&t->worker->lock);
+	t->code = status;
+	snprintf(t->text, sizeof t->text, "%.250s", base_error_text(e));
+	pthread_mutex_unlock(&t->worker->lock);
+	set_state(t, TASK_FAILED);
+}
+
+/* ---- the model's file ---- */
+
+/* The coordinator's path, or the file's name in store.sources. */
+static int find_model(const struct cluster_task *t, char out[static CLUSTER_PATH_BYTES], struct base_error *e)
+{
+	const char *path = t->assign.path, *name = strrchr(path, '/'), *sources = t->worker->config.sources;
+	if (access(path, R_OK) == 0) {
+		snprintf(out, CLUSTER_PATH_BYTES, "%s", path);
+		return 0;
+	}
+	if (sources[0]) {
+		int n = snprintf(out, CLUSTER_PATH_BYTES, "%s/%s", sources, name ? name + 1 : path);
+		if (n > 0 && (size_t)n < CLUSTER_PATH_BYTES && access(out, R_OK) == 0)
+			return 0;
+	}
+	return base_error_set(e, -ENOENT, "model %s is not there%s%s: copy the file there, or set store.sources", path,
+		sources[0] ? ", nor in " : "", sources);
+}
+
+static int on_progress(void *context, enum pack_phase phase, uint64_t done_bytes, uint64_t total_bytes)
+{
+	struct cluster_task *t = context;
+	pthread_mutex_lock(&t->worker->lock);
+	snprintf(t->phase, sizeof t->phase, "%s", phase == PACK_PHASE_DIGEST ? "digest" : "pack");
+	t->done_bytes = done_bytes;
+	t->total_bytes = total_bytes;
+	pthread_mutex_unlock(&t->worker->lock);
+	return atomic_load(&t->release);
+}
+
+static int pack(struct cluster_task *t, const char *path, struct pack_result *ret_result, struct base_error *e)
+{
+	const struct cluster_slice *s = &t->assign.slice;
+	const struct pack_config c = {.store_path = t->worker->config.store_path,
+		.slice = {s->first_layer, s->layers, s->tp_rank, s->tp_size},
+		.progress = on_progress,
+		.context = t};
+	struct format_gguf *gguf = NULL;
+	struct program *program = NULL;
+	int status = format_gguf_open(path, &gguf, e);
+	if (!status && format_gguf_header_hash(gguf) != t->assign.header_hash)
+		status = base_error_set(
+			e, -ESTALE, "%s is another file than the coordinator's: copy that one here", path);
+	if (!status)
+		status = program_build(gguf, &program, e);
+	if (!status)
+		status = pack_model(gguf, program, &c, ret_result, e);
+	if (!status && memcmp(ret_result->digest, t->assign.digest, CLUSTER_DIGEST_BYTES) != 0)
+		status = base_error_set(
+			e, -ESTALE, "%s is another file than the coordinator's: copy that one here", path);
+	program_destroy(program);
+	format_gguf_close(gguf);
+	return status;
+}
+
+static void fill_cpus(const struct cluster_task *t, struct cluster_prepared *p)
+{
+	const struct topology_machine *m = t->worker->config.machine;
+	uint32_t threads = t->worker->config.threads;
+	p->cpus_count = m->cpus < CLUSTER_MAX_CPUS ? m->cpus : CLUSTER_MAX_CPUS;
+	memcpy(p->cpus, m->cpu, p->cpus_count * sizeof *p->cpus);
+	p->threads = threads && threads < p->cpus_count ? threads : p->cpus_count;
+}
+
+static int prepare(struct cluster_task *t, struct base_error *e)
+{
+	_cleanup_free_ struct cluster_prepared *p = calloc(1, sizeof *p);
+	struct pack_result packed = {0};
+	char address[CLUSTER_RESOLVED_BYTES];
+	uint16_t port = 0;
+	if (!p)
+		return base_error_set(e, -ENOMEM, "no memory");
+	int status = find_model(t, p->model_path, e);
+	if (!status)
+		status = pack(t, p->model_path, &packed, e);
+	if (!status)
+		status = cluster_resolve(t->worker->address, address, e);
+	if (!status)
+		status = link_rendezvous_listen(address, 0, 0, &t->listen_fd, &port, e);
+	if (status)
+		return status;
+	if (t->worker->config.probe(t->worker->config.context, packed.directory, &p->bandwidths, NULL) < 0)
+		p->bandwidths = (struct topology_bandwidths){0};
+	p->assignment = t->assign.assignment;
+	p->port = port;
+	snprintf(p->store_directory, sizeof p->store_directory, "%s", packed.directory);
+	fill_cpus(t, p);
+	pthread_mutex_lock(&t->worker->lock);
+	t->prepared = *p;
+	pthread_mutex_unlock(&t->worker->lock);
+	return 0;
+}
+
+/* ---- the rank ---- */
+
+/* Of the plan before: it has the memory that this one needs. Lock held. */
+static bool old_rank_is_there(const struct cluster_task *t)
+{
+	const struct cluster_worker *w = t->worker;
+	for (uint32_t i = 0; i < CLUSTER_MAX_TASKS; i++) {
+		const struct cluster_task *o = w->task[i];
+		if (o && o != t && !o->finished && o->supervisor && strcmp(o->assign.model, t->assign.model) == 0)
+			return true;
+	}
+	return false;
+}
+
+static int wait_for_old_rank(struct cluster_task *t, struct base_error *e)
+{
+	struct cluster_worker *w = t->worker;
+	uint64_t until = base_clock_now_ns() + OLD_RANK_NS;
+	struct timespec at = {
+		.tv_sec = (time_t)(until / BASE_NS_PER_SECOND), .tv_nsec = (long)(until % BASE_NS_PER_SECOND)};
+	int r = 0;
+	pthread_mutex_lock(&w->lock);
+	while (old_rank_is_there(t) && !atomic_load(&t->release) && r == 0)
+		r = pthread_cond_timedwait(&w->changed, &w->lock, &at);
+	bool there = old_rank_is_there(t);
+	pthread_mutex_unlock(&w->lock);
+	return there ? base_error_set(e, -EBUSY, "the rank of the plan before does not end") : 0;
+}
+
+static void on_refused(void *context, const struct base_error *e)
+{
+	struct cluster_task *t = context;
+	const struct cluster_events *v = &t->worker->config.events;
+	if (v->event)
+		v->event(v->context, "warning", "link_refused", t->assign.model, base_error_text(e));
+}
+
+static int connect_group(struct cluster_task *t, const struct cluster_start *s, int *fds, struct base_error *e)
+{
+	char address[CLUSTER_MAX_MEMBERS][CLUSTER_RESOLVED_BYTES];
+	struct link_rendezvous_member list[CLUSTER_MAX_MEMBERS];
+	struct link_rendezvous_group g = {.epoch = s->epoch,
+		.members = s->members_count,
+		.me = 1 + s->stage,
+		.list = list,
+		.refused = on_refused,
+		.context = t};
+	memcpy(g.secret, s->secret, sizeof g.secret);
+	for (uint32_t i = 0; i < s->members_count; i++) {
+		int status = cluster_resolve(s->members[i].host, address[i], e);
+		if (status)
+			return status;
+		list[i] = (struct link_rendezvous_member){address[i], s->members[i].port};
+	}
+	return link_rendezvous_connect(t->listen_fd, &g, t->cancel_fd, base_clock_now_ns() + CONNECT_NS, fds, e);
+}
+
+static int start(struct cluster_task *t, struct base_error *e)
+{
+	struct cluster_worker *w = t->worker;
+	_cleanup_free_ struct cluster_start *s = malloc(sizeof *s);
+	struct supervisor *supervisor = NULL;
+	int fds[LINK_MAX_MEMBERS];
+	if (!s)
+		return base_error_set(e, -ENOMEM, "no memory");
+	pthread_mutex_lock(&w->lock);
+	*s = t->start;
+	pthread_mutex_unlock(&w->lock);
+	int status = wait_for_old_rank(t, e);
+	if (!status)
+		status = connect_group(t, s, fds, e);
+	if (status)
+		return status;
+	uint32_t me = 1 + s->stage;
+	const struct supervisor_sockets sockets = {.coordinator = fds[0],
+		.previous = s->stage ? fds[me - 1] : -1,
+		.next = s->stage + 1 < s->stages ? fds[me + 1] : -1};
+	status = supervisor_create(w->config.rank_path, s->stages, 1, w->config.log, &supervisor);
+	if (status)
+		base_error_set(e, status, "no memory for a rank");
+	else
+		status = supervisor_start_linked(supervisor, s->stage, &sockets, "ucx", e);
+	for (uint32_t i = 0; i < s->members_count; i++) {
+		if (fds[i] >= 0)
+			close(fds[i]);
+	}
+	if (status) {
+		supervisor_destroy(supervisor);
+		return status;
+	}
+	pthread_mutex_lock(&w->lock);
+	t->supervisor = supervisor;
+	pthread_mutex_unlock(&w->lock);
+	return 0;
+}
+
+/* ---- the thread ---- */
+
+/* True: told to start. */
+static bool wait_for_start(struct cluster_task *t)
+{
+	struct cluster_worker *w = t->worker;
+	pthread_mutex_lock(&w->lock);
+	while (!t->start_wanted && !atomic_load(&t->release))
+		pthread_cond_wait(&w->changed, &w->lock);
+	bool go = !atomic_load(&t->release);
+	if (go)
+		t->state = TASK_STARTING;
+	pthread_mutex_unlock(&w->lock);
+	return go;
+}
+
+static void watch(struct cluster_task *t)
+{
+	struct pollfd p = {.fd = t->cancel_fd, .events = POLLIN};
+	char text[CLUSTER_TEXT_BYTES];
+	bool ended = false;
+	while (!atomic_load(&t->release)) {
+		if (!ended && supervisor_ended(t->supervisor, t->start.stage, text, sizeof text)) {
+			ended = true;
+			pthread_mutex_lock(&t->worker->lock);
+			snprintf(t->text, sizeof t->text, "its rank %.200s", text);
+			pthread_mutex_unlock(&t->worker->lock);
+			set_state(t, TASK_ENDED);
+		}
+		poll(&p, 1, ended ? 1000 : WATCH_MS);
+	}
+	supervisor_stop(t->supervisor, t->start.stage);
+}
+
+static void *task_thread(void *argument)
+{
+	struct cluster_task *t = argument;
+	struct cluster_worker *w = t->worker;
+	struct base_error e = {0};
+	pthread_setname_np(pthread_self(), "task");
+	int status = prepare(t, &e);
+	if (!status) {
+		set_state(t, TASK_PREPARED);
+		if (wait_for_start(t)) {
+			status = start(t, &e);
+			if (!status) {
+				set_state(t, TASK_RUNNING);
+				watch(t);
+			}
+		}
+	}
+	if (status && !atomic_load(&t->release))
+		fail(t, status, &e);
+	pthread_mutex_lock(&w->lock);
+	while (!atomic_load(&t->release))
+		pthread_cond_wait(&w->changed, &w->lock);
+	t->finished = true;
+	pthread_cond_broadcast(&w->changed);
+	pthread_mutex_unlock(&w->lock);
+	return NULL;
+}
+
+/* ---- life ---- */
+
+void cluster_task_release(struct cluster_task *t)
+{
+	pthread_mutex_lock(&t->worker->lock);
+	atomic_store(&t->release, true);
+	(void)eventfd_write(t->cancel_fd, 1);
+	pthread_cond_broadcast(&t->worker->changed);
+	pthread_mutex_unlock(&t->worker->lock);
+}
+
+void cluster_task_destroy(struct cluster_task *t)
+{
+	supervisor_destroy(t->supervisor);
+	if (t->listen_fd >= 0)
+		close(t->listen_fd);
+	close(t->cancel_fd);
+	free(t);
+}
+
+int cluster_task_create(struct cluster_worker *w, const struct cluster_assign *a, struct cluster_task **ret_task)
+{
+	struct cluster_task *t = calloc(1, sizeof *t);
+	if (!t)
+		return -ENOMEM;
+	t->worker = w;
+	t->assign = *a;
+	t->listen_fd = -1;
+	snprintf(t->phase, sizeof t->phase, "open");
+	t->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	int status = t->cancel_fd < 0 ? -errno : -pthread_create(&t->thread, NULL, task_thread, t);
+	if (status) {
+		if (t->cancel_fd >= 0)
+			close(t->cancel_fd);
+		free(t);
+		return status;
+	}
+	*ret_task = t;
+	return 0;
+}

@@ -1,0 +1,546 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+
+#include "base/address.h"
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "daemon/cluster/resolve.h"
+#include "daemon/cluster/worker_internal.h"
+#include "proto/check.h"
+
+#define JOIN "/thaw.node.v1.Coordinator/Join"
+#define SEND_NS (2 * BASE_NS_PER_SECOND)
+#define ACCEPT_NS (10 * BASE_NS_PER_SECOND)
+#define RETRY_FIRST_NS (100 * 1000000ull)
+#define RETRY_MOST_NS (2 * BASE_NS_PER_SECOND)
+#define MEMORY_NS BASE_NS_PER_SECOND
+#define WAKES_NS (250 * 1000000ull) // the longest wait without a look around
+#define PROGRESS_SHARE 100u // of the bytes: told when that much more is done
+
+static void emit(struct cluster_worker *w, const char *severity, const char *kind, const char *fmt, ...)
+	__attribute__((format(printf, 4, 5)));
+static void emit(struct cluster_worker *w, const char *severity, const char *kind, const char *fmt, ...)
+{
+	char text[384];
+	va_list ap;
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof text, fmt, ap);
+	va_end(ap);
+	if (w->config.events.event)
+		w->config.events.event(w->config.events.context, severity, kind, "", text);
+}
+
+void cluster_worker_wake(struct cluster_worker *w)
+{
+	pthread_mutex_lock(&w->lock);
+	if (w->stream)
+		rpc_client_stream_wake(w->stream);
+	pthread_mutex_unlock(&w->lock);
+}
+
+/* ---- tasks; the worker's thread ---- */
+
+static struct cluster_task *find_task(struct cluster_worker *w, uint64_t assignment)
+{
+	for (uint32_t i = 0; i < CLUSTER_MAX_TASKS; i++) {
+		if (w->task[i] && w->task[i]->assign.assignment == assignment && !atomic_load(&w->task[i]->release))
+			return w->task[i];
+	}
+	return NULL;
+}
+
+static void collect(struct cluster_worker *w, bool all)
+{
+	for (uint32_t i = 0; i < CLUSTER_MAX_TASKS; i++) {
+		struct cluster_task *t = w->task[i];
+		if (!t)
+			continue;
+		if (all)
+			cluster_task_release(t);
+		pthread_mutex_lock(&w->lock);
+		bool over = all || t->finished;
+		pthread_mutex_unlock(&w->lock);
+		if (!over)
+			continue;
+		pthread_join(t->thread, NULL);
+		pthread_mutex_lock(&w->lock);
+		w->task[i] = NULL; // from here on its pids are not asked for
+		pthread_mutex_unlock(&w->lock);
+		cluster_task_destroy(t);
+	}
+}
+
+/* ---- messages out ---- */
+
+static int send_node(struct rpc_client_stream *s, Thaw__Node__V1__NodeMessage *m)
+{
+	size_t bytes;
+	_cleanup_free_ uint8_t *data = cluster_pack_node(m, &bytes);
+	return data ? rpc_client_stream_send(s, data, bytes, SEND_NS) : -ENOMEM;
+}
+
+static int send_failed(struct rpc_client_stream *s, uint64_t assignment, int code, const char *text)
+{
+	Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
+	Thaw__Node__V1__Failed f = THAW__NODE__V1__FAILED__INIT;
+	f.assignment = assignment;
+	f.code = code;
+	f.text = (char *)text;
+	m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_FAILED;
+	m.failed = &f;
+	return send_node(s, &m);
+}
+
+static int send_ended(struct rpc_client_stream *s, const struct cluster_task *t, const char *text)
+{
+	Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
+	Thaw__Node__V1__RankEnded r = THAW__NODE__V1__RANK_ENDED__INIT;
+	r.assignment = t->assign.assignment;
+	r.epoch = t->start.epoch;
+	r.text = (char *)text;
+	m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_RANK_ENDED;
+	m.rank_ended = &r;
+	return send_node(s, &m);
+}
+
+static int send_progress(
+	struct rpc_client_stream *s, const struct cluster_task *t, const char *phase, uint64_t done, uint64_t total)
+{
+	Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
+	Thaw__Node__V1__Progress p = THAW__NODE__V1__PROGRESS__INIT;
+	p.assignment = t->assign.assignment;
+	p.phase = (char *)phase;
+	p.done_bytes = done;
+	p.total_bytes = total;
+	m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_PROGRESS;
+	m.progress = &p;
+	return send_node(s, &m);
+}
+
+/* What is new of one task. */
+static int tell_task(struct cluster_worker *w, struct rpc_client_stream *s, struct cluster_task *t)
+{
+	_cleanup_free_ struct cluster_prepared *p = malloc(sizeof *p);
+	char text[CLUSTER_TEXT_BYTES], phase[sizeof t->phase];
+	if (!p)
+		return -ENOMEM;
+	pthread_mutex_lock(&w->lock);
+	enum task_state state = t->state;
+	bool fresh = state != t->told;
+	uint64_t done = t->done_bytes, total = t->total_bytes;
+	bool moved = state == TASK_PREPARING && (done < t->told_bytes || done - t->told_bytes > total / PROGRESS_SHARE);
+	t->told = state;
+	t->told_bytes = moved ? done : t->told_bytes;
+	*p = t->prepared;
+	memcpy(text, t->text, sizeof text);
+	memcpy(phase, t->phase, sizeof phase);
+	int code = t->code;
+	pthread_mutex_unlock(&w->lock);
+	if (moved)
+		return send_progress(s, t, phase, done, total);
+	if (!fresh)
+		return 0;
+	size_t bytes;
+	_cleanup_free_ uint8_t *data = NULL;
+	switch (state) {
+	case TASK_PREPARED:
+		data = cluster_pack_prepared(p, &bytes);
+		return data ? rpc_client_stream_send(s, data, bytes, SEND_NS) : -ENOMEM;
+	case TASK_ENDED:
+		return send_ended(s, t, text);
+	case TASK_FAILED:
+		return send_failed(s, t->assign.assignment, code, text);
+	default:
+		return 0;
+	}
+}
+
+static int tell_tasks(struct cluster_worker *w, struct rpc_client_stream *s)
+{
+	int status = 0;
+	collect(w, false);
+	for (uint32_t i = 0; i < CLUSTER_MAX_TASKS && !status; i++) {
+		if (w->task[i] && !atomic_load(&w->task[i]->release))
+			status = tell_task(w, s, w->task[i]);
+	}
+	return status;
+}
+
+static int beat(struct cluster_worker *w, struct rpc_client_stream *s, uint64_t now)
+{
+	Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
+	Thaw__Node__V1__Heartbeat h = THAW__NODE__V1__HEARTBEAT__INIT;
+	if (now < w->next_beat_ns)
+		return 0;
+	w->next_beat_ns = now + w->heartbeat_ns;
+	if (now >= w->next_memory_ns) {
+		pid_t pids[CLUSTER_MAX_TASKS];
+		w->memory_bytes =
+			w->config.memory(w->config.context, pids, cluster_worker_pids(w, pids, CLUSTER_MAX_TASKS));
+		w->next_memory_ns = now + MEMORY_NS;
+	}
+	h.epoch = w->epoch;
+	h.sequence = ++w->beats;
+	h.memory_available_bytes = w->memory_bytes;
+	m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_HEARTBEAT;
+	m.heartbeat = &h;
+	return send_node(s, &m);
+}
+
+/* ---- messages in ---- */
+
+static int on_assign(struct cluster_worker *w, struct rpc_client_stream *s, const Thaw__Node__V1__Assign *m)
+{
+	_cleanup_free_ struct cluster_assign *a = malloc(sizeof *a);
+	struct base_error e = {0};
+	struct cluster_task *t;
+	uint32_t place = 0;
+	if (!a)
+		return -ENOMEM;
+	int status = cluster_read_assign(m, a, &e);
+	if (status)
+		return send_failed(s, m->assignment, status, base_error_text(&e));
+	if (a->epoch < w->epoch)
+		return 0; // of a plan that is over
+	while (place < CLUSTER_MAX_TASKS && w->task[place])
+		place++;
+	if (place == CLUSTER_MAX_TASKS)
+		return send_failed(s, a->assignment, -ENOSPC, "too many assignments");
+	status = cluster_task_create(w, a, &t);
+	if (status)
+		return send_failed(s, a->assignment, status, strerrordesc_np(-status));
+	pthread_mutex_lock(&w->lock);
+	w->task[place] = t;
+	pthread_mutex_unlock(&w->lock);
+	base_log_info(w->config.log, "assigned layers %u to %u of %s", a->slice.first_layer,
+		a->slice.first_layer + a->slice.layers - 1, a->model);
+	return 0;
+}
+
+static int on_start(struct cluster_worker *w, struct rpc_client_stream *s, const Thaw__Node__V1__Start *m)
+{
+	_cleanup_free_ struct cluster_start *x = malloc(sizeof *x);
+	struct base_error e = {0};
+	if (!x)
+		return -ENOMEM;
+	int status = cluster_read_start(m, x, &e);
+	if (status)
+		return send_failed(s, m->assignment, status, base_error_text(&e));
+	struct cluster_task *t = find_task(w, x->assignment);
+	if (!t || x->epoch < w->epoch)
+		return 0; // released meanwhile, or of an epoch that is over
+	w->epoch = x->epoch;
+	pthread_mutex_lock(&w->lock);
+	w->status.epoch = w->epoch;
+	if (t->state == TASK_PREPARED && !t->start_wanted) {
+		t->start = *x;
+		t->start_wanted = true;
+		pthread_cond_broadcast(&w->changed);
+	}
+	pthread_mutex_unlock(&w->lock);
+	return 0;
+}
+
+static int on_message(
+	struct cluster_worker *w, struct rpc_client_stream *s, const Thaw__Node__V1__CoordinatorMessage *m)
+{
+	struct cluster_task *t;
+	switch (m->what_case) {
+	case THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_ACCEPTED: {
+		const Thaw__Node__V1__Accepted *a = m->accepted;
+		if (a->heartbeat_ns >= 10000000 && a->heartbeat_ns <= 60 * BASE_NS_PER_SECOND)
+			w->heartbeat_ns = a->heartbeat_ns;
+		if (a->lost_ns >= w->heartbeat_ns && a->lost_ns <= 3600 * BASE_NS_PER_SECOND)
+			w->lost_ns = a->lost_ns;
+		w->epoch = a->epoch;
+		pthread_mutex_lock(&w->lock);
+		w->status.joined = true;
+		w->status.epoch = a->epoch;
+		snprintf(w->status.coordinator, sizeof w->status.coordinator, "%.63s", a->coordinator);
+		pthread_mutex_unlock(&w->lock);
+		emit(w, "notice", "joined", "cluster %s, coordinator %.63s, epoch %llu", w->config.cluster,
+			a->coordinator, (unsigned long long)a->epoch);
+		return 0;
+	}
+	case THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_ASSIGN:
+		return on_assign(w, s, m->assign);
+	case THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_START:
+		return on_start(w, s, m->start);
+	case THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_RELEASE:
+		t = find_task(w, m->release->assignment);
+		if (t)
+			cluster_task_release(t);
+		return 0;
+	default:
+		return 0; // heartbeats, and what a later version may say
+	}
+}
+
+static int take_message(struct cluster_worker *w, struct rpc_client_stream *s, const uint8_t *data, size_t bytes)
+{
+	struct proto_budget budget;
+	struct base_error e = {0};
+	ProtobufCMessage *m;
+	if (proto_unpack(&thaw__node__v1__coordinator_message__descriptor, data, bytes, &budget, &m, NULL, &e) < 0) {
+		emit(w, "error", "coordinator_message", "the coordinator sent what is no message: %s",
+			base_error_text(&e));
+		return -EBADMSG;
+	}
+	int status = on_message(w, s, (const Thaw__Node__V1__CoordinatorMessage *)m);
+	protobuf_c_message_free_unpacked(m, &budget.allocator);
+	return status;
+}
+
+/* ---- one connection ---- */
+
+static void fill_facts(struct cluster_worker *w, struct cluster_facts *f)
+{
+	const struct topology_machine *m = w->config.machine;
+	*f = (struct cluster_facts){
+		.incarnation = w->incarnation,
+		.wall_ns = base_clock_wall_ns(),
+		.packages = m->packages,
+		.cores = m->cores,
+		.cpus = m->cpus,
+		.drives = m->drives_count,
+		.gpus = m->gpus_count,
+		.nics = m->nics_count,
+		.memory_bytes = m->memory_bytes,
+		.memory_limit_bytes = m->memory_limit_bytes,
+		.memory_available_bytes = w->config.memory(w->config.context, NULL, 0),
+		.bandwidths = w->bandwidths,
+		.budgets = w->config.budgets,
+	};
+	snprintf(f->version, sizeof f->version, "%s", w->config.version);
+	snprintf(f->cluster, sizeof f->cluster, "%s", w->config.cluster);
+	snprintf(f->node, sizeof f->node, "%s", w->config.node);
+	snprintf(f->address, sizeof f->address, "%s", w->address);
+	snprintf(f->host, sizeof f->host, "%s", m->host);
+	snprintf(f->cpu_model, sizeof f->cpu_model, "%s", m->cpu_model);
+}
+
+static int send_register(struct cluster_worker *w, struct rpc_client_stream *s)
+{
+	_cleanup_free_ struct cluster_facts *f = malloc(sizeof *f);
+	_cleanup_free_ struct cluster_register_message *m = malloc(sizeof *m);
+	if (!f || !m)
+		return -ENOMEM;
+	fill_facts(w, f);
+	cluster_fill_register(f, m);
+	return send_node(s, &m->message);
+}
+
+/* Where other nodes reach this one, as the routes are now. */
+static int find_address(struct cluster_worker *w, struct base_error *e)
+{
+	struct base_address a;
+	char own[CLUSTER_RESOLVED_BYTES];
+	if (w->config.address[0]) {
+		snprintf(w->address, sizeof w->address, "%s", w->config.address);
+		return 0;
+	}
+	int status = base_address_parse(w->config.join, &a, e);
+	if (!status)
+		status = cluster_resolve_own(a.host, own, e);
+	if (!status)
+		snprintf(w->address, sizeof w->address, "%s", own);
+	return status;
+}
+
+/* A worker's certificate is no coordinator's, whatever host it stands on. */
+static int check_coordinator(struct cluster_worker *w, struct rpc_client_stream *s, struct base_error *e)
+{
+	char uri[CLUSTER_URI_BYTES];
+	struct cluster_identity i = {0};
+	if (strncmp(w->config.join, "unix:", 5) == 0)
+		return 0;
+	for (uint32_t n = 0; rpc_client_stream_uri(s, n, uri, sizeof uri) == 0; n++) {
+		if (cluster_identity_parse(uri, strlen(uri), &i) == 0)
+			break;
+	}
+	if (strcmp(i.cluster, w->config.cluster) == 0 && cluster_role_coordinates(i.role))
+		return 0;
+	return base_error_set(e, -EPERM,
+		"%s has the certificate of %s, role %s, cluster %s: that is not this cluster's coordinator",
+		w->config.join, i.name[0] ? i.name : "no node", cluster_role_name(i.role), i.cluster);
+}
+
+static void set_why(struct cluster_worker *w, const char *why)
+{
+	pthread_mutex_lock(&w->lock);
+	bool fresh = strcmp(w->status.why, why) != 0;
+	snprintf(w->status.why, sizeof w->status.why, "%.250s", why);
+	w->status.joined = false;
+	pthread_mutex_unlock(&w->lock);
+	if (fresh && why[0])
+		emit(w, "warning", "not_joined", "coordinator %s: %s", w->config.join, why);
+}
+
+/* Until the connection ends, or w->stop. True: it had joined. */
+static bool converse(struct cluster_worker *w, struct rpc_client_stream *s)
+{
+	struct rpc_client_status end = {0};
+	struct base_error e = {0};
+	const uint8_t *data;
+	size_t bytes;
+	uint64_t heard = base_clock_now_ns();
+	bool joined = false;
+	int status = send_register(w, s);
+	while (!status && !atomic_load(&w->stop)) {
+		uint64_t now = base_clock_now_ns(), wait = WAKES_NS;
+		if (joined) {
+			status = tell_tasks(w, s);
+			if (!status)
+				status = beat(w, s, now);
+			wait = w->next_beat_ns > now ? w->next_beat_ns - now : 1;
+			wait = wait < WAKES_NS ? wait : WAKES_NS;
+		}
+		if (status)
+			break;
+		int r = rpc_client_stream_wait(s, wait, &data, &bytes, &end);
+		now = base_clock_now_ns();
+		if (r == 1) {
+			heard = now;
+			if (!joined && (status = check_coordinator(w, s, &e)) < 0)
+				break;
+			status = take_message(w, s, data, bytes);
+			pthread_mutex_lock(&w->lock);
+			joined = w->status.joined;
+			pthread_mutex_unlock(&w->lock);
+		} else if (r != -ETIMEDOUT && r != -EAGAIN) {
+			set_why(w, end.message[0] ? end.message : "it ended the connection");
+			return joined;
+		} else if (now > heard + (joined ? w->lost_ns : ACCEPT_NS)) {
+			set_why(w, joined ? "it is silent" : "it does not answer");
+			return joined;
+		}
+	}
+	if (status)
+		set_why(w, e.message[0] ? e.message : strerrordesc_np(-status));
+	if (atomic_load(&w->stop) && joined) {
+		Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
+		Thaw__Node__V1__Leave l = THAW__NODE__V1__LEAVE__INIT;
+		m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_LEAVE;
+		m.leave = &l;
+		if (send_node(s, &m) == 0) // it ends the stream when it has read that
+			while (rpc_client_stream_wait(s, SEND_NS / 4, &data, &bytes, &end) == 1)
+				;
+	}
+	return joined;
+}
+
+/* True: it had joined. */
+static bool connect_once(struct cluster_worker *w)
+{
+	struct rpc_client *client;
+	struct rpc_client_stream *stream;
+	struct base_error e = {0};
+	bool local = strncmp(w->config.join, "unix:", 5) == 0;
+	int status = local ? 0 : find_address(w, &e);
+	if (local)
+		snprintf(w->address, sizeof w->address, "%s", w->config.address);
+	if (!status)
+		status = rpc_client_create(w->config.join, local ? NULL : &w->config.tls, &client, &e);
+	if (status) {
+		set_why(w, base_error_text(&e));
+		return false;
+	}
+	bool joined = false;
+	if (rpc_client_stream_open_both(client, JOIN, &stream) == 0) {
+		pthread_mutex_lock(&w->lock);
+		w->stream = stream;
+		pthread_mutex_unlock(&w->lock);
+		joined = converse(w, stream);
+		pthread_mutex_lock(&w->lock);
+		w->stream = NULL;
+		w->status.joined = false;
+		pthread_mutex_unlock(&w->lock);
+		rpc_client_stream_close(stream);
+	}
+	rpc_client_destroy(client);
+	return joined;
+}
+
+static void *worker_thread(void *argument)
+{
+	struct cluster_worker *w = argument;
+	uint64_t retry = RETRY_FIRST_NS;
+	pthread_setname_np(pthread_self(), "worker");
+	w->config.probe(w->config.context, "", &w->bandwidths, NULL);
+	while (!atomic_load(&w->stop)) {
+		bool joined = connect_once(w);
+		collect(w, true);
+		retry = joined ? RETRY_FIRST_NS : retry * 2 < RETRY_MOST_NS ? retry * 2 : RETRY_MOST_NS;
+		for (uint64_t until = base_clock_now_ns() + retry;
+			!atomic_load(&w->stop) && base_clock_now_ns() < until;)
+			nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+	}
+	return NULL;
+}
+
+/* ---- outside ---- */
+
+void cluster_worker_get_status(struct cluster_worker *w, struct cluster_worker_status *ret_status)
+{
+	pthread_mutex_lock(&w->lock);
+	*ret_status = w->status;
+	for (uint32_t i = 0; i < CLUSTER_MAX_TASKS; i++)
+		ret_status->ranks += w->task[i] && w->task[i]->state == TASK_RUNNING;
+	pthread_mutex_unlock(&w->lock);
+}
+
+uint32_t cluster_worker_pids(struct cluster_worker *w, pid_t *ret_pids, uint32_t room)
+{
+	uint32_t n = 0;
+	pthread_mutex_lock(&w->lock);
+	for (uint32_t i = 0; i < CLUSTER_MAX_TASKS; i++) {
+		if (w->task[i] && w->task[i]->supervisor)
+			n += supervisor_pids(w->task[i]->supervisor, ret_pids + n, room - n);
+	}
+	pthread_mutex_unlock(&w->lock);
+	return n;
+}
+
+int cluster_worker_start(
+	const struct cluster_worker_config *config, struct cluster_worker **ret_worker, struct base_error *e)
+{
+	pthread_condattr_t attributes;
+	struct cluster_worker *w = calloc(1, sizeof *w);
+	if (!w || getrandom(&w->incarnation, sizeof w->incarnation, 0) != (ssize_t)sizeof w->incarnation) {
+		free(w);
+		return base_error_set(e, -ENOMEM, "no memory for a worker");
+	}
+	w->config = *config;
+	w->heartbeat_ns = CLUSTER_HEARTBEAT_NS;
+	w->lost_ns = CLUSTER_LOST_NS;
+	pthread_mutex_init(&w->lock, NULL);
+	pthread_condattr_init(&attributes);
+	pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+	pthread_cond_init(&w->changed, &attributes);
+	pthread_condattr_destroy(&attributes);
+	int status = -pthread_create(&w->thread, NULL, worker_thread, w);
+	if (status) {
+		free(w);
+		return base_error_set(e, status, "no thread for the worker: %s", strerrordesc_np(-status));
+	}
+	*ret_worker = w;
+	return 0;
+}
+
+void cluster_worker_stop(struct cluster_worker *w)
+{
+	if (!w)
+		return;
+	atomic_store(&w->stop, true);
+	cluster_worker_wake(w);
+	pthread_join(w->thread, NULL);
+	pthread_cond_destroy(&w->changed);
+	pthread_mutex_destroy(&w->lock);
+	free(w);
+}

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What worker.c (the connection) and task.c (assignments) share. Only these two include this.
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "daemon/cluster/worker.h"
+#include "daemon/supervisor.h"
+
+/* PREPARING -> PREPARED -> STARTING -> RUNNING -> ENDED; any -> FAILED. The thread ends after `release`. */
+enum task_state { TASK_PREPARING, TASK_PREPARED, TASK_STARTING, TASK_RUNNING, TASK_ENDED, TASK_FAILED };
+
+struct cluster_task {
+	struct cluster_worker *worker;
+	struct cluster_assign assign; // const
+	pthread_t thread;
+	int listen_fd, cancel_fd; // the thread's; cancel_fd is readable once it is released
+	_Atomic bool release;
+	/* The worker's lock: */
+	enum task_state state, told;
+	bool finished; // the thread has ended
+	bool start_wanted;
+	struct cluster_start start;
+	struct cluster_prepared prepared;
+	char phase[16];
+	uint64_t done_bytes, total_bytes, told_bytes;
+	int code;
+	char text[CLUSTER_TEXT_BYTES]; // FAILED, ENDED
+	struct supervisor *supervisor; // for pids
+};
+
+struct cluster_worker {
+	struct cluster_worker_config config;
+	pthread_t thread;
+	_Atomic bool stop;
+	uint64_t incarnation;
+
+	pthread_mutex_t lock;
+	pthread_cond_t changed; // CLOCK_MONOTONIC
+	struct cluster_task *task[CLUSTER_MAX_TASKS];
+	struct cluster_worker_status status;
+	struct rpc_client_stream *stream; // to be woken; NULL: none
+
+	/* The thread's: */
+	uint64_t epoch, lost_ns, heartbeat_ns, beats, next_beat_ns, next_memory_ns, memory_bytes;
+	char address[CLUSTER_HOST_BYTES];
+	struct topology_bandwidths bandwidths;
+};
+
+/* task.c; lock not held */
+int cluster_task_create(struct cluster_worker *w, const struct cluster_assign *a, struct cluster_task **ret_task);
+void cluster_task_release(struct cluster_task *t); // asks it to end
+void cluster_task_destroy(struct cluster_task *t); // its thread has ended, and nobody finds it any more
+
+/* worker.c: any thread, lock not held: there is something to be told. */
+void cluster_worker_wake(struct cluster_worker *w);
