@@ -9,6 +9,8 @@
 #include "base/size.h"
 #include "shard/kv/kv.h"
 
+#define LEAST_PIECE 64u // positions of a prompt: fewer cost a pass almost as much
+
 struct list {
 	struct scheduler_sequence *first, *last;
 	uint32_t count;
@@ -454,6 +456,21 @@ static bool window_open(const struct scheduler *s, uint64_t now_ns, uint64_t *re
 	return true;
 }
 
+/* Prompts are dealt, too, one piece for each pass that may still be sent, so that a long one does not visit the stages one by one.
+ * Not where passes read the drive: there each piece costs as much as the whole. */
+static uint32_t prompt_share(const struct scheduler *s)
+{
+	uint64_t left = 0;
+	if (s->config.stages == 1 || s->cold)
+		return UINT32_MAX;
+	for (const struct scheduler_sequence *q = s->running.first; q; q = q->next)
+		left += decoding(q) ? 0 : pending(q);
+	for (const struct scheduler_sequence *q = s->waiting.first; q; q = q->next)
+		left += wanted(q);
+	uint64_t share = base_size_div_up(left, s->config.stages - s->passes_count);
+	return share < LEAST_PIECE ? LEAST_PIECE : share > UINT32_MAX ? UINT32_MAX : (uint32_t)share;
+}
+
 static void fill(struct scheduler *s, struct scheduler_pass *p, uint64_t now_ns)
 {
 	struct room room = {.tokens = s->config.batch_tokens, .rows = s->config.logits_rows};
@@ -465,6 +482,8 @@ static void fill(struct scheduler *s, struct scheduler_pass *p, uint64_t now_ns)
 			share--;
 		}
 	}
+	uint32_t prompts = prompt_share(s);
+	room.tokens = room.tokens < prompts ? room.tokens : prompts;
 	for (struct scheduler_sequence *q = s->running.first; q && room.tokens; q = q->next) {
 		if (!decoding(q))
 			put(p, q, &room);

@@ -398,6 +398,29 @@ static void test_passes_fill_the_stages(void **state)
 	world_destroy(w);
 }
 
+/* A long prompt comes to the stages in pieces that follow each other, but where passes read the drive in one. */
+static void test_a_prompt_fills_the_stages(void **state)
+{
+	static const uint32_t pieces[2][3] = {{100, 100, 100}, {300}};
+	struct scheduler_config config = small_config();
+	uint64_t wake;
+	config.stages = 3;
+	config.batch_tokens = config.context_tokens = 512;
+	for (int cold = 0; cold < 2; cold++) {
+		struct world *w = world_create(&config, 64, cold);
+		struct scheduler_job *j = add_job(w, 300, 4, 1, REQUEST_PRIORITY_NORMAL, false);
+		w->now_ns += config.batch_wait_ns;
+		for (int i = 0; i < 3 && pieces[cold][i]; i++) {
+			struct scheduler_pass *p = scheduler_build(w->s, w->now_ns, &wake);
+			assert_non_null(p);
+			assert_int_equal(p->pass.tokens_count, pieces[cold][i]);
+		}
+		assert_null(scheduler_build(w->s, w->now_ns, &wake));
+		end(w, j);
+		world_destroy(w);
+	}
+}
+
 /* New ranks: everybody starts over from the tokens that it has. */
 static void test_reset_recomputes(void **state)
 {
@@ -524,6 +547,7 @@ int main(void)
 		cmocka_unit_test(test_abort_in_prefill),
 		cmocka_unit_test(test_deadlines),
 		cmocka_unit_test(test_passes_fill_the_stages),
+		cmocka_unit_test(test_a_prompt_fills_the_stages),
 		cmocka_unit_test(test_reset_recomputes),
 		cmocka_unit_test(test_random_simulation),
 	};
