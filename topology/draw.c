@@ -7,11 +7,13 @@
 
 #include "base/cleanup.h"
 #include "base/units.h"
+#include "base/utf8.h"
 
 #define MARGIN 12
 #define LINE 18
 #define CELL_WIDTH 190
 #define CELL_HEIGHT 46
+#define MODEL_BYTES 32
 #define COLUMNS 4 // of devices in a node
 #define BAR_WIDTH 640
 #define BAR_HEIGHT 16
@@ -20,18 +22,21 @@
 
 /* ---- pieces ---- */
 
-// Text from files and peers: escaped, and without control characters, which XML does not allow.
+// Text from files and peers: escaped, without control characters, which XML does not allow, and without what is no UTF-8.
 static void put_text(const char *text, FILE *out)
 {
-	for (const char *p = text; *p; p++) {
-		if (*p == '<')
+	size_t bytes = strlen(text), good = base_utf8_prefix(text, bytes);
+	for (size_t i = 0; i < bytes; i++) {
+		char c = text[i];
+		if (c == '<')
 			fputs("&lt;", out);
-		else if (*p == '&')
+		else if (c == '&')
 			fputs("&amp;", out);
-		else if (*p == '>')
+		else if (c == '>')
 			fputs("&gt;", out);
 		else
-			fputc((unsigned char)*p < 0x20 || *p == 0x7f ? '?' : *p, out);
+			fputc((unsigned char)c < 0x20 || c == 0x7f || (i >= good && (unsigned char)c >= 0x80) ? '?' : c,
+				out);
 	}
 }
 
@@ -96,7 +101,10 @@ static void draw_device(const struct topology_device *d, const char *style, int 
 	snprintf(title, sizeof title, "%s%s%s", d->name, d->size_bytes ? "  " : "",
 		d->size_bytes ? base_units_format_bytes(d->size_bytes, size) : "");
 	label(x + 6, y + 15, "label", title, out);
-	snprintf(model, sizeof model, "%.32s", d->model);
+	int most = MODEL_BYTES; // a cut must not part a character
+	while ((size_t)most < strlen(d->model) && most > 0 && ((unsigned char)d->model[most] & 0xc0) == 0x80)
+		most--;
+	snprintf(model, sizeof model, "%.*s", most, d->model);
 	label(x + 6, y + 28, "small", model, out);
 	label(x + 6, y + 40, "small", d->pci_path, out);
 }

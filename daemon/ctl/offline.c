@@ -91,8 +91,8 @@ static int apply_options(struct offline *o)
 	struct ctl *c = o->c;
 	struct base_error e = {0};
 	char left[128];
-	const char *right;
-	uint32_t device;
+	const char *right = "";
+	uint32_t device = 0;
 	if (c->options.device_map) {
 		if (fleet_map_find(c->options.device_map, &o->in.map) < 0 || o->in.map == FLEET_MAP_EXPLICIT)
 			return ctl_fail(c, CTL_USAGE, "--device-map: \"%s\" is none of auto, balanced, sequential",

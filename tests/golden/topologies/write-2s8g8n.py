@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes 2s8g8n.xml and small-vm.xml: machines that nobody recorded, in the form of `lstopo --of xml`.
+"""Writes 2s8g8n.xml, 1s4n4g.xml and small-vm.xml: machines that nobody recorded, in the form of `lstopo --of xml`.
 
-Two sockets of 16 cores with two threads each; below each socket two PCI switches; on each switch two GPUs, two NVMe drives and
-two NICs. Checked with `lstopo -i 2s8g8n.xml`.
+2s8g8n: two sockets of 16 cores with two threads each; below each socket two PCI switches; on each switch two GPUs, two NVMe drives and
+two NICs. 1s4n4g: one socket of 32 cores in four NUMA nodes, each with an accelerator of AMD and an NVMe drive; a NIC at the
+first. Checked with `lstopo -i`.
 """
 GP = [0]
 
@@ -97,6 +98,32 @@ def big():
     return out + "</object>\n</topology>\n"
 
 
+def quarter(index):
+    cores, cpus = range(8 * index, 8 * index + 8), [t * 32 + c for c in range(8 * index, 8 * index + 8) for t in range(2)]
+    out = '<object type="Group" %s kind="1001" subkind="0">\n' % sets(cpus, [index])[0]
+    out += '<object type="NUMANode" os_index="%d" %s local_memory="%d"/>\n' % (index, sets(cpus, [index])[0], 96 << 30)
+    for c in cores:
+        out += '<object type="Core" os_index="%d" %s>' % (c, sets([c, c + 32], [index])[0])
+        for p in (c, c + 32):
+            out += '<object type="PU" os_index="%d" %s/>' % (p, sets([p], [index])[0])
+        out += "</object>\n"
+    base = 0x20 + 0x20 * index
+    inner = pci("0000:%02x:00.0" % (base + 1), "1200 [1002:74a1] [1002:74a1] 00", "Advanced Micro Devices, Inc.", "Aqua Vanjaram [Instinct MI300X]",
+                osdev("rsmi%d" % index, 5, "RSMI", info("GPUModel", "AMD Instinct MI300X") + info("RSMIVRAMSize", "201129984")))
+    inner += pci("0000:%02x:00.0" % (base + 2), "0108 [1344:51c4] [1344:51c4] 00", "Micron Technology Inc", "9550 PRO NVMe SSD",
+                 osdev("nvme%dn1" % index, 0, "Disk", info("Size", "7501476528") + info("Model", "Micron_9550_MTFDLAL7T6TGR")))
+    if index == 0:
+        inner += pci("0000:%02x:00.0" % (base + 3), "0200 [15b3:1021] [15b3:0041] 00", "Mellanox Technologies", "MT2910 Family [ConnectX-7]",
+                     osdev("eth0", 2, "", info("Address", "02:00:00:00:00:02")))
+    return out + root_bridge(base, base + 0x1f, inner) + "</object>\n"
+
+
+def quarters():
+    out = head("node-q", range(64), range(4))
+    out += '<object type="Package" os_index="0" %s>\n%s' % (sets(range(64), range(4))[0], info("CPUModel", "AMD EPYC 9354P 32-Core Processor"))
+    return out + "".join(quarter(i) for i in range(4)) + "</object>\n</object>\n</topology>\n"
+
+
 def small():
     out = head("vm", range(2), range(1))
     drive = pci("0000:00:02.0", "0180 [1af4:1042] [1af4:1042] 01", "Red Hat, Inc.", "Virtio 1.0 block device",
@@ -106,6 +133,6 @@ def small():
     return out + package(0, "AMD EPYC", 2, 1, 2, 8550297600, root_bridge(0, 0, drive + nic)) + "</object>\n</topology>\n"
 
 
-for name, text in (("2s8g8n.xml", big()), ("small-vm.xml", small())):
+for name, text in (("2s8g8n.xml", big()), ("small-vm.xml", small()), ("1s4n4g.xml", quarters())):
     with open(name, "w", encoding="utf-8") as f:
         f.write(text)
