@@ -9,11 +9,10 @@
 
 #include "shard/rank/serve.h"
 
-static const struct link_ops *const ops = &link_local_ops;
-
 static void *stage_main(void *arg)
 {
 	struct stage *s = arg;
+	const struct link_ops *ops = s->ops;
 	struct link_group *g = NULL, *parts = NULL;
 	s->status = ops->create(s->fds, s->members, s->me, 0, 0, SECONDS(10), &g, &s->error);
 	if (!s->status && s->parts > 1)
@@ -36,15 +35,16 @@ static void connect_pair(int *a, int *b)
 
 void fleet_start(struct fleet *f, uint32_t stages, size_t ring_bytes)
 {
-	fleet_start_parts(f, stages, 1, ring_bytes);
+	fleet_start_parts(f, &link_local_ops, stages, 1, ring_bytes);
 }
 
-void fleet_start_parts(struct fleet *f, uint32_t stages, uint32_t parts, size_t ring_bytes)
+void fleet_start_parts(struct fleet *f, const struct link_ops *ops, uint32_t stages, uint32_t parts, size_t ring_bytes)
 {
 	int fds[1 + RANKS];
 	struct base_error e;
 	memset(f, 0, sizeof *f);
 	memset(fds, 0xff, sizeof fds);
+	f->ops = ops;
 	f->stages = stages;
 	f->parts = parts;
 	f->ranks = stages * parts;
@@ -54,6 +54,7 @@ void fleet_start_parts(struct fleet *f, uint32_t stages, uint32_t parts, size_t 
 	}
 	for (uint32_t i = 0; i < f->ranks; i++) {
 		struct stage *s = &f->stage[i];
+		s->ops = ops;
 		s->parts = parts;
 		s->part = i % parts;
 		s->members = 1 + f->ranks;
@@ -80,8 +81,8 @@ void fleet_tell(struct fleet *f, uint32_t rank, const struct rank_message *m)
 	struct link_request r;
 	int64_t n = rank_message_encode(m, f->out, sizeof f->out);
 	assert_true(n > 0);
-	ops->send(f->group, 1 + rank, RANK_TAG_COMMAND, f->out, (size_t)n, &r);
-	assert_int_equal(ops->wait(f->group, &r, SECONDS(10)), 0);
+	f->ops->send(f->group, 1 + rank, RANK_TAG_COMMAND, f->out, (size_t)n, &r);
+	assert_int_equal(f->ops->wait(f->group, &r, SECONDS(10)), 0);
 }
 
 void fleet_tell_all(struct fleet *f, const struct rank_message *m)
@@ -94,10 +95,10 @@ static int hear_any(struct fleet *f, uint32_t rank)
 {
 	struct link_request r;
 	struct base_error e;
-	ops->receive(f->group, 1 + rank, RANK_TAG_REPLY, f->room, sizeof f->room, &r);
-	int status = ops->wait(f->group, &r, SECONDS(100)); // sanitizers on a busy machine
+	f->ops->receive(f->group, 1 + rank, RANK_TAG_REPLY, f->room, sizeof f->room, &r);
+	int status = f->ops->wait(f->group, &r, SECONDS(100)); // sanitizers on a busy machine
 	if (status == -ETIMEDOUT)
-		ops->cancel(f->group, &r);
+		f->ops->cancel(f->group, &r);
 	if (!status)
 		assert_int_equal(rank_message_decode(f->room, r.bytes, f->scratch, &f->in, &e), 0);
 	return status;
@@ -130,9 +131,9 @@ void fleet_stop(struct fleet *f, int expected)
 	struct link_request r[RANKS];
 	int64_t n = rank_message_encode(&(struct rank_message){.type = RANK_MESSAGE_STOP}, f->out, sizeof f->out);
 	for (uint32_t i = 0; i < f->ranks && expected == 0; i++)
-		ops->send(f->group, 1 + i, RANK_TAG_COMMAND, f->out, (size_t)n, &r[i]);
+		f->ops->send(f->group, 1 + i, RANK_TAG_COMMAND, f->out, (size_t)n, &r[i]);
 	if (expected)
-		ops->revoke(f->group);
+		f->ops->revoke(f->group);
 	bool stopped = false;
 	for (uint32_t i = 0; i < f->ranks; i++) {
 		pthread_join(f->stage[i].thread, NULL);
@@ -141,6 +142,6 @@ void fleet_stop(struct fleet *f, int expected)
 			assert_int_equal(f->stage[i].status, expected);
 	}
 	assert_true(stopped);
-	ops->close(f->group);
+	f->ops->close(f->group);
 	rank_message_scratch_destroy(f->scratch);
 }

@@ -21,6 +21,7 @@ struct stage {
 	int fds[1 + RANKS]; // of the group of all
 	int part_fds[RANKS]; // of the group of its stage
 	uint32_t members, me, parts, part;
+	const struct link_ops *ops;
 	int status;
 	struct base_error error;
 	_Atomic bool stop;
@@ -29,6 +30,7 @@ struct stage {
 struct fleet { // the coordinator and its ranks
 	uint32_t stages, parts, ranks; // rank: stage * parts + part
 	struct stage stage[RANKS];
+	const struct link_ops *ops;
 	struct link_group *group;
 	struct rank_message_scratch *scratch;
 	struct rank_message in;
@@ -37,7 +39,7 @@ struct fleet { // the coordinator and its ranks
 };
 
 void fleet_start(struct fleet *f, uint32_t stages, size_t ring_bytes);
-void fleet_start_parts(struct fleet *f, uint32_t stages, uint32_t parts, size_t ring_bytes);
+void fleet_start_parts(struct fleet *f, const struct link_ops *ops, uint32_t stages, uint32_t parts, size_t ring_bytes);
 void fleet_tell(struct fleet *f, uint32_t rank, const struct rank_message *m); // to one rank
 void fleet_tell_all(struct fleet *f, const struct rank_message *m);
 /* The next reply of a rank into f->in; STATS and PROGRESS are counted and skipped. 0 or the link's -errno. */

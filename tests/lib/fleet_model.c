@@ -101,7 +101,7 @@ void fleet_model_start(struct fleet_model *m, const struct fleet_run *run, struc
 		prepare_rank(m, g, p, run, i);
 	program_destroy(p);
 	format_gguf_close(g);
-	fleet_start_parts(f, run->stages, run->parts, 65536);
+	fleet_start_parts(f, run->link ? run->link : &link_local_ops, run->stages, run->parts, 65536);
 	load(m, run, f);
 }
 

@@ -10,6 +10,7 @@ struct fleet_run {
 	const char *backend;
 	bool cold; // the least budget, else all hot
 	uint32_t batch_tokens, context_tokens;
+	const struct link_ops *link; // NULL: local
 };
 
 struct fleet_model {

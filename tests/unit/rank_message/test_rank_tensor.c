@@ -194,6 +194,33 @@ static void refusals_and_scores(void **state)
 	model_destroy(&m);
 }
 
+/* The sums are those of the group, whatever carries them: the same bits over UCX. */
+static void over_ucx(void **state)
+{
+	static struct fleet f;
+	static struct sample_result want[MAKE], have[MAKE];
+	struct tiny_model tiny = {.type = 8,
+		.layers = LAYERS,
+		.width = 128,
+		.heads = 4,
+		.kv_heads = 2,
+		.head_dim = 32,
+		.vocab = VOCAB,
+		.tied = true,
+		.seed = 8};
+	struct model m;
+	const uint32_t tokens[6] = {5, 6, 7, 8, 9, 10};
+	model_create(&m, &tiny);
+	for (int i = 0; i < 2; i++) {
+		const struct link_ops *link = i ? &link_ucx_ops : &link_local_ops;
+		fleet_model_start(&m.m, &(struct fleet_run){2, 2, "cpu", false, BATCH, 128, link}, &f);
+		fleet_model_generate(&f, 0, tokens, 6, BATCH, i ? have : want, MAKE);
+		fleet_stop(&f, 0);
+	}
+	same_bits(have, want);
+	model_destroy(&m);
+}
+
 /* What the drive of a rank has read once all is quiet. */
 static uint64_t read_when_quiet(struct fleet *f, uint32_t rank)
 {
@@ -250,6 +277,7 @@ int main(void)
 		cmocka_unit_test(more_parts_than_kv_heads),
 		cmocka_unit_test(the_reason_why_not),
 		cmocka_unit_test(refusals_and_scores),
+		cmocka_unit_test(over_ucx),
 		cmocka_unit_test(stages_read_ahead),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
