@@ -16,7 +16,7 @@
 #include "base/cleanup.h"
 #include "shard/link/ucx_internal.h"
 
-#define MAX_INSTRUCTIONS (8u + 9u * LINK_MAX_MEMBERS)
+#define MAX_INSTRUCTIONS (1u + 3u * LINK_MAX_MEMBERS)
 #define NET(at) ((uint32_t)(SKF_NET_OFF + (at))) // in the IP header
 
 static bool can_bind(uint16_t port, uint16_t *ret_port)
@@ -46,8 +46,8 @@ int link_ucx_guard_pick_port(uint16_t *ret_port)
 	return -EADDRINUSE;
 }
 
-/* The IP address of the other end, IPv4 in the last 4 bytes; the family that its packets have, 0 for unix sockets. */
-static int peer_address(int fd, uint8_t out[16])
+/* The IPv4 address that a peer's packets come from, in host order. Peers that are connected by unix sockets are on this host. */
+static bool peer_address(int fd, uint32_t *ret_address)
 {
 	union {
 		struct sockaddr_storage any;
@@ -55,46 +55,34 @@ static int peer_address(int fd, uint8_t out[16])
 		struct sockaddr_in6 in6;
 	} a = {0};
 	socklen_t n = sizeof a;
-	if (fd < 0 || getpeername(fd, (struct sockaddr *)&a.any, &n) < 0)
-		return 0;
-	memset(out, 0, 16);
-	if (a.any.ss_family == AF_INET) {
-		memcpy(out + 12, &a.in.sin_addr, 4);
-		return AF_INET;
-	}
-	if (a.any.ss_family != AF_INET6)
-		return 0;
-	memcpy(out, &a.in6.sin6_addr, 16);
-	return IN6_IS_ADDR_V4MAPPED(&a.in6.sin6_addr) ? AF_INET : AF_INET6;
+	if (getpeername(fd, (struct sockaddr *)&a.any, &n) < 0)
+		return false;
+	if (a.any.ss_family == AF_UNIX)
+		*ret_address = INADDR_LOOPBACK;
+	else if (a.any.ss_family == AF_INET)
+		*ret_address = ntohl(a.in.sin_addr.s_addr);
+	else if (a.any.ss_family == AF_INET6 && IN6_IS_ADDR_V4MAPPED(&a.in6.sin6_addr))
+		*ret_address = ntohl(a.in6.sin6_addr.s6_addr32[3]);
+	else
+		return false;
+	return true;
 }
 
-static uint32_t word(const uint8_t *p)
-{
-	return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
-}
-
-/* Lets through what comes from the hosts of the peers. Peers that are connected by unix sockets are on this host. */
+/* Lets through what comes from the hosts of the peers. Where one is reached by IPv6, everything until all are connected: UCX may
+ * well take IPv4 between the same hosts, whose addresses nobody knows here. */
 static unsigned short write_filter(const int *fds, uint32_t members, struct sock_filter *out)
 {
 	unsigned short n = 0;
 	for (uint32_t i = 0; i < members; i++) {
-		uint8_t a[16];
-		int family = peer_address(fds[i], a);
+		uint32_t address;
 		if (fds[i] < 0)
 			continue;
-		if (family == AF_INET6) {
-			for (uint32_t k = 0; k < 4; k++) { // a word that differs: to the next peer
-				out[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, NET(8 + 4 * k));
-				out[n] = (struct sock_filter)BPF_JUMP(
-					BPF_JMP | BPF_JEQ | BPF_K, word(a + 4 * k), 0, (uint8_t)(7 - 2 * k));
-				n++;
-			}
-		} else {
-			out[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, NET(12));
-			out[n] = (struct sock_filter)BPF_JUMP(
-				BPF_JMP | BPF_JEQ | BPF_K, family == AF_INET ? word(a + 12) : INADDR_LOOPBACK, 0, 1);
-			n++;
+		if (!peer_address(fds[i], &address)) {
+			out[0] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, UINT32_MAX);
+			return 1;
 		}
+		out[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, NET(12)); // the source
+		out[n++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, address, 0, 1);
 		out[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, UINT32_MAX);
 	}
 	out[n++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, 0);

@@ -41,11 +41,9 @@ static void *half_main(void *arg)
 	return NULL;
 }
 
-static void pair_create(struct half h[2])
+static void pair_create_over(struct half h[2], const int pair[2])
 {
-	int pair[2];
 	pthread_t t;
-	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
 	for (uint32_t i = 0; i < 2; i++)
 		h[i] = (struct half){.fd = pair[i], .me = i};
 	assert_int_equal(pthread_create(&t, NULL, half_main, &h[1]), 0);
@@ -53,6 +51,13 @@ static void pair_create(struct half h[2])
 	pthread_join(t, NULL);
 	if (h[0].status || h[1].status)
 		fail_msg("%s; %s", base_error_text(&h[0].e), base_error_text(&h[1].e));
+}
+
+static void pair_create(struct half h[2])
+{
+	int pair[2];
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+	pair_create_over(h, pair);
 }
 
 /* Member 1 is a process that streams to member 0 and takes what it sends, for ever. */
@@ -353,6 +358,28 @@ static void test_many_epochs(void **state)
 	assert_int_equal(count_fds(), fds);
 }
 
+static void test_ipv6_sockets(void **state)
+{
+	struct half h[2];
+	struct sockaddr_in6 at = {.sin6_family = AF_INET6, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+	socklen_t n = sizeof at;
+	int pair[2], listener = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (listener < 0 || bind(listener, (struct sockaddr *)&at, n) < 0) {
+		printf("no IPv6 here\n");
+		skip();
+	}
+	assert_int_equal(listen(listener, 1), 0);
+	assert_int_equal(getsockname(listener, (struct sockaddr *)&at, &n), 0);
+	pair[0] = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	assert_int_equal(connect(pair[0], (struct sockaddr *)&at, n), 0);
+	pair[1] = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	close(listener);
+	pair_create_over(h, pair);
+	assert_works(h);
+	ops->close(h[0].group);
+	ops->close(h[1].group);
+}
+
 static void test_tcp_only(void **state)
 {
 	struct half h[2];
@@ -395,6 +422,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_process_is_left_alone),
 		cmocka_unit_test(test_tcp_only),
+		cmocka_unit_test(test_ipv6_sockets),
 		cmocka_unit_test(test_killed_with_data_under_way),
 		cmocka_unit_test(test_stopped),
 		cmocka_unit_test(test_revoked_with_data_under_way),
