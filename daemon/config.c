@@ -135,6 +135,41 @@ static int check_models(const struct config *c, struct base_error *e)
 	return 0;
 }
 
+/* Who can write there is who coordinates: etcd beyond this host is asked for its certificate, and has ours. */
+static int check_etcd(const struct config *c, struct base_error *e)
+{
+	bool any = c->cluster.etcd_tls_cert[0] || c->cluster.etcd_tls_key[0] || c->cluster.etcd_tls_ca[0];
+	bool all = c->cluster.etcd_tls_cert[0] && c->cluster.etcd_tls_key[0] && c->cluster.etcd_tls_ca[0];
+	char endpoint[CONFIG_TEXT_BYTES];
+	bool etcd = strcmp(c->cluster.state, "etcd") == 0;
+	if (!etcd && c->cluster.etcd[0])
+		return base_error_set(e, -EINVAL, "cluster.etcd: is set, and cluster.state is %s", c->cluster.state);
+	if (!etcd)
+		return 0;
+	if (!c->cluster.etcd[0])
+		return base_error_set(e, -EINVAL, "cluster.etcd: cluster.state is etcd: its endpoints are wanted");
+	if (any && !all)
+		return base_error_set(
+			e, -EINVAL, "cluster.etcd_tls_cert: etcd_tls_cert, etcd_tls_key and etcd_tls_ca go together");
+	for (const char *at = c->cluster.etcd;; at++) {
+		bool loopback;
+		size_t n = strcspn(at, ",");
+		memcpy(endpoint, at, n);
+		endpoint[n] = '\0';
+		int r = check_host_port("cluster.etcd", endpoint, &loopback, e);
+		if (r < 0)
+			return r;
+		if (!loopback && !all)
+			return base_error_set(e, -EINVAL,
+				"cluster.etcd: %.200s is on another host: set etcd_tls_cert, etcd_tls_key and "
+				"etcd_tls_ca",
+				endpoint);
+		at += n;
+		if (!*at)
+			return 0;
+	}
+}
+
 static int check_cluster(const struct config *c, struct base_error *e)
 {
 	enum cluster_role role = CLUSTER_ROLE_NONE;
@@ -155,6 +190,8 @@ static int check_cluster(const struct config *c, struct base_error *e)
 		r = check_host_port("cluster.listen", c->cluster.listen, &loopback, e);
 	if (r == 0 && c->cluster.join[0])
 		r = check_host_port("cluster.join", c->cluster.join, &loopback, e);
+	if (r == 0 && cluster_role_coordinates(role))
+		r = check_etcd(c, e);
 	if (r < 0)
 		return r;
 	if (cluster_role_coordinates(role) != (c->cluster.listen[0] != '\0'))

@@ -44,6 +44,10 @@ struct config {
 		char tls_cert[CONFIG_TEXT_BYTES], tls_key[CONFIG_TEXT_BYTES], tls_ca[CONFIG_TEXT_BYTES];
 		char device_map[16]; // auto, balanced, sequential
 		uint32_t nodes; // that compute, before a model is loaded
+		char state[8]; // coordinator: file or etcd
+		char etcd[CONFIG_TEXT_BYTES]; // its endpoints, HOST:PORT with commas between
+		char etcd_tls_cert[CONFIG_TEXT_BYTES], etcd_tls_key[CONFIG_TEXT_BYTES], etcd_tls_ca[CONFIG_TEXT_BYTES];
+		uint64_t etcd_lease_ns; // how long after a coordinator's end another takes over
 	} cluster;
 	struct {
 		uint64_t weights_bytes; // hot weights and stream slots; 0: all that is free after the others

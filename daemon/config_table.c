@@ -26,6 +26,7 @@ static const char *const backends[] = {"cpu", "reference", NULL};
 static const char *const kv_types[] = {"f16", "q8", NULL};
 static const char *const engines[] = {"auto", "uring", "sync", NULL};
 static const char *const device_maps[] = {"auto", "balanced", "sequential", NULL};
+static const char *const states[] = {"file", "etcd", NULL};
 static const char *const roles[] = {"none", "coordinator", "worker", "both", NULL};
 static const char *const log_levels[] = {"error", "warning", "notice", "info", "debug", NULL};
 static const char *const templates[] = {"", "chatml", "llama2", "llama3", "mistral", NULL};
@@ -74,6 +75,19 @@ const struct config_key config_keys[] = {
 		.choices = device_maps, .help = "Coordinator: how layers go to nodes. auto: what is fastest, which may leave nodes out."},
 	{.path = "cluster.nodes", .type = CONFIG_TYPE_COUNT, AT(cluster.nodes), .value = "1", .min = 1, .max = 64,
 		.help = "Coordinator: nodes that compute which have to be there before a model is loaded."},
+	{.path = "cluster.state", .type = CONFIG_TYPE_CHOICE, AT(cluster.state), .value = "file", .choices = states,
+		.help = "Coordinator: where members, plan and epoch are kept. file: in the store. etcd: with others that stand by."},
+	{.path = "cluster.etcd", .type = CONFIG_TYPE_TEXT, AT(cluster.etcd), .value = "",
+		.help = "etcd's endpoints, HOST:PORT with commas between. Beyond loopback they need the etcd_tls_ keys."},
+	{.path = "cluster.etcd_tls_cert", .type = CONFIG_TYPE_TEXT, AT(cluster.etcd_tls_cert), .value = "",
+		.help = "PEM file with the certificate that etcd lets this node in with."},
+	{.path = "cluster.etcd_tls_key", .type = CONFIG_TYPE_TEXT, AT(cluster.etcd_tls_key), .value = "",
+		.help = "PEM file with its private key."},
+	{.path = "cluster.etcd_tls_ca", .type = CONFIG_TYPE_TEXT, AT(cluster.etcd_tls_ca), .value = "",
+		.help = "PEM file with the authority that etcd's certificates come from."},
+	{.path = "cluster.etcd_lease", .json = "etcd_lease_ns", .type = CONFIG_TYPE_DURATION, AT(cluster.etcd_lease_ns),
+		.value = "2s", .min = 2 * SECOND, .max = 60 * SECOND,
+		.help = "How long after the end of a coordinator one that stands by takes over."},
 
 	{.path = "memory.weights", .json = "weights_bytes", .type = CONFIG_TYPE_BYTES, AT(memory.weights_bytes),
 		.value = "auto", .automatic = "auto", .min = 1 * MIB, .max = 1024 * TIB,

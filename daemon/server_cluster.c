@@ -7,6 +7,7 @@
 #include "base/address.h"
 #include "base/clock.h"
 #include "daemon/cluster/coordinator.h"
+#include "daemon/cluster/etcd/state.h"
 #include "daemon/cluster/pki.h"
 #include "daemon/cluster/worker.h"
 #include "daemon/server_internal.h"
@@ -127,6 +128,34 @@ static int find_address(struct server *s, struct base_error *e)
 	return 0;
 }
 
+static int open_state(struct server *s, struct cluster_state **ret_state, struct base_error *e)
+{
+	const struct config *c = &s->config;
+	char join[CLUSTER_ADDRESS_BYTES];
+	struct base_address listen;
+	bool etcd = strcmp(c->cluster.state, "etcd") == 0;
+	int status = base_address_parse(c->cluster.listen, &listen, e);
+	if (status)
+		return status;
+	snprintf(join, sizeof join, strchr(c->cluster.address, ':') ? "[%s]:%s" : "%s:%s", c->cluster.address,
+		listen.port);
+	const struct cluster_state_config x = {
+		.who = c->cluster.node,
+		.directory = c->store.path,
+		.cluster = c->cluster.name,
+		.address = join,
+		.endpoints = c->cluster.etcd,
+		.ca = c->cluster.etcd_tls_ca,
+		.cert = c->cluster.etcd_tls_cert,
+		.key = c->cluster.etcd_tls_key,
+		.lease_ns = c->cluster.etcd_lease_ns,
+	};
+	status = (etcd ? &etcd_state_ops : &cluster_state_file_ops)->open(&x, ret_state, e);
+	if (status && etcd)
+		base_error_prefix(e, "cluster.etcd");
+	return status;
+}
+
 static int start_coordinator(struct server *s, struct base_error *e)
 {
 	struct cluster_state *state;
@@ -140,7 +169,7 @@ static int start_coordinator(struct server *s, struct base_error *e)
 	};
 	int status = find_address(s, e);
 	if (!status)
-		status = cluster_state_file_ops.open(s->config.store.path, s->config.cluster.node, &state, e);
+		status = open_state(s, &state, e);
 	if (status)
 		return status;
 	status = cluster_coordinator_create(&c, state, &s->coordinator, e);

@@ -16,6 +16,7 @@
 #define TICK_NS (50 * 1000000ull)
 #define REGISTER_NS (5 * BASE_NS_PER_SECOND) // for the first message to come
 #define RETURN_NS (10 * BASE_NS_PER_SECOND)
+#define SAVE_AGAIN_NS (500 * 1000000ull)
 
 const char *cluster_node_state_name(enum cluster_node_state s)
 {
@@ -273,6 +274,8 @@ static int join(struct cluster_session *s, struct cluster_facts **facts, struct 
 {
 	struct cluster_coordinator *c = s->coordinator;
 	struct cluster_facts *f = *facts;
+	if (cluster_claim_check(c, e) < 0)
+		return -EHOSTDOWN;
 	struct cluster_node *n = find_node(c, f->node);
 	if (n && n->state == CLUSTER_NODE_READY && n->facts->incarnation != f->incarnation)
 		return base_error_set(e, -EEXIST,
@@ -317,7 +320,7 @@ static int on_register(struct cluster_session *s, const Thaw__Node__V1__Register
 		status = check_register(s, f, e);
 	if (!status)
 		status = join(s, &f, e);
-	if (status)
+	if (status && status != -EHOSTDOWN) // nodes of a coordinator that stands by come again and again
 		cluster_coordinator_emit(c, "warning", "node_refused", "", "%s", base_error_text(e));
 	return status;
 }
@@ -429,8 +432,9 @@ static void *coordinator_thread(void *argument)
 			 tick = TICK_NS < c->config.heartbeat_ns / 2 ? TICK_NS : c->config.heartbeat_ns / 2;
 		for (struct cluster_session *s = c->sessions; s; s = s->next)
 			check_session(s, now);
+		cluster_claim_follow(c);
 		cluster_fleets_step(c);
-		if (c->dirty) {
+		if (c->dirty && c->active && now >= c->save_after_ns) {
 			struct base_error e = {0};
 			pthread_mutex_unlock(&c->lock);
 			int status = cluster_coordinator_save(c, &e);
@@ -439,6 +443,7 @@ static void *coordinator_thread(void *argument)
 				cluster_coordinator_emit(c, "error", "cluster_state", "",
 					"the cluster's state cannot be written: %s", base_error_text(&e));
 			told = status != 0;
+			c->save_after_ns = status ? base_clock_now_ns() + SAVE_AGAIN_NS : 0;
 		}
 		uint64_t until = now + tick;
 		struct timespec t = {
@@ -513,25 +518,22 @@ int cluster_coordinator_drain(struct cluster_coordinator *c, const char *node, b
 
 /* ---- life ---- */
 
-static int read_record(struct cluster_coordinator *c, struct base_error *e)
+void cluster_coordinator_know(struct cluster_coordinator *c, const struct cluster_state_node *x)
 {
-	int status = c->state->ops->read(c->state, &c->record, e);
-	if (status && status != -ENOENT)
-		return status;
-	if (!status && strcmp(c->record.cluster, c->cluster) != 0)
-		return base_error_set(e, -EINVAL,
-			"the store has the state of cluster %s, this is cluster %s: give it a store of its own",
-			c->record.cluster, c->cluster);
-	if (status)
-		c->record = (struct cluster_record){0};
-	memcpy(c->record.cluster, c->cluster, sizeof c->record.cluster);
-	memcpy(c->record.coordinator, c->node_name, sizeof c->record.coordinator);
-	for (uint32_t i = 0; i < c->record.nodes_count; i++) {
-		struct cluster_node *n = add_node(c, c->record.nodes[i].name);
-		n->draining = c->record.nodes[i].draining;
+	struct cluster_node *n = find_node(c, x->name);
+	if (!n)
+		n = add_node(c, x->name);
+	if (n)
+		n->draining = x->draining;
+}
+
+void cluster_coordinator_dismiss(struct cluster_coordinator *c, const struct base_error *e)
+{
+	for (struct cluster_session *s = c->sessions; s; s = s->next) {
+		if (s->node)
+			node_gone(c, s->node, CLUSTER_NODE_LOST, e->message);
+		end_session(s, e);
 	}
-	c->dirty = true;
-	return 0;
 }
 
 static void coordinator_free(struct cluster_coordinator *c)
@@ -568,7 +570,7 @@ int cluster_coordinator_create(const struct cluster_coordinator_config *config, 
 	pthread_condattr_destroy(&attributes);
 	pthread_mutex_init(&c->lock, NULL);
 	pthread_mutex_init(&c->state_lock, NULL);
-	int status = read_record(c, e);
+	int status = cluster_claim_start(c, e);
 	if (!status && (status = -pthread_create(&c->thread, NULL, coordinator_thread, c)) < 0)
 		base_error_set(e, status, "no thread for the cluster: %s", strerrordesc_np(-status));
 	if (status) {
@@ -589,7 +591,7 @@ void cluster_coordinator_destroy(struct cluster_coordinator *c)
 	pthread_cond_broadcast(&c->changed);
 	pthread_mutex_unlock(&c->lock);
 	pthread_join(c->thread, NULL);
-	if (c->dirty)
+	if (c->dirty && c->active)
 		cluster_coordinator_save(c, NULL);
 	c->state->ops->close(c->state);
 	coordinator_free(c);

@@ -61,6 +61,13 @@ struct cluster_coordinator {
 
 	pthread_mutex_t state_lock; // of state; taken without `lock`
 	struct cluster_state *state;
+
+	/* claim.c */
+	bool active; // this node coordinates, and has read the record
+	uint64_t term; // of the claim that it is active by
+	struct cluster_claim claim; // as it was at the last look
+	bool told_wrong; // what is wrong with the claim was said
+	uint64_t take_after_ns, save_after_ns; // not before, after a failure
 };
 
 enum fleet_state {
@@ -115,8 +122,22 @@ void cluster_coordinator_emit(struct cluster_coordinator *c, const char *severit
 	const char *fmt, ...) __attribute__((format(printf, 5, 6)));
 /* Without the lock: the record as it is now, on the drive. */
 int cluster_coordinator_save(struct cluster_coordinator *c, struct base_error *e);
+/* Lock held: a node of the record. */
+void cluster_coordinator_know(struct cluster_coordinator *c, const struct cluster_state_node *n);
+/* Lock held: every node is told that, and goes. */
+void cluster_coordinator_dismiss(struct cluster_coordinator *c, const struct base_error *e);
+
+/* claim.c */
+/* At the start: reads the record if the claim is held. */
+int cluster_claim_start(struct cluster_coordinator *c, struct base_error *e);
+/* Lock held, and dropped to read: takes over, steps down, stands by. The coordinator's thread. */
+void cluster_claim_follow(struct cluster_coordinator *c);
+/* Lock held: may something new be planned, assigned or let in? -EAGAIN with the reason if not. */
+int cluster_claim_check(const struct cluster_coordinator *c, struct base_error *e);
 
 /* fleet.c; lock held */
+/* Another coordinator may have planned since: the nodes of the record's plans are waited for again. */
+void cluster_fleets_forget(struct cluster_coordinator *c);
 void cluster_fleets_node_lost(struct cluster_coordinator *c, struct cluster_node *n);
 void cluster_fleets_prepared(struct cluster_coordinator *c, struct cluster_node *n, const struct cluster_prepared *p);
 void cluster_fleets_progress(struct cluster_coordinator *c, struct cluster_node *n, const Thaw__Node__V1__Progress *p);

@@ -142,6 +142,9 @@ static int check_nodes(struct cluster_fleet *f, struct base_error *e)
 	const struct cluster_coordinator *c = f->coordinator;
 	uint64_t now = base_clock_now_ns();
 	uint32_t count = 0;
+	int claimed = cluster_claim_check(c, e);
+	if (claimed)
+		return claimed;
 	for (uint32_t i = 0; i < c->nodes_count; i++) {
 		const struct cluster_node *n = &c->nodes[i];
 		if (!usable(f, n))
@@ -286,7 +289,7 @@ static int step(struct cluster_fleet *f, struct base_error *e)
 	case FLEET_PREPARING:
 		return preparing(f, e);
 	case FLEET_PREPARED:
-		return 0;
+		return cluster_claim_check(f->coordinator, e);
 	}
 	return -EAGAIN;
 }
@@ -323,7 +326,11 @@ static int raise_epoch(struct cluster_fleet *f, uint64_t *ret_epoch, struct base
 	}
 	pthread_mutex_unlock(&c->lock);
 	int status = cluster_coordinator_save(c, e);
-	return status ? base_error_prefix(e, "the next epoch") : 0;
+	if (!status)
+		return 0;
+	base_error_prefix(e, "the next epoch");
+	return status == -ESTALE || status == -EHOSTUNREACH || status == -ETIMEDOUT ? -EAGAIN
+										    : status; // etcd comes back
 }
 
 /* Lock held: tells every node of `coming`, which is `running` from then on. */
@@ -539,6 +546,14 @@ void cluster_fleets_node_lost(struct cluster_coordinator *c, struct cluster_node
 		set_broken(f);
 		snprintf(why, sizeof why, "node %s: %s", n->name, n->why);
 		f->config.regather(f->config.context, why);
+	}
+}
+
+void cluster_fleets_forget(struct cluster_coordinator *c)
+{
+	for (struct cluster_fleet *f = c->fleets; f; f = f->next) {
+		f->planned = false;
+		f->changes++;
 	}
 }
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What a cluster has to remember when its coordinator is gone: members, plans, the epoch. It lies behind one ops table:
- * `file`, one file in the coordinator's store, is the engine here.
+ * What a cluster has to remember when its coordinator is gone: members, plans, the epoch. It lies behind one ops table with two
+ * engines: `file`, one file in the coordinator's store, and `etcd` (daemon/cluster/etcd), where other coordinators stand by.
  *
- * The record is read and written as a whole, by whoever holds the claim to be the coordinator. A claim is a lease: file holds it
- * as long as the process lives (a lock), another engine would have to keep it alive, and lost() says when it could not. Who
- * stands by reads, and watches changed_fd. One thread at a time.
+ * The record is read and written as a whole, by whoever holds the claim to be the coordinator. file has it as long as the process
+ * lives (a lock); etcd has it by a lease, which a thread of the engine keeps alive, and which can be lost and come back: each time
+ * it is had anew it has another term. open, read, write and close: one thread at a time; claim: any.
  */
 #pragma once
 
@@ -45,17 +45,39 @@ struct cluster_record {
 
 struct cluster_state;
 
+/* What is known of the claim. NONE: it is not ours, and etcd does not say whose -> HELD, OTHER. OTHER: another node has it -> NONE, HELD.
+ * HELD: ours, nobody else can have it -> DOUBT, OTHER. DOUBT: it was ours, and the lease could not be kept alive: another may
+ * have it by now -> HELD with the same term (it lived on), HELD with another, OTHER. */
+enum cluster_claim_kind { CLUSTER_CLAIM_NONE, CLUSTER_CLAIM_OTHER, CLUSTER_CLAIM_HELD, CLUSTER_CLAIM_DOUBT };
+
+struct cluster_claim {
+	enum cluster_claim_kind kind;
+	uint64_t term; // HELD and DOUBT
+	char holder[CLUSTER_NAME_BYTES], address[CLUSTER_ADDRESS_BYTES]; // OTHER: where nodes join it; "": not known
+	char why[CLUSTER_TEXT_BYTES]; // what is wrong; "": nothing
+};
+
+struct cluster_state_config {
+	const char *who; // this node
+	const char *directory; // file
+	/* etcd */
+	const char *cluster;
+	const char *address; // where nodes join this one, HOST:PORT
+	const char *endpoints; // HOST:PORT, with commas between
+	const char *ca, *cert, *key; // PEM files; "": plaintext
+	uint64_t lease_ns; // the claim is free that long after its holder's end
+};
+
 struct cluster_state_ops {
 	const char *name;
-	/* where: of file, a directory. Takes the claim for `who`: -EBUSY with the holder. */
-	int (*open)(const char *where, const char *who, struct cluster_state **ret_state, struct base_error *e);
+	/* file takes the claim: -EBUSY with the holder. etcd only starts to try. */
+	int (*open)(const struct cluster_state_config *config, struct cluster_state **ret_state, struct base_error *e);
 	void (*close)(struct cluster_state *s); // gives the claim back; NULL is fine
 	/* -ENOENT when nothing was ever written; -EBADMSG with the place for what is no record. */
 	int (*read)(struct cluster_state *s, struct cluster_record *ret_record, struct base_error *e);
-	/* Whole and durable, or not at all. -ESTALE when the claim is lost. */
+	/* Whole and durable, or not at all (-ETIMEDOUT: one of them). -ESTALE when the claim is not held. */
 	int (*write)(struct cluster_state *s, const struct cluster_record *record, struct base_error *e);
-	bool (*lost)(struct cluster_state *s); // the claim
-	int (*changed_fd)(struct cluster_state *s); // readable when another wrote; -1: nobody else can
+	void (*claim)(struct cluster_state *s, struct cluster_claim *ret_claim); // as it is known now; does not block
 };
 
 extern const struct cluster_state_ops cluster_state_file_ops;

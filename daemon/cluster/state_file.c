@@ -52,8 +52,9 @@ static int take_lock(struct state_file *s, const char *who, struct base_error *e
 	return 0;
 }
 
-static int file_open(const char *where, const char *who, struct cluster_state **ret_state, struct base_error *e)
+static int file_open(const struct cluster_state_config *config, struct cluster_state **ret_state, struct base_error *e)
 {
+	const char *where = config->directory;
 	struct state_file *s = calloc(1, sizeof *s);
 	if (!s || strlen(where) >= sizeof s->where) {
 		free(s);
@@ -64,7 +65,7 @@ static int file_open(const char *where, const char *who, struct cluster_state **
 	snprintf(s->where, sizeof s->where, "%s", where);
 	s->directory_fd = open(where, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	int status = s->directory_fd < 0 ? base_error_set(e, -errno, "%s: %s", where, strerrordesc_np(errno))
-					 : take_lock(s, who, e);
+					 : take_lock(s, config->who, e);
 	if (status)
 		file_close(&s->state);
 	else
@@ -101,14 +102,10 @@ static int file_write(struct cluster_state *state, const struct cluster_record *
 	return status ? base_error_set(e, status, "%s/" NAME ": %s", s->where, strerrordesc_np(-status)) : 0;
 }
 
-static bool file_lost(struct cluster_state *state)
+static void file_claim(struct cluster_state *state, struct cluster_claim *ret_claim)
 {
-	return false; // a lock lives as long as its process
-}
-
-static int file_changed_fd(struct cluster_state *state)
-{
-	return -1; // who holds the lock is the only one that writes
+	*ret_claim =
+		(struct cluster_claim){.kind = CLUSTER_CLAIM_HELD, .term = 1}; // a lock lives as long as its process
 }
 
 const struct cluster_state_ops cluster_state_file_ops = {
@@ -117,6 +114,5 @@ const struct cluster_state_ops cluster_state_file_ops = {
 	.close = file_close,
 	.read = file_read,
 	.write = file_write,
-	.lost = file_lost,
-	.changed_fd = file_changed_fd,
+	.claim = file_claim,
 };

@@ -115,8 +115,8 @@ static int setup(void **state)
 		.heartbeat_ns = 50 * MS,
 		.lost_ns = LOST_NS,
 		.events = {.event = on_event}};
-	if (cluster_state_file_ops.open(w.folder, "head", &s, &e) ||
-		cluster_coordinator_create(&c, s, &w.coordinator, &e))
+	const struct cluster_state_config file = {.who = "head", .directory = w.folder};
+	if (cluster_state_file_ops.open(&file, &s, &e) || cluster_coordinator_create(&c, s, &w.coordinator, &e))
 		fail_msg("%s", base_error_text(&e));
 	const struct fake_options o = {.cluster_listen = "127.0.0.1:0",
 		.cert = at("head.crt", cert),

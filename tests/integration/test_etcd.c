@@ -1,0 +1,405 @@
+// SPDX-License-Identifier: Apache-2.0
+// The fleet's state in a real etcd, which is started here in a folder of its own, killed, stopped and started again.
+#include "tests/lib/testing.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <spawn.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "daemon/cluster/etcd/etcd.h"
+#include "daemon/cluster/etcd/state.h"
+
+#define MS 1000000ull
+#define LEASE_NS (2000 * MS)
+#define SKIP 77
+#define KEY "/thaw/lab/coordinator"
+
+extern char **environ;
+
+struct world {
+	char folder[64], endpoint[32], client_url[48], peer_url[48], cluster[64];
+	pid_t pid;
+};
+
+static struct world w;
+
+static unsigned free_port(void)
+{
+	struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	socklen_t n = sizeof a;
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	assert_int_equal(bind(fd, (struct sockaddr *)&a, n), 0);
+	assert_int_equal(getsockname(fd, (struct sockaddr *)&a, &n), 0);
+	close(fd);
+	return ntohs(a.sin_port);
+}
+
+static void rest(uint64_t ns)
+{
+	nanosleep(&(struct timespec){.tv_sec = (time_t)(ns / BASE_NS_PER_SECOND),
+			  .tv_nsec = (long)(ns % BASE_NS_PER_SECOND)},
+		NULL);
+}
+
+/* 0, or the error of finding it. */
+static int etcd_start(void)
+{
+	char log[96];
+	posix_spawn_file_actions_t actions;
+	const char *argv[] = {"etcd", "--data-dir", w.folder, "--listen-client-urls", w.client_url,
+		"--advertise-client-urls", w.client_url, "--listen-peer-urls", w.peer_url,
+		"--initial-advertise-peer-urls", w.peer_url, "--initial-cluster", w.cluster, "--logger", "zap",
+		"--log-level", "error", NULL};
+	snprintf(log, sizeof log, "%s.log", w.folder);
+	posix_spawn_file_actions_init(&actions);
+	posix_spawn_file_actions_addopen(&actions, 1, log, O_WRONLY | O_CREAT | O_APPEND, 0600);
+	posix_spawn_file_actions_adddup2(&actions, 1, 2);
+	int status = posix_spawnp(&w.pid, "etcd", &actions, NULL, (char **)argv, environ);
+	posix_spawn_file_actions_destroy(&actions);
+	return status;
+}
+
+static void etcd_kill(void)
+{
+	kill(w.pid, SIGCONT);
+	kill(w.pid, SIGKILL);
+	waitpid(w.pid, NULL, 0);
+}
+
+static struct etcd_client *client(void)
+{
+	struct etcd_client *c;
+	struct base_error e = {0};
+	const struct etcd_config config = {.endpoints = w.endpoint, .timeout_ns = 2000 * MS};
+	if (etcd_client_create(&config, &c, &e))
+		fail_msg("%s", base_error_text(&e));
+	return c;
+}
+
+static void etcd_wait(void)
+{
+	struct etcd_client *c = client();
+	struct etcd_value v;
+	struct base_error e = {0};
+	int64_t revision;
+	int status = -1;
+	for (int i = 0; i < 200 && status && status != -ENOENT; i++) {
+		status = etcd_get(c, "/none", &v, &revision, &e);
+		if (status && status != -ENOENT)
+			rest(100 * MS);
+	}
+	etcd_client_destroy(c);
+	if (status != -ENOENT)
+		fail_msg("etcd does not come: %s", base_error_text(&e));
+}
+
+static struct cluster_state *open_as(const char *who)
+{
+	struct cluster_state *s;
+	struct base_error e = {0};
+	const struct cluster_state_config config = {.who = who,
+		.cluster = "lab",
+		.address = "10.0.0.7:50152",
+		.endpoints = w.endpoint,
+		.ca = "",
+		.cert = "",
+		.key = "",
+		.lease_ns = LEASE_NS};
+	if (etcd_state_ops.open(&config, &s, &e))
+		fail_msg("%s", base_error_text(&e));
+	return s;
+}
+
+/* How long it took. */
+static uint64_t expect(
+	struct cluster_state *s, enum cluster_claim_kind kind, uint64_t within_ns, struct cluster_claim *ret)
+{
+	struct cluster_claim claim;
+	uint64_t started = base_clock_now_ns();
+	do {
+		etcd_state_ops.claim(s, &claim);
+		if (claim.kind == kind) {
+			if (ret)
+				*ret = claim;
+			return base_clock_now_ns() - started;
+		}
+		rest(5 * MS);
+	} while (base_clock_now_ns() < started + within_ns);
+	fail_msg("the claim is %d after %.1f s, not %d: %s", (int)claim.kind, (double)within_ns / 1e9, (int)kind,
+		claim.why);
+	return 0;
+}
+
+static void write_epoch(struct cluster_state *s, const char *who, uint64_t epoch)
+{
+	static struct cluster_record r;
+	struct base_error e = {0};
+	r = (struct cluster_record){
+		.cluster = "lab", .epoch = epoch, .nodes_count = 1, .nodes = {{.name = "n1", .draining = true}}};
+	snprintf(r.coordinator, sizeof r.coordinator, "%s", who);
+	if (etcd_state_ops.write(s, &r, &e))
+		fail_msg("%s", base_error_text(&e));
+}
+
+static void expect_epoch(struct cluster_state *s, const char *who, uint64_t epoch)
+{
+	static struct cluster_record r;
+	struct base_error e = {0};
+	if (etcd_state_ops.read(s, &r, &e))
+		fail_msg("%s", base_error_text(&e));
+	assert_int_equal(r.epoch, epoch);
+	assert_string_equal(r.coordinator, who);
+	assert_string_equal(r.nodes[0].name, "n1");
+	assert_true(r.nodes[0].draining);
+}
+
+/* ---- tests ---- */
+
+static void keys_and_transactions(void **state)
+{
+	struct etcd_client *c = client();
+	struct etcd_value v = {0};
+	struct base_error e = {0};
+	int64_t revision = 0, born = 0, again = 0;
+	assert_int_equal(etcd_get(c, "/t/a", &v, &revision, &e), -ENOENT);
+	assert_true(revision > 0);
+	assert_int_equal(etcd_create(c, "/t/a", "one", 3, 0, &born, &e), 0);
+	assert_int_equal(etcd_create(c, "/t/a", "two", 3, 0, &again, &e), -EEXIST);
+	assert_int_equal(etcd_get(c, "/t/a", &v, &revision, &e), 0);
+	assert_string_equal(v.data, "one");
+	assert_int_equal(v.create_revision, born);
+	free(v.data);
+	assert_int_equal(etcd_put_guarded(c, "/t/a", born + 1, "/t/b", "x", 1, &e), -ESTALE);
+	assert_int_equal(etcd_get(c, "/t/b", &v, &revision, &e), -ENOENT);
+	assert_int_equal(etcd_put_guarded(c, "/t/a", born, "/t/b", "x", 1, &e), 0);
+	assert_int_equal(etcd_get(c, "/t/b", &v, &revision, &e), 0);
+	free(v.data);
+	assert_int_equal(etcd_watch(c, "/t/b", revision, 200 * MS, &e), 0);
+	assert_int_equal(etcd_put(c, "/t/b", "y", 1, 0, &e), 0);
+	assert_int_equal(etcd_watch(c, "/t/b", revision, 5000 * MS, &e), 1);
+	assert_int_equal(etcd_watch(c, "/t/b", revision, 200 * MS, &e), 0); // it was said once
+	assert_int_equal(etcd_delete_guarded(c, "/t/a", born, &e), 0);
+	assert_int_equal(etcd_delete_guarded(c, "/t/a", born, &e), -ESTALE);
+	etcd_client_destroy(c);
+}
+
+static void leases(void **state)
+{
+	struct etcd_client *c = client();
+	struct etcd_value v = {0};
+	struct base_error e = {0};
+	int64_t lease = 0, revision = 0;
+	uint64_t until = 0, later = 0;
+	assert_int_equal(etcd_lease_grant(c, LEASE_NS, &lease, &until, &e), 0);
+	assert_int_equal(etcd_put(c, "/t/l", "v", 1, lease, &e), 0);
+	rest(300 * MS);
+	assert_int_equal(etcd_lease_keep(c, lease, &later, &e), 0);
+	assert_true(later > until);
+	assert_int_equal(etcd_get(c, "/t/l", &v, &revision, &e), 0);
+	assert_int_equal(v.lease, lease);
+	free(v.data);
+	assert_int_equal(etcd_lease_revoke(c, lease, &e), 0);
+	assert_int_equal(etcd_get(c, "/t/l", &v, &revision, &e), -ENOENT);
+	assert_int_equal(etcd_lease_keep(c, lease, &later, &e), -ENOENT);
+	assert_int_equal(etcd_lease_revoke(c, lease, &e), -ENOENT);
+	etcd_client_destroy(c);
+}
+
+static void handed_over_in_good_order(void **state)
+{
+	struct cluster_claim claim;
+	struct cluster_state *a = open_as("a"), *b;
+	expect(a, CLUSTER_CLAIM_HELD, 5000 * MS, NULL);
+	write_epoch(a, "a", 41);
+	b = open_as("b");
+	expect(b, CLUSTER_CLAIM_OTHER, 5000 * MS, &claim);
+	assert_string_equal(claim.holder, "a");
+	assert_string_equal(claim.address, "10.0.0.7:50152");
+	expect_epoch(b, "a", 41); // who stands by may read
+	static struct cluster_record r = {.cluster = "lab", .coordinator = "b", .epoch = 99};
+	assert_int_equal(etcd_state_ops.write(b, &r, NULL), -ESTALE); // and no more
+	etcd_state_ops.close(a);
+	print_message("closed: the standby has it after %.3f s\n",
+		(double)expect(b, CLUSTER_CLAIM_HELD, 1000 * MS, NULL) / 1e9);
+	expect_epoch(b, "a", 41);
+	write_epoch(b, "b", 42);
+	etcd_state_ops.close(b);
+}
+
+/* A process that holds the claim until it is killed: this program, once more. */
+static int hold(const char *endpoint)
+{
+	snprintf(w.endpoint, sizeof w.endpoint, "%s", endpoint);
+	struct cluster_state *s = open_as("first");
+	expect(s, CLUSTER_CLAIM_HELD, 10000 * MS, NULL);
+	write_epoch(s, "first", 50);
+	if (write(1, "!", 1) != 1)
+		return 1;
+	for (;;)
+		pause();
+}
+
+static void holder_is_killed(void **state)
+{
+	int pipe_fd[2];
+	char held;
+	pid_t pid;
+	posix_spawn_file_actions_t actions;
+	const char *argv[] = {"test_etcd", "hold", w.endpoint, NULL};
+	assert_int_equal(pipe2(pipe_fd, O_CLOEXEC), 0);
+	posix_spawn_file_actions_init(&actions);
+	posix_spawn_file_actions_adddup2(&actions, pipe_fd[1], 1);
+	assert_int_equal(posix_spawn(&pid, "/proc/self/exe", &actions, NULL, (char **)argv, environ), 0);
+	posix_spawn_file_actions_destroy(&actions);
+	close(pipe_fd[1]);
+	assert_int_equal(read(pipe_fd[0], &held, 1), 1);
+	close(pipe_fd[0]);
+	struct cluster_state *s = open_as("spare");
+	expect(s, CLUSTER_CLAIM_OTHER, 5000 * MS, NULL);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	uint64_t ns = expect(s, CLUSTER_CLAIM_HELD, 5000 * MS, NULL);
+	print_message("killed: the standby has it after %.3f s\n", (double)ns / 1e9);
+	expect_epoch(s, "first", 50);
+	etcd_state_ops.close(s);
+}
+
+static void etcd_is_killed_and_started(void **state)
+{
+	struct cluster_claim before, after;
+	struct base_error e = {0};
+	static struct cluster_record r = {.cluster = "lab", .coordinator = "a", .epoch = 61};
+	struct cluster_state *s = open_as("a");
+	expect(s, CLUSTER_CLAIM_HELD, 5000 * MS, &before);
+	write_epoch(s, "a", 60);
+	etcd_kill();
+	uint64_t started = base_clock_now_ns();
+	int status = etcd_state_ops.write(s, &r, &e);
+	assert_true(status == -EHOSTUNREACH || status == -ETIMEDOUT);
+	assert_non_null(strstr(e.message, w.endpoint));
+	assert_true(base_clock_now_ns() - started < 1500 * MS);
+	expect(s, CLUSTER_CLAIM_DOUBT, LEASE_NS + 500 * MS, &after);
+	assert_non_null(strstr(after.why, w.endpoint));
+	assert_int_equal(after.term, before.term);
+	assert_int_equal(etcd_state_ops.write(s, &r, &e), -ESTALE);
+	assert_int_equal(etcd_start(), 0);
+	print_message("started again: held again after %.3f s\n",
+		(double)expect(s, CLUSTER_CLAIM_HELD, 20000 * MS, &after) / 1e9);
+	assert_string_equal(after.why, "");
+	expect_epoch(s, "a", 60);
+	write_epoch(s, "a", 62);
+	etcd_state_ops.close(s);
+}
+
+/* Nothing answers, and nothing is refused either. */
+static void etcd_hangs(void **state)
+{
+	struct cluster_claim claim;
+	struct base_error e = {0};
+	static struct cluster_record r = {.cluster = "lab", .coordinator = "a", .epoch = 71};
+	struct cluster_state *s = open_as("a");
+	expect(s, CLUSTER_CLAIM_HELD, 5000 * MS, NULL);
+	kill(w.pid, SIGSTOP);
+	uint64_t started = base_clock_now_ns();
+	int status = etcd_state_ops.write(s, &r, &e);
+	uint64_t took = base_clock_now_ns() - started;
+	expect(s, CLUSTER_CLAIM_DOUBT, LEASE_NS + 500 * MS, &claim);
+	kill(w.pid, SIGCONT);
+	assert_int_equal(status, -ETIMEDOUT);
+	assert_true(took < 1500 * MS);
+	expect(s, CLUSTER_CLAIM_HELD, 10000 * MS, &claim);
+	write_epoch(s, "a", 72);
+	etcd_state_ops.close(s);
+}
+
+static void lease_is_taken_away(void **state)
+{
+	struct cluster_claim before, after;
+	struct etcd_value v = {0};
+	int64_t revision;
+	struct base_error e = {0};
+	struct etcd_client *c = client();
+	struct cluster_state *s = open_as("a");
+	expect(s, CLUSTER_CLAIM_HELD, 5000 * MS, &before);
+	assert_int_equal(etcd_get(c, KEY, &v, &revision, &e), 0);
+	assert_int_equal(etcd_lease_revoke(c, v.lease, &e), 0);
+	free(v.data);
+	for (int i = 0; i < 1000; i++) {
+		expect(s, CLUSTER_CLAIM_HELD, 5000 * MS, &after);
+		if (after.term != before.term)
+			break;
+		rest(10 * MS);
+	}
+	assert_true(after.term > before.term); // who follows the claim sees that it was somebody else's for a while
+	etcd_state_ops.close(s);
+	etcd_client_destroy(c);
+}
+
+static void what_stands_there_is_no_record(void **state)
+{
+	struct cluster_claim claim;
+	static struct cluster_record r;
+	struct base_error e = {0};
+	struct etcd_client *c = client();
+	assert_int_equal(etcd_put(c, "/thaw/lab/record", "\x01{]", 3, 0, &e), 0);
+	assert_int_equal(etcd_put(c, KEY, "\xff\xfe not JSON", 11, 0, &e), 0);
+	struct cluster_state *s = open_as("a");
+	expect(s, CLUSTER_CLAIM_OTHER, 5000 * MS, &claim);
+	assert_string_equal(claim.holder, "another");
+	assert_int_equal(etcd_state_ops.read(s, &r, &e), -EBADMSG);
+	assert_non_null(strstr(e.message, "/thaw/lab/record"));
+	etcd_state_ops.close(s);
+	etcd_client_destroy(c);
+}
+
+static int setup(void **state)
+{
+	snprintf(w.folder, sizeof w.folder, "/tmp/thaw-etcd-XXXXXX");
+	assert_non_null(mkdtemp(w.folder));
+	snprintf(w.endpoint, sizeof w.endpoint, "127.0.0.1:%u", free_port());
+	snprintf(w.client_url, sizeof w.client_url, "http://%s", w.endpoint);
+	snprintf(w.peer_url, sizeof w.peer_url, "http://127.0.0.1:%u", free_port());
+	snprintf(w.cluster, sizeof w.cluster, "default=%s", w.peer_url);
+	if (etcd_start()) {
+		print_message("etcd is not installed (apt install etcd-server): nothing is tested\n");
+		_exit(SKIP);
+	}
+	etcd_wait();
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	char command[160];
+	etcd_kill();
+	snprintf(command, sizeof command, "rm -r %s %s.log", w.folder, w.folder);
+	FILE *p = popen(command, "r");
+	return p && pclose(p) == 0 ? 0 : -1;
+}
+
+int main(int argc, char **argv)
+{
+	if (argc == 3 && strcmp(argv[1], "hold") == 0)
+		return hold(argv[2]);
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(keys_and_transactions),
+		cmocka_unit_test(leases),
+		cmocka_unit_test(handed_over_in_good_order),
+		cmocka_unit_test(holder_is_killed),
+		cmocka_unit_test(etcd_is_killed_and_started),
+		cmocka_unit_test(etcd_hangs),
+		cmocka_unit_test(lease_is_taken_away),
+		cmocka_unit_test(what_stands_there_is_no_record),
+	};
+	return cmocka_run_group_tests(tests, setup, teardown);
+}
