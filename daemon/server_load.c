@@ -255,6 +255,7 @@ static int sum_needs(struct server_entry *x, struct rank_needs *ret_sum, struct 
 		sum.weights_all_bytes += n->weights_all_bytes;
 		sum.weights_min_bytes += n->weights_min_bytes;
 		sum.slots_bytes += n->slots_bytes;
+		sum.rows_bytes += n->rows_bytes;
 		sum.workspace_bytes += n->workspace_bytes;
 		sum.kv_block_bytes += n->kv_block_bytes;
 		sum.pass_bytes += n->pass_bytes;
@@ -406,6 +407,11 @@ static int plan_with_context(
 	in.weights_all_bytes = sum.weights_all_bytes;
 	in.weights_min_bytes = sum.weights_min_bytes;
 	in.slots_bytes = sum.slots_bytes;
+	in.rows_bytes = sum.rows_bytes;
+	if (!s->config.offload.slots) {
+		in.slots_share = RANK_SLOTS_SHARE;
+		in.slots_most_bytes = (uint64_t)ranks_of(x) * RANK_SLOTS_MOST_BYTES;
+	}
 	in.workspace_bytes = sum.workspace_bytes;
 	in.kv_block_bytes = sum.kv_block_bytes;
 	in.token_macs = sum.token_macs;

@@ -224,6 +224,10 @@ static void print_table(struct offline *o)
 		ctl_table_cell(&t, "%s", last ? "-" : fleet_link_class_name(ends ? s->link_next : s->link));
 	}
 	ctl_table_print(&t, o->c);
+	if (!p->measured) {
+		fprintf(o->c->out, "no prediction: %s\n", p->lift);
+		return;
+	}
 	fprintf(o->c->out,
 		"%.2f tokens/s for one stream (%s), %.2f for %" PRIu32 " in %" PRIu32 " micro-batches (%s); %s\n",
 		p->one.tokens_per_s, topology_resource_name(p->one.binding), p->full.tokens_per_s, o->in.sequences,

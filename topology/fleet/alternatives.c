@@ -214,7 +214,7 @@ void fleet_advise(const struct fleet_work *f, struct fleet_plan *p)
 	const struct fleet_device *d = &f->in->devices[r->device];
 	char a[BASE_UNITS_TEXT_BYTES], b[BASE_UNITS_TEXT_BYTES];
 	if (!p->measured || time->period_ns <= 0) {
-		fleet_say(&t, "nothing was measured: run the probe");
+		fleet_say(&t, "not all of it was measured: run the probe");
 		return;
 	}
 	switch (time->binding) {

@@ -80,7 +80,7 @@ static void print_alternatives(const struct fleet_plan *p, FILE *out)
 {
 	if (p->alternatives_count == 0)
 		return;
-	fprintf(out, "\nNOT CHOSEN                ONE       FULL      WHY (with as many KV blocks)\n");
+	fprintf(out, "\nNOT CHOSEN                  ONE       FULL      WHY (with as many KV blocks)\n");
 	for (uint32_t i = 0; i < p->alternatives_count; i++) {
 		const struct fleet_alternative *a = &p->alternatives[i];
 		char one[24] = "-", full[24] = "-";
@@ -88,7 +88,7 @@ static void print_alternatives(const struct fleet_plan *p, FILE *out)
 			snprintf(one, sizeof one, "%.2f", a->tokens_per_s_one);
 		if (a->tokens_per_s_full > 0)
 			snprintf(full, sizeof full, "%.2f", a->tokens_per_s_full);
-		fprintf(out, "%-24s  %-8s  %-8s  %s\n", a->name, one, full, a->reason);
+		fprintf(out, "%-26s  %-8s  %-8s  %s\n", a->name, one, full, a->reason);
 	}
 }
 

@@ -11,6 +11,9 @@
 #include "topology/fleet/internal.h"
 
 #define KV_ROUNDS 2u
+#define COMMON_DRIVE 1e9 // of what nobody measured
+#define COMMON_MEMORY 10e9
+#define COMMON_COMPUTE 50e9
 #define MAX_TOTAL (1ull << 56) // bytes and multiply-adds of a model: far from where sums end
 
 const char *fleet_link_class_name(enum fleet_link_class c)
@@ -177,10 +180,82 @@ static void apply_entries(struct fleet_work *f)
 	}
 }
 
+/* ---- what was not measured ---- */
+
+// A rate that is not known must not look like one without limit: it counts as the least that is known of another device,
+// or as a common one.
+static double assume(const struct fleet_input *in, double (*rate)(const struct fleet_device *d), double common)
+{
+	double least = 0;
+	for (uint32_t i = 0; i < in->devices_count; i++) {
+		double r = rate(&in->devices[i]);
+		least = r > 0 && (least == 0 || r < least) ? r : least;
+	}
+	return least > 0 ? least : common;
+}
+
+static double drive_rate(const struct fleet_device *d)
+{
+	return d->bandwidths.drive_bytes_per_s;
+}
+
+static double memory_rate(const struct fleet_device *d)
+{
+	return d->bandwidths.memory_bytes_per_s;
+}
+
+static double compute_rate(const struct fleet_device *d)
+{
+	return d->bandwidths.compute_macs_per_s;
+}
+
+static int fill_rates(struct fleet_work *f, struct base_error *e)
+{
+	const struct fleet_input *in = f->in;
+	double drive = assume(in, drive_rate, COMMON_DRIVE), memory = assume(in, memory_rate, COMMON_MEMORY);
+	double compute = assume(in, compute_rate, COMMON_COMPUTE);
+	f->devices = malloc(in->devices_count * sizeof *f->devices);
+	if (!f->devices)
+		return base_error_set(e, -ENOMEM, "plan: out of memory");
+	memcpy(f->devices, in->devices, in->devices_count * sizeof *f->devices);
+	for (uint32_t i = 0; i < in->devices_count; i++) {
+		struct topology_bandwidths *b = &f->devices[i].bandwidths;
+		b->drive_bytes_per_s = b->drive_bytes_per_s > 0 ? b->drive_bytes_per_s : drive;
+		b->memory_bytes_per_s = b->memory_bytes_per_s > 0 ? b->memory_bytes_per_s : memory;
+		b->compute_macs_per_s = b->compute_macs_per_s > 0 ? b->compute_macs_per_s : compute;
+	}
+	f->filled = *in;
+	f->filled.devices = f->devices;
+	f->in = &f->filled;
+	return 0;
+}
+
+static bool is_measured(const struct fleet_device *d, const struct topology_plan *share)
+{
+	const struct topology_bandwidths *b = &d->bandwidths;
+	return b->memory_bytes_per_s > 0 && b->compute_macs_per_s > 0 &&
+	       (b->drive_bytes_per_s > 0 || share->cold_bytes == 0);
+}
+
+// In what is handed out, only what was measured counts.
+static void forget_assumed(const struct fleet_work *f, struct fleet_plan *p)
+{
+	for (uint32_t i = 0; i < p->ranks_count; i++) {
+		const struct topology_bandwidths *b = &f->given->devices[p->ranks[i].device].bandwidths;
+		struct topology_plan *share = &p->ranks[i].share;
+		share->pass_ns_disk = b->drive_bytes_per_s > 0 ? share->pass_ns_disk : 0;
+		share->pass_ns_memory = b->memory_bytes_per_s > 0 ? share->pass_ns_memory : 0;
+		share->token_ns_compute = b->compute_macs_per_s > 0 ? share->token_ns_compute : 0;
+	}
+}
+
 int fleet_work_init(struct fleet_work *f, const struct fleet_input *in, struct base_error *e)
 {
-	*f = (struct fleet_work){.in = in};
+	*f = (struct fleet_work){.given = in, .in = in};
 	int r = check(in, e);
+	if (r < 0)
+		return r;
+	r = fill_rates(f, e);
 	if (r < 0)
 		return r;
 	uint32_t l = f->layers = in->model->layers_count;
@@ -217,6 +292,7 @@ void fleet_work_finish(struct fleet_work *f)
 		f->pinned, f->on_host};
 	for (size_t i = 0; i < base_array_size(all); i++)
 		free(all[i]);
+	free(f->devices);
 }
 
 /* ---- timing of a plan ---- */
@@ -389,11 +465,9 @@ int fleet_cut_plan(const struct fleet_work *f, const struct fleet_cut *stages, u
 	int r = p.stages && p.ranks ? 0 : base_error_set(e, -ENOMEM, "plan: out of memory");
 	for (uint32_t i = 0, rank = 0; i < count && r == 0; i++) {
 		fill_stage(f, stages, i, count, rank, &p.stages[i]);
-		for (uint32_t t = 0; t < stages[i].tp && r == 0; t++) {
-			const struct topology_bandwidths *b = &f->in->devices[stages[i].devices[t]].bandwidths;
-			p.measured &=
-				b->memory_bytes_per_s > 0 || b->compute_macs_per_s > 0 || b->drive_bytes_per_s > 0;
-			r = make_rank(f, &stages[i], i, t, &p.ranks[rank++], e);
+		for (uint32_t t = 0; t < stages[i].tp && r == 0; t++, rank++) {
+			r = make_rank(f, &stages[i], i, t, &p.ranks[rank], e);
+			p.measured &= is_measured(&f->given->devices[stages[i].devices[t]], &p.ranks[rank].share);
 		}
 	}
 	if (r < 0) {
@@ -429,6 +503,8 @@ int fleet_plan_evaluate(const struct fleet_input *in, const struct fleet_map_ent
 		r = fleet_map_explicit(&f, made, &count, e);
 	if (r == 0)
 		r = fleet_cut_plan(&f, made, count, ret_plan, e);
+	if (r == 0)
+		forget_assumed(&f, ret_plan);
 	fleet_work_finish(&f);
 	return r;
 }
@@ -509,6 +585,7 @@ int fleet_plan_build(const struct fleet_input *input, struct fleet_plan *ret_pla
 		p.left_out_count = input->devices_count - p.ranks_count;
 		fleet_add_alternatives(&f, &p);
 		fleet_advise(&f, &p);
+		forget_assumed(&f, &p);
 		*ret_plan = p;
 	}
 	fleet_work_finish(&f);

@@ -10,7 +10,8 @@
  *   for each plan.ranks[i]: plan.stages[rank.stage].first_layer and .layers, rank.tp_rank of .tp, devices[rank.device],
  *       rank.share.weights_bytes, plan.kv_blocks * rank.kv_block_bytes, rank.share.workspace_bytes are its budgets
  *   fleet_plan_finish(&plan);
- * The sizes of a model come from its program: daemon/plan_model.h.
+ * The sizes of a model come from its program: daemon/plan_model.h. A rate that is 0 was not measured: it is planned with as if
+ * it were the least that is known of the other devices, and plan.measured is then false, with predictions of 0.
  *
  * What is searched: every way to cut the layers into runs, each run on one device or on a tensor-parallel group of
  * equal devices that links connect, the devices in any order, none or some of them left out; micro-batches from 1 to

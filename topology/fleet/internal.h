@@ -9,7 +9,10 @@
 #define FLEET_NONE UINT32_MAX
 
 struct fleet_work {
-	const struct fleet_input *in;
+	const struct fleet_input *given; // by the caller
+	const struct fleet_input *in; // the same, or `filled`
+	struct fleet_input filled; // with a rate for everything that was not measured
+	struct fleet_device *devices; // of filled
 	uint32_t layers;
 	uint64_t *attention, *mlp, *whole, *macs; // (layers + 1): sums of what comes before
 	uint64_t *streamed, *kept; // (layers + 1): the same of matrices that a map sends to the drive, keeps in memory

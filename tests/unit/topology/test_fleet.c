@@ -396,6 +396,26 @@ static void balanced_and_sequential_are_what_they_say(void **state)
 	free(s);
 }
 
+// A node that joined a moment ago has no figures yet: it gets no more than a slow one would.
+static void what_was_not_measured_is_not_fast(void **state)
+{
+	struct scene *s = small_model(2, 120 * MIB);
+	struct fleet_plan p, q;
+	s->in.tp_most = 1;
+	assert_int_equal(fleet_plan_build(&s->in, &p, NULL), 0);
+	s->devices[1].bandwidths = (struct topology_bandwidths){0};
+	assert_int_equal(fleet_plan_build(&s->in, &q, NULL), 0);
+	assert_true(p.measured && !q.measured && p.one.tokens_per_s > 0 && q.one.tokens_per_s == 0);
+	assert_int_equal(p.stages_count, q.stages_count);
+	for (uint32_t i = 0; i < p.stages_count; i++)
+		assert_int_equal(p.stages[i].layers, q.stages[i].layers);
+	for (uint32_t i = 0; i < q.ranks_count; i++)
+		assert_true((q.ranks[i].share.pass_ns_memory > 0) == (q.ranks[i].device == 0));
+	fleet_plan_finish(&p);
+	fleet_plan_finish(&q);
+	free(s);
+}
+
 static void hostile_input_is_refused(void **state)
 {
 	struct scene *s = small_model(2, 100 * MIB);
@@ -466,6 +486,7 @@ int main(void)
 		cmocka_unit_test(tiers_of_a_map_hold),
 		cmocka_unit_test(pins_hold),
 		cmocka_unit_test(balanced_and_sequential_are_what_they_say),
+		cmocka_unit_test(what_was_not_measured_is_not_fast),
 		cmocka_unit_test(hostile_input_is_refused),
 		cmocka_unit_test(large_fleets_are_planned),
 	};
