@@ -469,6 +469,19 @@ static void placement_shows_where_the_bytes_are(void **state)
 		"smol: 25.0 tokens/s for one stream (disk), 100.0 for 8 (compute); 60 MiB more for weights\n"
 		"because\n",
 		"");
+	answer("/thaw.admin.v1.Admin/GetPlacement", &reply);
+	struct shown s = RUN("placement", "-o", "svg");
+	assert_int_equal(s.exit, CTL_OK);
+	assert_int_equal(strncmp(s.out, "<svg ", 5), 0);
+	assert_non_null(strstr(s.out, "stage 0, layers 0-29"));
+	assert_non_null(strstr(s.out, "<title>on the drive 60.0 MiB</title>"));
+	drop(&s);
+	Thaw__Admin__V1__Placement *two[] = {&p, &p};
+	reply.placements = two;
+	reply.n_placements = 2;
+	answer("/thaw.admin.v1.Admin/GetPlacement", &reply);
+	expect(RUN("placement", "-o", "svg"), CTL_USAGE, "",
+		"thawctl: -o svg draws one model, and 2 are loaded: name it\n");
 }
 
 static void names_cannot_play_with_the_terminal(void **state)
