@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <math.h>
 
-#include "base/clock.h"
 #include "tests/unit/topology/fleet_scene.h"
 #include "topology/fleet/simulate.h"
 
@@ -121,8 +120,8 @@ static void one_stream_leaves_drives_idle_and_two_do_not(void **state)
 	free(s);
 }
 
-// 1000 stages of 10 ranks, each with cold weights.
-static void ten_thousand_ranks_take_less_than_ten_seconds(void **state)
+// 1000 stages of 10 ranks, each with cold weights: reads are made longer, so that their number stays bounded.
+static void ten_thousand_ranks_are_simulated(void **state)
 {
 	struct scene *s = small_model(1, 64 * MIB);
 	struct fleet_layer *layers = calloc(1000, sizeof *layers);
@@ -150,10 +149,9 @@ static void ten_thousand_ranks_take_less_than_ten_seconds(void **state)
 				.pass_ns_disk = 32e6,
 				.pass_ns_memory = 5e6,
 				.token_ns_compute = 1e6}};
-	uint64_t from = base_clock_now_ns();
 	assert_int_equal(fleet_simulate(&s->in, &p, 64, 1, 8, &sim, NULL), 0);
-	assert_true(base_clock_now_ns() - from < 10 * BASE_NS_PER_SECOND);
-	assert_true(sim.events >= 7ull * 64 * 1000 && sim.reads > 10000000);
+	assert_true(sim.events >= 7ull * 64 * 1000 && sim.reads > 10000000 &&
+		    sim.reads < FLEET_SIMULATE_STEPS + 10000 * 100);
 	assert_true(sim.tokens_per_s > 0);
 	fleet_simulate_finish(&sim);
 	fleet_plan_finish(&p);
@@ -183,7 +181,7 @@ int main(void)
 		cmocka_unit_test(cold_plans_come_near),
 		cmocka_unit_test(a_disk_bound_stage_keeps_its_drive_busy),
 		cmocka_unit_test(one_stream_leaves_drives_idle_and_two_do_not),
-		cmocka_unit_test(ten_thousand_ranks_take_less_than_ten_seconds),
+		cmocka_unit_test(ten_thousand_ranks_are_simulated),
 		cmocka_unit_test(what_is_out_of_range_is_refused),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
