@@ -378,6 +378,23 @@ static void write_histograms(const struct snapshot *s, FILE *out)
 	}
 }
 
+/* Of a coordinator only. */
+static void write_cluster(const struct snapshot *s, FILE *out)
+{
+	struct server_cluster_load c;
+	if (!server_cluster_load(s->server, &c))
+		return;
+	fprintf(out, "# HELP thaw_cluster_nodes Nodes of the cluster by state.\n# TYPE thaw_cluster_nodes gauge\n");
+	fprintf(out, "thaw_cluster_nodes{state=\"ready\"} %u\nthaw_cluster_nodes{state=\"lost\"} %u\n", c.ready,
+		c.lost);
+	fprintf(out, "thaw_cluster_nodes{state=\"draining\"} %u\n", c.draining);
+	fprintf(out, "# HELP thaw_cluster_epoch Number of the last plan.\n# TYPE thaw_cluster_epoch gauge\n");
+	fprintf(out, "thaw_cluster_epoch %llu\n", (unsigned long long)c.epoch);
+	fprintf(out, "# HELP thaw_cluster_node_losses_total Nodes that were lost since the coordinator started.\n"
+		     "# TYPE thaw_cluster_node_losses_total counter\n");
+	fprintf(out, "thaw_cluster_node_losses_total %llu\n", (unsigned long long)c.losses);
+}
+
 int metrics_write(struct server *server, FILE *out)
 {
 	_cleanup_free_ struct snapshot *s = calloc(1, sizeof *s);
@@ -395,6 +412,7 @@ int metrics_write(struct server *server, FILE *out)
 		server_release_model(server, m);
 	}
 	write_server(s, out);
+	write_cluster(s, out);
 	write_states(s, out);
 	write_fields(s, out);
 	write_stage_sums(s, out);

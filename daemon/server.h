@@ -43,6 +43,7 @@ struct server_model_info {
 	struct topology_plan plan;
 	struct engine_load load; // zero until the engine is there
 	uint32_t bos, eos; // TEXT_NO_TOKEN if none
+	char node[ENGINE_MAX_RANKS][64]; // of each rank, in a cluster; "": this one
 };
 
 /* A model in use: keeps tokenizer, template and engine alive until released. */
@@ -91,6 +92,11 @@ struct cluster_coordinator;
 /* A node that computes joins its coordinator, which may be in this process: so after rpc listens. No-op for others. */
 int server_cluster_join(struct server *s, struct base_error *e);
 void server_cluster_leave(struct server *s); // before rpc stops
+struct server_cluster_load {
+	uint32_t ready, lost, draining; // nodes
+	uint64_t epoch, losses;
+};
+bool server_cluster_load(struct server *s, struct server_cluster_load *ret_load); // false: no coordinator
 struct cluster_coordinator *server_coordinator(struct server *s); // NULL: this node is none
 const struct config *server_config(const struct server *s);
 const struct topology_machine *server_machine(const struct server *s);

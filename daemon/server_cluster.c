@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/address.h"
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "daemon/cluster/coordinator.h"
 #include "daemon/cluster/etcd/state.h"
@@ -16,6 +18,22 @@
 struct cluster_coordinator *server_coordinator(struct server *s)
 {
 	return s->coordinator;
+}
+
+bool server_cluster_load(struct server *s, struct server_cluster_load *ret_load)
+{
+	if (!s->coordinator)
+		return false;
+	_cleanup_free_ struct cluster_node_info *infos = calloc(CLUSTER_MAX_NODES, sizeof *infos);
+	uint32_t n = infos ? cluster_coordinator_nodes(s->coordinator, infos, CLUSTER_MAX_NODES) : 0;
+	*ret_load = (struct server_cluster_load){.epoch = cluster_coordinator_epoch(s->coordinator)};
+	for (uint32_t i = 0; i < n; i++) {
+		ret_load->ready += infos[i].state == CLUSTER_NODE_READY;
+		ret_load->lost += infos[i].state == CLUSTER_NODE_LOST;
+		ret_load->draining += infos[i].draining;
+		ret_load->losses += infos[i].losses;
+	}
+	return true;
 }
 
 /* Before anyone connects: what is wrong with our own files is said here, in words, and not by TLS at the other end. */
@@ -202,6 +220,8 @@ int server_cluster_join(struct server *s, struct base_error *e)
 void server_cluster_leave(struct server *s)
 {
 	struct cluster_worker *w = s->worker;
+	if (s->coordinator)
+		cluster_coordinator_quiet(s->coordinator);
 	pthread_mutex_lock(&s->lock);
 	s->worker = NULL;
 	pthread_mutex_unlock(&s->lock);

@@ -310,6 +310,10 @@ static int gather(void *context, struct engine_gathered *ret_gathered, struct ba
 	}
 	for (uint32_t i = 0; i < f->group.stages; i++)
 		fill_assign(f, i);
+	pthread_mutex_lock(&f->entry->server->lock);
+	for (uint32_t i = 0; i < f->group.stages; i++)
+		memcpy(f->entry->info->node[i], f->group.node[i], sizeof f->entry->info->node[i]);
+	pthread_mutex_unlock(&f->entry->server->lock);
 	ret_gathered->epoch = f->group.epoch;
 	ret_gathered->stages = f->group.stages;
 	ret_gathered->parts = 1;

@@ -113,6 +113,8 @@ static void node_gone(
 		n->session->node = NULL;
 	n->session = NULL;
 	n->losses += state == CLUSTER_NODE_LOST;
+	if (c->quiet)
+		return;
 	bool lost = state == CLUSTER_NODE_LOST;
 	cluster_coordinator_emit(
 		c, lost ? "warning" : "notice", lost ? "node_lost" : "node_left", "", "node %s: %s", n->name, why);
@@ -579,6 +581,13 @@ int cluster_coordinator_create(const struct cluster_coordinator_config *config, 
 	}
 	*ret_coordinator = c;
 	return 0;
+}
+
+void cluster_coordinator_quiet(struct cluster_coordinator *c)
+{
+	pthread_mutex_lock(&c->lock);
+	c->quiet = true;
+	pthread_mutex_unlock(&c->lock);
 }
 
 void cluster_coordinator_destroy(struct cluster_coordinator *c)

@@ -44,6 +44,8 @@ struct cluster_coordinator_config {
 /* Takes state over on success: its record says who was there, and what the next epoch is. */
 int cluster_coordinator_create(const struct cluster_coordinator_config *config, struct cluster_state *state,
 	struct cluster_coordinator **ret_coordinator, struct base_error *e);
+/* This process stops: nodes that go from now on are neither news nor a reason for another plan. */
+void cluster_coordinator_quiet(struct cluster_coordinator *c);
 void cluster_coordinator_destroy(struct cluster_coordinator *c); // after all sessions and fleets are closed
 
 /* ---- sessions: rpc ---- */

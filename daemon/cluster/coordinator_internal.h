@@ -49,7 +49,7 @@ struct cluster_coordinator {
 	pthread_mutex_t lock;
 	pthread_cond_t changed; // CLOCK_MONOTONIC
 	pthread_t thread;
-	bool stop;
+	bool stop, quiet;
 	struct cluster_node nodes[CLUSTER_MAX_NODES]; // never removed: pointers stay good
 	uint32_t nodes_count;
 	struct cluster_session *sessions;
@@ -111,6 +111,11 @@ struct cluster_fleet {
 	bool planned; // once, since the start
 	bool replan; // in the background, while running goes on
 	char replan_why[CLUSTER_TEXT_BYTES];
+	struct {
+		const struct cluster_node *node;
+		uint64_t incarnation;
+	} seen[CLUSTER_MAX_NODES]; // by the last plan
+	uint32_t seen_count;
 	uint64_t changes; // of membership, while plan() runs: its view is stale
 	struct fleet_unfit unfit[CLUSTER_MAX_NODES];
 	uint32_t unfit_count;

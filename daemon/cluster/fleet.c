@@ -12,6 +12,8 @@
 #include "base/clock.h"
 #include "daemon/cluster/coordinator_internal.h"
 
+#define STEADY_NS                                                                                                      \
+	(5 * BASE_NS_PER_SECOND) // that a node has to be there before a running plan is looked at again for it
 #define SILENT_BEATS 3u // a node that missed that many is waited for until it is lost, or speaks again
 
 /* ---- messages to nodes; lock held ---- */
@@ -134,6 +136,8 @@ static int wait_for_nodes(struct cluster_fleet *f, uint32_t count, uint64_t now,
 					e, -EAGAIN, "node %s, which the last plan used, is waited for", n->name);
 		}
 	}
+	if (count < c->config.nodes)
+		return base_error_set(e, -EAGAIN, "%u of %u nodes are there (cluster.nodes)", count, c->config.nodes);
 	return 0;
 }
 
@@ -186,6 +190,11 @@ static void take_snapshot(struct cluster_fleet *f, struct snapshot *s)
 			(struct cluster_view_node){s->node[i]->name, &s->facts[i], s->node[i]->memory_available_bytes};
 	}
 	s->view.count = n;
+	f->seen_count = n;
+	for (uint32_t i = 0; i < n; i++) {
+		f->seen[i].node = s->node[i];
+		f->seen[i].incarnation = s->facts[i].incarnation;
+	}
 	const struct cluster_state_plan *p = previous_plan(f);
 	if (p) {
 		s->previous = *p;
@@ -568,16 +577,55 @@ void cluster_fleets_replan(struct cluster_coordinator *c, const struct cluster_n
 	}
 }
 
+static bool was_seen(const struct cluster_fleet *f, const struct cluster_node *n)
+{
+	for (uint32_t i = 0; i < f->seen_count; i++) {
+		if (f->seen[i].node == n && f->seen[i].incarnation == n->facts->incarnation)
+			return true;
+	}
+	return false;
+}
+
+/* A node that the last plan did not know, and that stays, is worth another one. */
+static void look_for_new_nodes(struct cluster_fleet *f)
+{
+	const struct cluster_coordinator *c = f->coordinator;
+	uint64_t now = base_clock_now_ns();
+	for (uint32_t i = 0; i < c->nodes_count && !f->replan; i++) {
+		const struct cluster_node *n = &c->nodes[i];
+		if (!usable(f, n) || was_seen(f, n) || now < n->since_ns + STEADY_NS)
+			continue;
+		f->replan = true;
+		snprintf(f->replan_why, sizeof f->replan_why, "node %s is there", n->name);
+	}
+}
+
+static bool same_plan(const struct fleet_try *a, const struct fleet_try *b)
+{
+	bool same = a->parts == b->parts;
+	for (uint32_t i = 0; i < a->parts && same; i++)
+		same = a->part[i].node == b->part[i].node &&
+		       memcmp(&a->part[i].slice, &b->part[i].slice, sizeof a->part[i].slice) == 0;
+	return same;
+}
+
 void cluster_fleets_step(struct cluster_coordinator *c)
 {
 	for (struct cluster_fleet *f = c->fleets; f; f = f->next) {
 		struct base_error e = {0};
-		if (!f->replan || !f->running.parts)
+		if (!f->running.parts || f->broken)
+			continue;
+		look_for_new_nodes(f);
+		if (!f->replan)
 			continue;
 		int status = step(f, &e);
-		if (status == -EAGAIN)
+		if (status == -EAGAIN && !(f->coming.parts && same_plan(&f->coming, &f->running)))
 			continue;
 		f->replan = false;
+		if (f->coming.parts && same_plan(&f->coming, &f->running)) {
+			drop_coming(f);
+			continue;
+		}
 		if (!status) {
 			f->config.regather(f->config.context, f->replan_why);
 			continue;

@@ -62,7 +62,7 @@ static int file_open(const struct cluster_state_config *config, struct cluster_s
 	}
 	s->state.ops = &cluster_state_file_ops;
 	s->lock_fd = -1;
-	snprintf(s->where, sizeof s->where, "%s", where);
+	memcpy(s->where, where, strlen(where) + 1);
 	s->directory_fd = open(where, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	int status = s->directory_fd < 0 ? base_error_set(e, -errno, "%s: %s", where, strerrordesc_np(errno))
 					 : take_lock(s, config->who, e);

@@ -201,6 +201,10 @@ static int print_state(struct ctl *c, const char *state)
 int ctl_verb_drain(struct ctl *c)
 {
 	Thaw__Admin__V1__DrainRequest request = THAW__ADMIN__V1__DRAIN_REQUEST__INIT;
+	if (c->args_count) {
+		int status = ctl_drain_node(c, c->args[0], true);
+		return status == CTL_OK ? print_state(c, c->options.no_wait ? "draining" : "drained") : status;
+	}
 	request.no_wait = c->options.no_wait;
 	struct ctl_stream s;
 	int r = ctl_stream_open(c, "Admin/Drain", &request, &thaw__admin__v1__drain_progress__descriptor, &s);
@@ -220,6 +224,10 @@ int ctl_verb_drain(struct ctl *c)
 int ctl_verb_undrain(struct ctl *c)
 {
 	Thaw__Admin__V1__UndrainRequest request = THAW__ADMIN__V1__UNDRAIN_REQUEST__INIT;
+	if (c->args_count) {
+		int status = ctl_drain_node(c, c->args[0], false);
+		return status == CTL_OK ? print_state(c, "serving") : status;
+	}
 	Thaw__Admin__V1__UndrainReply *reply = NULL;
 	int r = ctl_call(c, "Admin/Undrain", &request, &thaw__admin__v1__undrain_reply__descriptor, &reply);
 	ctl_free(reply);

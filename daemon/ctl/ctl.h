@@ -258,6 +258,9 @@ int ctl_verb_detokenize(struct ctl *c);
 int ctl_verb_bench(struct ctl *c);
 int ctl_verb_config(struct ctl *c);
 int ctl_verb_pki(struct ctl *c);
+int ctl_verb_nodes(struct ctl *c);
+/* nodes.c: of one node; waits until nothing runs there any more, unless --no-wait. */
+int ctl_drain_node(struct ctl *c, const char *name, bool on);
 int ctl_verb_completion(struct ctl *c);
 int ctl_verb_version(struct ctl *c);
 int ctl_verb_help(struct ctl *c);

@@ -485,6 +485,8 @@ const struct rpc_method rpc_admin_methods[] = {
 	ADMIN("Undrain", undrain_request, RPC_WORKER, .start = undrain),
 	ADMIN("WatchEvents", watch_events_request, RPC_STREAM, .start = watch_events, .tick = events_tick,
 		.destroy = context_free),
+	ADMIN("GetNodes", get_nodes_request, 0, .start = rpc_admin_get_nodes),
+	ADMIN("DrainNode", drain_node_request, RPC_WORKER, .start = rpc_admin_drain_node),
 	ADMIN("SetLogLevel", set_log_level_request, 0, .start = set_log_level),
 	ADMIN("ReloadConfig", reload_config_request, RPC_WORKER, .start = reload_config),
 };

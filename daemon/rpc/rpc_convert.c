@@ -232,7 +232,7 @@ static void convert_shard(const struct server_model_info *i, uint32_t rank, cons
 	snprintf(out->devices[rank], sizeof(out->devices[rank]), "CPU%u", rank);
 	m->stage = rank / (i->load.parts ? i->load.parts : 1);
 	m->tp_rank = slice->tp_rank;
-	m->node = (char *)machine->host;
+	m->node = (char *)(i->node[rank][0] ? i->node[rank] : machine->host);
 	m->device = out->devices[rank];
 	m->first_layer = slice->first_layer;
 	m->last_layer = slice->first_layer + slice->layers - (slice->layers > 0);

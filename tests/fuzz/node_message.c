@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+/* What a node or a coordinator may be sent: the first byte says which of the two, and the record of the cluster's state. What is accepted comes
+ * back the same when it is written again. */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "daemon/cluster/message.h"
+#include "daemon/cluster/state.h"
+#include "proto/check.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
+
+static void node_message(const Thaw__Node__V1__NodeMessage *m)
+{
+	_cleanup_free_ struct cluster_facts *f = malloc(sizeof *f);
+	struct cluster_prepared p;
+	if (m->what_case == THAW__NODE__V1__NODE_MESSAGE__WHAT_REGISTER &&
+		cluster_read_register(m->register_, f, NULL) == 0) {
+		_cleanup_free_ struct cluster_register_message *r = malloc(sizeof *r);
+		size_t n;
+		cluster_fill_register(f, r);
+		free(cluster_pack_node(&r->message, &n));
+	}
+	if (m->what_case == THAW__NODE__V1__NODE_MESSAGE__WHAT_PREPARED &&
+		cluster_read_prepared(m->prepared, &p, NULL) == 0) {
+		size_t n;
+		free(cluster_pack_prepared(&p, &n));
+	}
+}
+
+static void coordinator_message(const Thaw__Node__V1__CoordinatorMessage *m)
+{
+	struct cluster_assign a;
+	struct cluster_start s;
+	size_t n;
+	if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_ASSIGN &&
+		cluster_read_assign(m->assign, &a, NULL) == 0)
+		free(cluster_pack_assign(&a, &n));
+	if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_START &&
+		cluster_read_start(m->start, &s, NULL) == 0)
+		free(cluster_pack_start(&s, &n));
+}
+
+static void record(const char *text, size_t bytes)
+{
+	_cleanup_free_ struct cluster_record *r = malloc(sizeof *r), *again = malloc(sizeof *again);
+	if (cluster_record_parse(text, bytes, r, NULL) < 0)
+		return;
+	_cleanup_free_ char *printed = cluster_record_print(r);
+	if (cluster_record_parse(printed, strlen(printed), again, NULL) < 0 || memcmp(r, again, sizeof *r) != 0)
+		abort();
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
+{
+	struct proto_budget budget;
+	ProtobufCMessage *m;
+	struct cluster_identity i;
+	if (!bytes)
+		return 0;
+	const ProtobufCMessageDescriptor *const kinds[] = {
+		&thaw__node__v1__node_message__descriptor, &thaw__node__v1__coordinator_message__descriptor};
+	cluster_identity_parse((const char *)data + 1, bytes - 1, &i);
+	if (data[0] == '{') {
+		record((const char *)data, bytes);
+		return 0;
+	}
+	const ProtobufCMessageDescriptor *kind = kinds[data[0] & 1];
+	if (proto_unpack(kind, data + 1, bytes - 1, &budget, &m, NULL, NULL) < 0)
+		return 0;
+	if (kind == kinds[0])
+		node_message((const Thaw__Node__V1__NodeMessage *)m);
+	else
+		coordinator_message((const Thaw__Node__V1__CoordinatorMessage *)m);
+	protobuf_c_message_free_unpacked(m, &budget.allocator);
+	return 0;
+}

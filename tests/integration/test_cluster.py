@@ -1,0 +1,257 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Clusters of two and three thawd on one machine, each with a store of its own: the tokens of one host, and what happens
+when a node is killed, drained, restarted or refused."""
+import glob
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import unittest
+
+from thaw import Daemon, THAWCTL, wait_for
+
+MODEL = os.environ.get("THAW_TEST_MODEL")
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Cluster:
+    """A CA, and nodes that are Daemons. Node 0 coordinates."""
+
+    def __init__(self, role="both"):
+        self.folder = tempfile.mkdtemp(prefix="thaw-cl-")
+        self.port = free_port()
+        self.role = role
+        self.nodes = []
+        self.pki("init", "--cluster", "lab")
+
+    def pki(self, *args):
+        subprocess.run([THAWCTL, "pki", *args, "--dir", self.folder], check=True, capture_output=True)
+
+    def node(self, name, *sets, certificate=None, worker=None):
+        certificate = certificate or name
+        if not os.path.exists(f"{self.folder}/{certificate}.crt"):
+            self.pki("node", certificate, "--address", "127.0.0.1")
+        worker = bool(self.nodes) if worker is None else worker
+        d = Daemon(["cluster.name=lab", f"cluster.node={name}", f"cluster.tls_ca={self.folder}/ca.crt",
+                    f"cluster.tls_cert={self.folder}/{certificate}.crt", f"cluster.tls_key={self.folder}/{certificate}.key",
+                    "memory.weights=8MiB", "memory.kv=8MiB"]
+                   + ([f"cluster.join=127.0.0.1:{self.port}", "cluster.role=worker"] if worker else
+                      [f"cluster.listen=127.0.0.1:{self.port}", f"cluster.role={self.role}", "cluster.device_map=balanced"])
+                   + list(sets))
+        self.nodes.append(d)
+        return d
+
+    def start(self, count, *sets, model=None):
+        """Node a, then b and c, ... that join it; waits until the model is served over all of them."""
+        a = self.node("a", f"cluster.nodes={count}", *sets)
+        a.sets.append(f"models.0.path={model or a.make_model()}")
+        for i in range(1, count + (self.role == "coordinator")):
+            self.node("abcd"[i], *sets)
+        for d in self.nodes:
+            d.start()
+        return a.wait_ready()
+
+    def shown(self):
+        return {n["name"]: n for n in json.loads(self.nodes[0].ctl("nodes").stdout)["nodes"]}
+
+    def working(self):
+        return {name for name, n in self.shown().items() if any(w["phase"] == "running" for w in n.get("work", []))}
+
+    def close(self):
+        for d in self.nodes:
+            d.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Fleet(unittest.TestCase):
+    def cluster(self, *args):
+        c = Cluster(*args)
+        self.addCleanup(c.close)
+        return c
+
+    def alone(self, *sets, model=None):
+        d = Daemon(list(sets))
+        self.addCleanup(d.close)
+        d.sets.append(f"models.0.path={model or d.make_model()}")
+        return d.start().wait_ready()
+
+    def eight(self, daemon, tokens, meanwhile=None):
+        results = [None] * 8
+
+        def one(i):
+            results[i] = daemon.generate(f"this is stream {i} of eight", tokens, "--seed", str(i), "-t", "0.8")
+        threads = [threading.Thread(target=one, args=(i,)) for i in range(8)]
+        for t in threads:
+            t.start()
+        if meanwhile:
+            wait_for("eight running requests", lambda: "8 requests" in daemon.status())
+            time.sleep(0.3)
+            meanwhile()
+        for t in threads:
+            t.join()
+        return results
+
+    def test_tokens_of_one_host(self):
+        """Two and three hosts, also with a coordinator that computes nothing: the tokens of one."""
+        want = self.eight(self.alone("memory.weights=12MiB"), 20)
+        for count, role in ((2, "both"), (3, "both"), (2, "coordinator")):
+            c = self.cluster(role)
+            a = c.start(count)
+            self.assertEqual(len(c.working()), count)
+            self.assertEqual(self.eight(a, 20), want)
+            for d in reversed(c.nodes):
+                self.assertEqual(d.stop(), 0)
+            c.close()
+
+    @unittest.skipUnless(MODEL, "THAW_TEST_MODEL is not set")
+    def test_real_model(self):
+        """SmolLM2 over two and three hosts: greedy tokens as on one."""
+        real = ["compute.backend=cpu", "memory.weights=64MiB", "memory.kv=32MiB"]
+        want = self.alone(*real, model=MODEL).generate("The capital of France is", 24)
+        for count in (2, 3):
+            c = self.cluster()
+            a = c.start(count, *real, model=MODEL)
+            self.assertEqual(len(c.working()), count)
+            self.assertEqual(a.generate("The capital of France is", 24), want)
+            c.close()
+
+    def test_kill_of_a_worker(self):
+        """kill -9 of a worker's thawd, and of a rank, in 8 streams: no request lost, no token changed; it comes back and is used."""
+        want = self.eight(self.alone("memory.weights=12MiB"), 60)
+        c = self.cluster()
+        a = c.start(2)
+        b = c.nodes[1]
+        ranks = b.ranks()
+        self.assertEqual(self.eight(a, 60, lambda: os.kill(ranks[0], signal.SIGKILL)), want)
+        self.assertEqual(c.working(), {"a", "b"})
+        self.assertEqual(self.eight(a, 60, b.process.kill), want)
+        self.assertEqual(c.working(), {"a"})
+        self.assertIn("event=node_lost", a.log())
+        b.process.wait()
+        b.told.clear()
+        b.start()
+        wait_for("the node in a new plan", lambda: c.working() == {"a", "b"})
+        self.assertEqual(self.eight(a, 60), want)
+
+    def test_nobody_is_left(self):
+        """The only worker is killed: UNAVAILABLE with the reason; it is back: served again, and nothing is packed anew."""
+        c = self.cluster("coordinator")
+        a = c.start(1)
+        b = c.nodes[1]
+        want = a.generate("some words", 10)
+        b.process.kill()
+        b.process.wait()
+        wait_for("the event", lambda: "event=fleet_down" in a.log())
+        p = a.ctl("generate", "x", "-n", "1", check=False)
+        self.assertNotEqual(p.returncode, 0)
+        self.assertIn("b is lost", p.stderr)
+        before = {f: os.stat(f).st_mtime_ns for f in glob.glob(b.path("store/*/layer-*"))}
+        self.assertTrue(before)
+        b.told.clear()
+        b.start()
+        a.wait_ready()
+        self.assertEqual(a.generate("some words", 10), want)
+        self.assertEqual(before, {f: os.stat(f).st_mtime_ns for f in glob.glob(b.path("store/*/layer-*"))})
+
+    def test_coordinator_restarts(self):
+        """kill -9 of the coordinator: no rank computes on; a new one finds plan and stores again, with a higher epoch."""
+        c = self.cluster()
+        a = c.start(2)
+        b = c.nodes[1]
+        want = a.generate("some words", 10)
+        epoch = json.loads(a.ctl("nodes").stdout)["epoch"]
+        files = glob.glob(a.path("store/*/layer-*")) + glob.glob(b.path("store/*/layer-*"))
+        before = {f: os.stat(f).st_mtime_ns for f in files}
+        a.process.kill()
+        a.process.wait()
+        wait_for("the end of the rank", lambda: not b.ranks(), 10)
+        a.told.clear()
+        a.start().wait_ready()
+        self.assertEqual(c.working(), {"a", "b"})
+        self.assertEqual(a.generate("some words", 10), want)
+        self.assertGreater(json.loads(a.ctl("nodes").stdout)["epoch"], epoch)
+        after = glob.glob(a.path("store/*/layer-*")) + glob.glob(b.path("store/*/layer-*"))
+        self.assertEqual(before, {f: os.stat(f).st_mtime_ns for f in after})
+
+    def test_drain_of_a_node(self):
+        """drain moves a node's work away while streams run; undrain lets it have some again."""
+        want = self.eight(self.alone("memory.weights=12MiB"), 60)
+        c = self.cluster()
+        a = c.start(2)
+        self.assertEqual(self.eight(a, 60, lambda: a.ctl("drain", "b")), want)
+        self.assertEqual(c.working(), {"a"})
+        self.assertTrue(c.shown()["b"]["drained"])
+        p = a.ctl("drain", "a", check=False)
+        self.assertNotEqual(p.returncode, 0)
+        self.assertIn("only one left", p.stderr)
+        self.assertEqual(a.ctl("drain", "zebra", check=False).returncode, 4)
+        a.ctl("undrain", "b")
+        wait_for("work on the node", lambda: c.working() == {"a", "b"})
+        self.assertEqual(self.eight(a, 60), want)
+
+    def test_who_may_not_join(self):
+        """One clear error each, at the right end; the cluster serves on."""
+        c = self.cluster()
+        a = c.start(2)
+        twin = c.node("b2", certificate="b")
+        p = subprocess.run(twin.command(), capture_output=True, text=True, timeout=30, check=False)
+        self.assertEqual(p.returncode, 1)
+        self.assertIn("is for node b, this is node b2", p.stderr)
+        twin = c.node("b")
+        twin.start()
+        wait_for("the refusal", lambda: "a node called b is here already" in twin.log())
+        other = Cluster()
+        self.addCleanup(other.close)
+        other.pki("node", "e", "--address", "127.0.0.1")
+        stranger = c.node("d")
+        stranger.sets = [s.replace(f"{c.folder}/d.", f"{other.folder}/e.").replace(f"{c.folder}/ca", f"{other.folder}/ca")
+                         for s in stranger.sets] + ["cluster.node=e"]
+        stranger.start()
+        wait_for("the refusal", lambda: "event=not_joined" in stranger.log())
+        with socket.create_connection(("127.0.0.1", c.port)) as s:
+            s.sendall(os.urandom(4096))
+        self.assertEqual(len(a.generate("still there", 5)), 5)
+        self.assertEqual(set(c.shown()), {"a", "b"})
+        self.assertEqual(c.working(), {"a", "b"})
+
+    def test_node_without_the_model(self):
+        """A node that has no copy of the model is left out, with the reason; store.sources helps it."""
+        c = self.cluster()
+        a = c.node("a", "cluster.nodes=2")
+        folder = tempfile.mkdtemp(dir=c.folder)
+        path = shutil.copy(a.make_model(), folder)
+        a.sets.append(f"models.0.path={path}")
+        b = c.node("b")
+        copies = b.path("copies")
+        os.mkdir(copies)
+        shutil.copy(path, copies)
+        b.sets.append(f"store.sources={copies}")
+        a.start()
+        b.start()
+        a.wait_ready()
+        self.assertEqual(c.working(), {"a", "b"})
+        self.assertEqual(b.stop(), 0)
+        wait_for("a plan without it", lambda: c.working() == {"a"})
+        with open(os.path.join(copies, "tiny.gguf"), "r+b") as f:
+            f.seek(100)
+            f.write(b"another file")
+        os.rename(path, path + ".away")
+        b.told.clear()
+        b.start()
+        wait_for("the refusal", lambda: "event=node_unfit" in a.log())
+        self.assertEqual(len(a.generate("still there", 5)), 5)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

@@ -1,0 +1,460 @@
+// SPDX-License-Identifier: Apache-2.0
+// Plans and epochs of the coordinator, with nodes that are made up: what each is told, in which order, and what comes of losses.
+#include "tests/lib/testing.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "daemon/cluster/coordinator.h"
+#include "proto/check.h"
+
+#define MS 1000000ull
+#define LAYERS 12u
+
+struct node {
+	struct cluster_session *session;
+	char name[8];
+	uint64_t assignment, released, incarnation;
+	struct cluster_slice slice;
+	struct cluster_start start; // the last
+	uint32_t assigns, starts, releases;
+};
+
+struct world {
+	char folder[64];
+	struct cluster_coordinator *c;
+	struct cluster_fleet *fleet;
+	struct node node[4];
+	uint32_t most; // nodes that the plan uses; 0: all
+	bool too_small;
+	_Atomic uint32_t regathers, broken, plans;
+	char previous[256]; // nodes of the plan before, as plan() saw them
+	struct cluster_group group;
+};
+
+static void wake(void *context)
+{
+}
+
+/* Even, by name. */
+static int plan(void *context, const struct cluster_view *view, struct cluster_plan *ret, struct base_error *e)
+{
+	struct world *w = context;
+	uint32_t n = w->most && w->most < view->count ? w->most : view->count;
+	atomic_fetch_add(&w->plans, 1);
+	w->previous[0] = '\0';
+	for (uint32_t i = 0; view->previous && i < view->previous->stages_count; i++)
+		strncat(w->previous, view->previous->stages[i].node, 16);
+	if (w->too_small)
+		return base_error_set(e, -ENOMEM, "1 byte short");
+	ret->stages_count = n;
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t first = LAYERS * i / n, end = LAYERS * (i + 1) / n;
+		ret->stages[i] = (struct cluster_plan_stage){.node = i, .slice = {first, end - first, 0, 1}};
+	}
+	return 0;
+}
+
+static int listen_here(void *context, struct cluster_member *ret_self, struct base_error *e)
+{
+	*ret_self = (struct cluster_member){.host = "127.0.0.1", .port = 999};
+	return 0;
+}
+
+static void regather(void *context, const char *why)
+{
+	atomic_fetch_add(&((struct world *)context)->regathers, 1);
+}
+
+static void broken(void *context)
+{
+	atomic_fetch_add(&((struct world *)context)->broken, 1);
+}
+
+static int open_state(const struct world *w, const char *who, struct cluster_state **ret_state, struct base_error *e)
+{
+	const struct cluster_state_config c = {.who = who, .directory = w->folder, .cluster = "lab"};
+	return cluster_state_file_ops.open(&c, ret_state, e);
+}
+
+static void open_coordinator(struct world *w, uint32_t nodes)
+{
+	struct cluster_state *s;
+	struct base_error e = {0};
+	const struct cluster_coordinator_config c = {.cluster = "lab",
+		.node = "head",
+		.version = "1",
+		.host = "127.0.0.1",
+		.nodes = nodes,
+		.heartbeat_ns = 1000 * MS,
+		.lost_ns = 60000 * MS,
+		.return_ns = 300 * MS};
+	if (open_state(w, "head", &s, &e) || cluster_coordinator_create(&c, s, &w->c, &e))
+		fail_msg("%s", base_error_text(&e));
+}
+
+static void open_fleet(struct world *w)
+{
+	const struct cluster_fleet_config f = {.model = "m",
+		.path = "/m.gguf",
+		.digest = {1, 2, 3},
+		.plan = plan,
+		.listen = listen_here,
+		.regather = regather,
+		.broken = broken,
+		.context = w};
+	assert_int_equal(cluster_fleet_create(w->c, &f, &w->fleet, NULL), 0);
+}
+
+static struct world *world_create(uint32_t nodes)
+{
+	struct world *w = calloc(1, sizeof *w);
+	snprintf(w->folder, sizeof w->folder, "/tmp/thaw-fleet-XXXXXX");
+	assert_non_null(mkdtemp(w->folder));
+	open_coordinator(w, nodes);
+	open_fleet(w);
+	return w;
+}
+
+static void leave(struct world *w, uint32_t i)
+{
+	cluster_session_close(w->node[i].session);
+	w->node[i].session = NULL;
+}
+
+static void close_all(struct world *w)
+{
+	for (uint32_t i = 0; i < 4; i++)
+		leave(w, i);
+	cluster_fleet_destroy(w->fleet);
+	cluster_coordinator_destroy(w->c);
+}
+
+static void world_destroy(struct world *w)
+{
+	char command[96];
+	close_all(w);
+	snprintf(command, sizeof command, "rm -r %s", w->folder);
+	FILE *p = popen(command, "r");
+	assert_true(p && pclose(p) == 0);
+	free(w);
+}
+
+static int send_node(struct node *n, Thaw__Node__V1__NodeMessage *m)
+{
+	return cluster_session_message(n->session, m, NULL);
+}
+
+static void join(struct world *w, uint32_t i)
+{
+	struct node *n = &w->node[i];
+	struct cluster_identity peer = {.cluster = "lab", .role = CLUSTER_ROLE_WORKER};
+	_cleanup_free_ struct cluster_facts *f = calloc(1, sizeof *f);
+	_cleanup_free_ struct cluster_register_message *m = calloc(1, sizeof *m);
+	*n = (struct node){.incarnation = n->incarnation + 1};
+	snprintf(n->name, sizeof n->name, "n%u", i);
+	snprintf(peer.name, sizeof peer.name, "%s", n->name);
+	assert_int_equal(cluster_session_open(w->c, &peer, wake, n, &n->session, NULL), 0);
+	*f = (struct cluster_facts){.version = "1", .cluster = "lab", .cpus = 1, .incarnation = n->incarnation};
+	f->wall_ns = base_clock_wall_ns();
+	snprintf(f->node, sizeof f->node, "%s", n->name);
+	snprintf(f->address, sizeof f->address, "10.0.0.%u", i);
+	cluster_fill_register(f, m);
+	assert_int_equal(send_node(n, &m->message), 0);
+}
+
+/* Takes what the coordinator said. */
+static void read_node(struct node *n)
+{
+	uint8_t *data;
+	size_t bytes;
+	while (n->session && cluster_session_next(n->session, &data, &bytes, NULL) == 1) {
+		struct proto_budget budget;
+		ProtobufCMessage *p;
+		assert_int_equal(proto_unpack(&thaw__node__v1__coordinator_message__descriptor, data, bytes, &budget,
+					 &p, NULL, NULL),
+			0);
+		const Thaw__Node__V1__CoordinatorMessage *m = (const Thaw__Node__V1__CoordinatorMessage *)p;
+		struct cluster_assign a;
+		if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_ASSIGN) {
+			assert_int_equal(cluster_read_assign(m->assign, &a, NULL), 0);
+			n->assignment = a.assignment;
+			n->slice = a.slice;
+			n->assigns++;
+		} else if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_START) {
+			assert_int_equal(cluster_read_start(m->start, &n->start, NULL), 0);
+			assert_int_equal(n->start.assignment, n->assignment);
+			n->starts++;
+		} else if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_RELEASE) {
+			n->released = m->release->assignment;
+			n->releases++;
+		}
+		protobuf_c_message_free_unpacked(p, &budget.allocator);
+		free(data);
+	}
+}
+
+static void prepared(struct node *n)
+{
+	struct cluster_prepared p = {.assignment = n->assignment, .port = 4000, .threads = 1, .cpus_count = 1};
+	snprintf(p.store_directory, sizeof p.store_directory, "/store/%s", n->name);
+	snprintf(p.model_path, sizeof p.model_path, "/m.gguf");
+	size_t bytes;
+	struct proto_budget budget;
+	ProtobufCMessage *m;
+	_cleanup_free_ uint8_t *data = cluster_pack_prepared(&p, &bytes);
+	assert_int_equal(
+		proto_unpack(&thaw__node__v1__node_message__descriptor, data, bytes, &budget, &m, NULL, NULL), 0);
+	assert_int_equal(send_node(n, (Thaw__Node__V1__NodeMessage *)m), 0);
+	protobuf_c_message_free_unpacked(m, &budget.allocator);
+}
+
+static void failed(struct node *n, const char *text)
+{
+	Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
+	Thaw__Node__V1__Failed f = THAW__NODE__V1__FAILED__INIT;
+	f.assignment = n->assignment;
+	f.code = -ENOSPC;
+	f.text = (char *)text;
+	m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_FAILED;
+	m.failed = &f;
+	assert_int_equal(send_node(n, &m), 0);
+}
+
+static int gather(struct world *w, struct base_error *e)
+{
+	return cluster_fleet_gather(w->fleet, &w->group, e);
+}
+
+/* The whole way to a group of these nodes. */
+static void run(struct world *w, const uint32_t *nodes, uint32_t count)
+{
+	struct base_error e = {0};
+	assert_int_equal(gather(w, &e), -EAGAIN);
+	for (uint32_t i = 0; i < count; i++) {
+		read_node(&w->node[nodes[i]]);
+		prepared(&w->node[nodes[i]]);
+	}
+	if (gather(w, &e))
+		fail_msg("%s", base_error_text(&e));
+	assert_int_equal(w->group.stages, count);
+	for (uint32_t i = 0; i < count; i++) {
+		struct node *n = &w->node[nodes[i]];
+		read_node(n);
+		assert_int_equal(n->start.epoch, w->group.epoch);
+		assert_int_equal(n->start.stage, i);
+		assert_int_equal(n->slice.first_layer, LAYERS * i / count);
+		assert_memory_equal(n->start.secret, w->group.secret, CLUSTER_SECRET_BYTES);
+		assert_string_equal(w->group.node[i], n->name);
+	}
+}
+
+/* ---- tests ---- */
+
+static void two_nodes_and_a_loss(void **state)
+{
+	struct world *w = world_create(2);
+	struct base_error e = {0};
+	assert_int_equal(gather(w, &e), -EAGAIN);
+	assert_non_null(strstr(e.message, "0 of 2 nodes are there"));
+	join(w, 0);
+	assert_int_equal(gather(w, &e), -EAGAIN);
+	join(w, 1);
+	run(w, (uint32_t[]){0, 1}, 2);
+	assert_int_equal(w->group.epoch, 1);
+	assert_string_equal(w->group.members[2].host, "10.0.0.1");
+	assert_int_equal(w->group.members[0].port, 999);
+	assert_int_equal(w->regathers, 0);
+	/* Lost: the engine is told, and the next plan is for what is left. */
+	leave(w, 1);
+	assert_int_equal(w->regathers, 1);
+	assert_int_equal(w->broken, 1);
+	assert_true(cluster_fleet_broken(w->fleet));
+	cluster_fleet_scatter(w->fleet);
+	run(w, (uint32_t[]){0}, 1);
+	assert_int_equal(w->group.epoch, 2);
+	assert_int_equal(w->node[0].releases, 1);
+	assert_string_equal(w->previous, "n0n1");
+	/* Nothing is left. */
+	leave(w, 0);
+	cluster_fleet_scatter(w->fleet);
+	assert_int_equal(gather(w, &e), -EHOSTDOWN);
+	assert_non_null(strstr(e.message, "n0 is lost"));
+	join(w, 1);
+	run(w, (uint32_t[]){1}, 1);
+	world_destroy(w);
+}
+
+static void a_loss_while_it_is_prepared(void **state)
+{
+	struct world *w = world_create(2);
+	struct base_error e = {0};
+	join(w, 0);
+	join(w, 1);
+	assert_int_equal(gather(w, &e), -EAGAIN);
+	read_node(&w->node[0]);
+	uint64_t first = w->node[0].assignment;
+	prepared(&w->node[0]);
+	leave(w, 1);
+	assert_int_equal(w->regathers, 0);
+	read_node(&w->node[0]);
+	assert_int_equal(w->node[0].released, first);
+	prepared(&w->node[0]); // too late: of a plan that is over
+	run(w, (uint32_t[]){0}, 1);
+	assert_int_equal(w->node[0].assigns, 2);
+	world_destroy(w);
+}
+
+static void a_node_that_cannot(void **state)
+{
+	struct world *w = world_create(2);
+	struct base_error e = {0};
+	join(w, 0);
+	join(w, 1);
+	assert_int_equal(gather(w, &e), -EAGAIN);
+	read_node(&w->node[0]);
+	read_node(&w->node[1]);
+	failed(&w->node[1], "its drive is full");
+	run(w, (uint32_t[]){0}, 1);
+	cluster_fleet_scatter(w->fleet);
+	assert_int_equal(gather(w, &e), -EAGAIN);
+	read_node(&w->node[0]);
+	failed(&w->node[0], "so is this one");
+	assert_int_equal(gather(w, &e), -EHOSTDOWN);
+	assert_non_null(strstr(e.message, "n1 is unfit: its drive is full"));
+	/* Another process of it may be able to. */
+	leave(w, 1);
+	join(w, 1);
+	run(w, (uint32_t[]){1}, 1);
+	world_destroy(w);
+}
+
+static void what_does_not_fit(void **state)
+{
+	struct world *w = world_create(1);
+	struct base_error e = {0};
+	join(w, 0);
+	w->too_small = true;
+	assert_int_equal(gather(w, &e), -ENOMEM); // the first plan: for good
+	w->too_small = false;
+	run(w, (uint32_t[]){0}, 1);
+	cluster_fleet_scatter(w->fleet);
+	w->too_small = true;
+	assert_int_equal(gather(w, &e), -EHOSTDOWN); // it did fit once
+	assert_non_null(strstr(e.message, "cannot hold the model: 1 byte short"));
+	world_destroy(w);
+}
+
+static void wait_for(_Atomic uint32_t *count, uint32_t want)
+{
+	for (int i = 0; i < 2000 && atomic_load(count) < want; i++)
+		nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+	assert_int_equal(atomic_load(count), want);
+}
+
+static void drain_prepares_beside(void **state)
+{
+	struct world *w = world_create(2);
+	struct base_error e = {0};
+	join(w, 0);
+	join(w, 1);
+	run(w, (uint32_t[]){0, 1}, 2);
+	assert_int_equal(cluster_coordinator_drain(w->c, "n9", true, &e), -ENOENT);
+	assert_int_equal(cluster_coordinator_drain(w->c, "n1", true, &e), 0);
+	wait_for(&w->plans, 2); // the coordinator's thread
+	for (int i = 0; i < 2000 && w->node[0].assigns < 2; i++) {
+		read_node(&w->node[0]);
+		nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+	}
+	assert_int_equal(w->regathers, 0); // it still runs
+	prepared(&w->node[0]);
+	wait_for(&w->regathers, 1);
+	cluster_fleet_scatter(w->fleet);
+	assert_int_equal(gather(w, &e), 0);
+	assert_int_equal(w->group.stages, 1);
+	assert_int_equal(cluster_coordinator_drain(w->c, "n0", true, &e), -EHOSTDOWN);
+	world_destroy(w);
+}
+
+static void a_coordinator_that_starts_again(void **state)
+{
+	struct world *w = world_create(2);
+	struct base_error e = {0};
+	join(w, 0);
+	join(w, 1);
+	run(w, (uint32_t[]){0, 1}, 2);
+	leave(w, 0);
+	cluster_fleet_scatter(w->fleet);
+	run(w, (uint32_t[]){1}, 1);
+	uint64_t epoch = w->group.epoch;
+	close_all(w);
+	open_coordinator(w, 2);
+	open_fleet(w);
+	assert_int_equal(gather(w, &e), -EAGAIN); // n1, which the last plan used, is waited for
+	assert_non_null(strstr(e.message, "n1"));
+	join(w, 1);
+	nanosleep(&(struct timespec){.tv_nsec = 350000000}, NULL); // for the others not forever
+	run(w, (uint32_t[]){1}, 1);
+	assert_string_equal(w->previous, "n1");
+	assert_int_equal(w->group.epoch, epoch + 1);
+	world_destroy(w);
+}
+
+static void records(void **state)
+{
+	static const char *const bad[] = {"", "[]", "{}", "{\"format\": 2}", "{\"format\": 1, \"cluster\": \"A\"}",
+		"{\"format\": 1, \"cluster\": \"a\", \"coordinator\": \"b\", \"epoch\": -1, \"nodes\": [], \"plans\": "
+		"[]}",
+		"{\"format\": 1, \"cluster\": \"a\", \"coordinator\": \"b\", \"epoch\": 1, \"nodes\": [3], \"plans\": "
+		"[]}",
+		"{\"format\": 1, \"cluster\": \"a\", \"coordinator\": \"b\", \"epoch\": 1, \"nodes\": [], \"plans\": "
+		"{}}"};
+	_cleanup_free_ struct cluster_record *r = calloc(1, sizeof *r), *back = calloc(1, sizeof *back);
+	snprintf(r->cluster, sizeof r->cluster, "lab");
+	snprintf(r->coordinator, sizeof r->coordinator, "head");
+	r->epoch = 1ull << 40;
+	r->nodes_count = 2;
+	snprintf(r->nodes[0].name, sizeof r->nodes[0].name, "a");
+	snprintf(r->nodes[1].name, sizeof r->nodes[1].name, "b");
+	r->nodes[1].draining = true;
+	r->plans_count = 1;
+	snprintf(r->plans[0].model, sizeof r->plans[0].model, "a \"model\"");
+	r->plans[0].digest[15] = 0xfe;
+	r->plans[0].stages_count = 1;
+	r->plans[0].stages[0] = (struct cluster_state_stage){.node = "a", .slice = {3, 4, 0, 1}};
+	_cleanup_free_ char *text = cluster_record_print(r);
+	assert_int_equal(cluster_record_parse(text, strlen(text), back, NULL), 0);
+	assert_memory_equal(r, back, sizeof *r);
+	for (size_t i = 0; i < base_array_size(bad); i++)
+		assert_int_equal(cluster_record_parse(bad[i], strlen(bad[i]), back, NULL), -EBADMSG);
+}
+
+static void one_coordinator_for_a_store(void **state)
+{
+	struct world *w = world_create(1);
+	struct cluster_state *s;
+	struct base_error e = {0};
+	assert_int_equal(open_state(w, "other", &s, &e), -EBUSY);
+	assert_non_null(strstr(e.message, "head coordinates this cluster already"));
+	world_destroy(w);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(two_nodes_and_a_loss),
+		cmocka_unit_test(a_loss_while_it_is_prepared),
+		cmocka_unit_test(a_node_that_cannot),
+		cmocka_unit_test(what_does_not_fit),
+		cmocka_unit_test(drain_prepares_beside),
+		cmocka_unit_test(a_coordinator_that_starts_again),
+		cmocka_unit_test(records),
+		cmocka_unit_test(one_coordinator_for_a_store),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
