@@ -302,6 +302,8 @@ static uint64_t turn(struct engine *e)
 		until = engine_pass_pump(e);
 	if ((next = check_stuck(e, now)) < until)
 		until = next;
+	if ((next = engine_trace_pump(e)) < until)
+		until = next;
 	if ((e->state == ENGINE_RECOVERING || e->state == ENGINE_LOADING) && !e->group) {
 		end_killers(e);
 		if (e->down_ns && now >= e->down_ns + ENGINE_DOWN_NS)
@@ -382,6 +384,7 @@ static int take_memory(struct engine *e)
 static void engine_free(struct engine *e)
 {
 	engine_link_finish(e);
+	engine_trace_finish(e);
 	scheduler_destroy(e->scheduler);
 	if (e->wake_fd >= 0)
 		close(e->wake_fd);
@@ -406,6 +409,7 @@ int engine_create(const struct engine_config *config, struct engine **ret_engine
 	e->vocab = text_tokenizer_vocab(config->tokenizer);
 	e->state = e->load.state = ENGINE_LOADING;
 	pthread_mutex_init(&e->lock, NULL);
+	base_trace_init(&e->spans);
 	engine_link_set_ranks(e, config->stages, config->parts ? config->parts : 1);
 	status = take_memory(e);
 	if (!status)
@@ -418,7 +422,7 @@ int engine_create(const struct engine_config *config, struct engine **ret_engine
 	return 0;
 }
 
-static void wake(struct engine *e)
+void engine_wake(struct engine *e)
 {
 	uint64_t one = 1;
 	ssize_t n = write(e->wake_fd, &one, sizeof one);
@@ -430,7 +434,7 @@ void engine_destroy(struct engine *e)
 	if (!e)
 		return;
 	atomic_store(&e->stop, true);
-	wake(e);
+	engine_wake(e);
 	pthread_join(e->thread, NULL);
 	engine_free(e);
 }
@@ -605,7 +609,7 @@ int engine_submit(struct engine *e, struct request *r, uint64_t *ret_retry_after
 	struct refusal refusal;
 	int status = admit(e, r, &refusal, error);
 	if (!status) {
-		wake(e);
+		engine_wake(e);
 		return 0;
 	}
 	pthread_mutex_lock(&e->lock);
@@ -630,7 +634,7 @@ int engine_abort(struct engine *e, const char *id)
 	}
 	pthread_mutex_unlock(&e->lock);
 	if (!status)
-		wake(e);
+		engine_wake(e);
 	return status;
 }
 
@@ -640,7 +644,7 @@ void engine_abort_all(struct engine *e)
 	for (struct engine_stream *s = e->live; s; s = s->next)
 		s->abort = e->aborts = true;
 	pthread_mutex_unlock(&e->lock);
-	wake(e);
+	engine_wake(e);
 }
 
 void engine_drain(struct engine *e, bool on)
@@ -648,7 +652,7 @@ void engine_drain(struct engine *e, bool on)
 	pthread_mutex_lock(&e->lock);
 	e->draining = on;
 	pthread_mutex_unlock(&e->lock);
-	wake(e);
+	engine_wake(e);
 }
 
 void engine_regather(struct engine *e, const char *why)
@@ -657,5 +661,5 @@ void engine_regather(struct engine *e, const char *why)
 	e->regather = true;
 	snprintf(e->regather_why, sizeof e->regather_why, "%s", why);
 	pthread_mutex_unlock(&e->lock);
-	wake(e);
+	engine_wake(e);
 }

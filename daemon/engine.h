@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/trace.h"
 #include "daemon/request.h"
 #include "daemon/text/tokenizer.h"
 #include "shard/link/link.h"
@@ -127,6 +128,33 @@ struct engine_load {
 	uint32_t stages, parts, ranks; // rank: stage * parts + part
 };
 void engine_get_load(struct engine *e, struct engine_load *ret_load);
+
+/* What the ranks and the engine did in some time. Of each rank, and of the engine itself, at most BASE_TRACE_EVENTS spans, the latest. */
+#define ENGINE_TRACE_MOST_NS (60 * 1000000000ull)
+struct engine_trace_process {
+	char host[64];
+	uint64_t ahead_ns; // what to add to a span's times for those of the engine's clock, modulo 2^64
+	bool same_clock; // ahead_ns is 0; otherwise it is as good as the agreement of the hosts' wall clocks
+	uint64_t lost; // spans that were overwritten
+	uint32_t count;
+	struct base_trace_event *events; // (count)
+};
+struct engine_trace {
+	char model[128];
+	uint64_t epoch;
+	uint64_t started_ns, ended_ns; // of the engine's clock
+	uint64_t started_wall_ns;
+	uint32_t stages, parts;
+	uint32_t processes; // 0: the engine, 1 + rank: that rank
+	struct engine_trace_process process[1 + ENGINE_MAX_RANKS];
+};
+/* Begins to trace; it ends by itself after duration_ns (at most ENGINE_TRACE_MOST_NS), and what nobody takes within a minute is dropped. -EINVAL, -EBUSY:
+ * one is under way, -EHOSTDOWN: the ranks are not ready. */
+int engine_trace_start(struct engine *e, uint64_t duration_ns, struct base_error *error);
+/* Ends the one that runs, if one does, and gives what there is: -EAGAIN until the ranks have handed it over, -ENOENT: nothing was started,
+ * -ECANCELED: the ranks were lost meanwhile, -ENOMEM. With text but for -EAGAIN. */
+int engine_trace_take(struct engine *e, struct engine_trace **ret_trace, struct base_error *error);
+void engine_trace_destroy(struct engine_trace *t);
 
 /* Histograms for /metrics; the same snapshot lock. */
 #define ENGINE_BUCKETS 16

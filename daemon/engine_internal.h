@@ -5,6 +5,7 @@
  *   engine_link.c    ranks: start, ASSIGN, messages out and in, loss and recovery
  *   engine_pass.c    passes: build, send, results to tokens, text and events
  *   engine_stats.c   snapshots, rates, histograms
+ *   engine_trace.c   spans of the ranks and of passes
  *
  * Fields are the engine thread's unless a comment says otherwise. `lock` is held for copies and list operations only.
  */
@@ -73,6 +74,17 @@ struct engine_message { // on its way to all ranks
 	uint32_t requests; // how many of request[] are in use
 };
 
+/* NONE -> WANTED (start), WANTED -> RUNNING or FAILED, RUNNING -> READING -> DONE (the thread), RUNNING, READING -> FAILED (ranks lost),
+ * DONE, FAILED -> NONE (taken, or too old), WANTED (another start). */
+enum engine_tracing {
+	ENGINE_TRACING_NONE,
+	ENGINE_TRACING_WANTED,
+	ENGINE_TRACING_RUNNING,
+	ENGINE_TRACING_READING,
+	ENGINE_TRACING_DONE,
+	ENGINE_TRACING_FAILED,
+};
+
 struct engine {
 	struct engine_config config;
 	char model_name[128];
@@ -133,6 +145,15 @@ struct engine {
 		uint32_t quiet; // requests since
 	} losses[ENGINE_LOSSES];
 	double recent_bound_ns, recent_pass_ns; // decaying sums
+
+	enum engine_tracing tracing; // lock, and below
+	bool trace_over; // asked for
+	uint64_t trace_until_ns; // RUNNING: its end; DONE, FAILED: when it is dropped
+	struct engine_trace *trace; // the thread's while RUNNING and READING
+	int trace_failure;
+	struct base_trace spans; // of passes
+	uint32_t trace_first; // READING: that was asked for
+	bool trace_had[ENGINE_MAX_RANKS]; // the answer to that
 };
 
 /* engine.c */
@@ -142,6 +163,13 @@ void engine_end(struct engine *e, struct engine_stream *s, int status, const cha
 void engine_emit_event(struct engine *e, const char *severity, const char *kind, const char *fmt, ...)
 	__attribute__((format(printf, 4, 5)));
 void engine_uncount(struct engine *e, struct engine_stream *s); // admitted or ended: no longer waiting
+
+void engine_wake(struct engine *e); // any thread
+
+/* engine_trace.c */
+uint64_t engine_trace_pump(struct engine *e); // when to come again
+bool engine_trace_piece(struct engine *e, uint32_t rank); // e->in is a TRACE_PIECE; false: it was not asked for
+void engine_trace_finish(struct engine *e);
 
 /* engine_link.c. A lost rank is handled inside: callers look at state and group afterwards. */
 int engine_link_init(struct engine *e);

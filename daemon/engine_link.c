@@ -486,6 +486,10 @@ static void on_message(struct engine *e, uint32_t rank)
 			return;
 		}
 		break;
+	case RANK_MESSAGE_TRACE_PIECE:
+		if (!loading && engine_trace_piece(e, rank))
+			return;
+		break;
 	case RANK_MESSAGE_STATS:
 		pthread_mutex_lock(&e->lock);
 		e->load.stats[rank] = e->in.stats;

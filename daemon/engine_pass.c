@@ -244,6 +244,8 @@ void engine_pass_result(struct engine *e)
 		return;
 	}
 	account(e, p, base_clock_now_ns() - p->sent_ns);
+	if (base_trace_on(&e->spans))
+		base_trace_end(&e->spans, p->sent_ns, BASE_TRACE_PASS, (uint32_t)p->number, p->pass.tokens_count);
 	scheduler_complete(e->scheduler, p);
 	e->fresh_count = 0;
 	e->data_loss[0] = '\0';

@@ -252,6 +252,17 @@ static void pump(struct offload_stream *s)
 	submit(s);
 }
 
+static void trace_read(struct offload_stream *s, const struct slot *slot)
+{
+	if (base_trace_on(s->config.trace))
+		base_trace_record(s->config.trace,
+			&(struct base_trace_event){.start_ns = slot->read.submitted_ns,
+				.end_ns = slot->read.completed_ns,
+				.amount = slot->read.length_bytes,
+				.kind = slot->read.result < 0 ? BASE_TRACE_READ_FAILED : BASE_TRACE_READ,
+				.place = s->items[slot->item].layer});
+}
+
 // One round; false to stop.
 static bool turn(struct offload_stream *s)
 {
@@ -281,6 +292,7 @@ static bool turn(struct offload_stream *s)
 		pump(s);
 		struct slot *slot = reads[k]->user;
 		add(s->read_latency_ns, reads[k]->completed_ns - reads[k]->submitted_ns);
+		trace_read(s, slot);
 		if (reads[k]->result > 0)
 			add(s->read_bytes, (uint64_t)reads[k]->result);
 		finish(s, slot, reads[k]->result);
@@ -387,7 +399,7 @@ static int take_arrays(struct offload_stream *s, const struct offload_stream_con
 	struct offload_store_extent *extents = (struct offload_store_extent *)((char *)s->items + items_bytes);
 	for (uint32_t i = 0; i < c->items_count; i++) {
 		extents[i] = *c->items[i].extent;
-		s->items[i] = (struct offload_stream_item){c->items[i].file, &extents[i]};
+		s->items[i] = (struct offload_stream_item){c->items[i].file, &extents[i], c->items[i].layer};
 	}
 	memcpy(s->files, c->files, c->files_count * sizeof *s->files);
 	if (c->cpus_count > 0)
@@ -500,6 +512,7 @@ static void wait_for_front(struct offload_stream *s)
 	uint64_t start = base_clock_now_ns();
 	// A drive that hangs is waited for once, not once for each extent of the pass.
 	uint64_t until = start + (s->hung ? 0 : s->config.patience_ns);
+	uint32_t layer = s->items[s->order_count ? s->slots[s->order[s->order_first]].item : s->next_item].layer;
 	uint32_t seen = atomic_load_explicit(&s->arrivals, memory_order_acquire);
 	pthread_mutex_unlock(&s->lock);
 	for (int i = 0; i < SPINS && atomic_load_explicit(&s->arrivals, memory_order_acquire) == seen; i++) {
@@ -514,6 +527,8 @@ static void wait_for_front(struct offload_stream *s)
 	while (!front_arrived(s) && s->dead == 0 && r != ETIMEDOUT)
 		r = pthread_cond_timedwait(&s->arrived, &s->lock, &deadline);
 	add(s->stall_ns, base_clock_now_ns() - start);
+	if (base_trace_on(s->config.trace))
+		base_trace_end(s->config.trace, start, BASE_TRACE_STALL, layer, 0);
 	add(s->late, 1);
 }
 

@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "base/trace.h"
 #include "offload/engine.h"
 #include "offload/memory.h"
 #include "offload/store.h"
@@ -24,6 +25,7 @@
 struct offload_stream_item {
 	uint32_t file; // index into files
 	const struct offload_store_extent *extent;
+	uint32_t layer; // for the trace alone
 };
 
 struct offload_stream_config {
@@ -39,6 +41,7 @@ struct offload_stream_config {
 	const uint32_t *cpus; // where the I/O thread may run; NULL: anywhere
 	uint32_t cpus_count;
 	uint64_t patience_ns; // next() waits for an extent at most so long; 0: OFFLOAD_CHECK_PATIENCE_NS
+	struct base_trace *trace; // of the rank; outlives the stream; may be NULL
 	const struct offload_engine_ops *engine_ops; // tests: an engine that fails on purpose; NULL: by name
 };
 

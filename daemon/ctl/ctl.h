@@ -53,7 +53,7 @@ struct ctl_options { // as options.c fills them; zero: not given, unless a defau
 	bool token_ids, special, no_bos, chat, ignore_eos, stats, explain, origin, no_wait, pieces, once;
 	uint32_t max_tokens, top_k, logprobs, num_sequences, top, first, context, streams, prompt_tokens, truncate;
 	uint64_t seed, weights_bytes, kv_bytes, after;
-	float temperature, top_p, min_p, presence_penalty, frequency_penalty, repetition_penalty;
+	float seconds, temperature, top_p, min_p, presence_penalty, frequency_penalty, repetition_penalty;
 	const char *priority, *fleet, *topology, *device_map;
 	struct ctl_list max_memory, pins;
 	bool one_stream, simulate;
@@ -79,6 +79,7 @@ struct ctl_verb {
 	const char *words; // space separated first arguments, for completion: "check show keys"
 	int (*run)(struct ctl *c); // enum ctl_exit
 	bool svg; // -o svg draws it
+	bool file; // -o names a file
 };
 
 extern const struct ctl_verb ctl_verbs[];
@@ -249,6 +250,7 @@ int ctl_verb_drain(struct ctl *c);
 int ctl_verb_undrain(struct ctl *c);
 int ctl_verb_events(struct ctl *c);
 int ctl_verb_top(struct ctl *c);
+int ctl_verb_trace(struct ctl *c);
 int ctl_verb_generate(struct ctl *c);
 int ctl_verb_chat(struct ctl *c);
 int ctl_verb_score(struct ctl *c);

@@ -21,7 +21,7 @@ const struct ctl_option ctl_option_table[] = {
 	{"tls-key", 0, CTL_OPTION_TEXT, AT(tls_key), true, "FILE", "PEM file of our private key"},
 	{"local", 0, CTL_OPTION_TEXT, AT(local), true, "FILE", "start a private daemon with this model for the one command"},
 	{"set", 0, CTL_OPTION_LIST, AT(sets), true, "KEY=VALUE", "a setting of the private daemon, of `config` or `doctor`; can be repeated"},
-	{"output", 'o', CTL_OPTION_TEXT, AT(output), true, "FORMAT", "table, wide or json; svg for drawings"},
+	{"output", 'o', CTL_OPTION_TEXT, AT(output), true, "FORMAT", "table, wide or json; svg for drawings; of trace: a file"},
 	{"no-headers", 0, CTL_OPTION_FLAG, AT(no_headers), true, NULL, "tables without their first line"},
 	{"watch", 'w', CTL_OPTION_WATCH, AT(watch_ns), true, "TIME", "again and again, every 2s or TIME"},
 	{"timeout", 0, CTL_OPTION_TIME, AT(timeout_ns), true, "TIME", "give up after TIME"},
@@ -69,6 +69,7 @@ const struct ctl_option ctl_option_table[] = {
 	{"no-wait", 0, CTL_OPTION_FLAG, AT(no_wait), false, NULL, "do not wait for the end"},
 	{"after", 0, CTL_OPTION_NUMBER, AT(after), false, "N", "only events after number N"},
 	{"once", 0, CTL_OPTION_FLAG, AT(once), false, NULL, "print once and end"},
+	{"seconds", 0, CTL_OPTION_REAL, AT(seconds), false, "N", "trace for that long, up to 60 (default: 1)"},
 	{"streams", 0, CTL_OPTION_COUNT, AT(streams), false, "N", "requests at a time (default: 1)"},
 	{"prompt-tokens", 0, CTL_OPTION_COUNT, AT(prompt_tokens), false, "N", "length of each prompt (default: 16)"},
 	{"config", 0, CTL_OPTION_TEXT, AT(config), false, "FILE", "main file (default: /etc/thaw/thaw.yaml)"},
@@ -221,7 +222,7 @@ static int check_options(struct ctl *c)
 		if (c->given[i] && !ctl_option_of_verb(&ctl_option_table[i], c->verb))
 			return ctl_fail(c, CTL_USAGE, "%s does not take --%s; see thawctl help %s", c->verb->name,
 				ctl_option_table[i].name, c->verb->name);
-	const char *output = c->options.output;
+	const char *output = c->verb->file ? NULL : c->options.output;
 	if (output && strcmp(output, "json") == 0)
 		c->output = CTL_OUTPUT_JSON;
 	else if (output && strcmp(output, "wide") == 0)

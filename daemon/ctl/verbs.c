@@ -51,6 +51,9 @@ const struct ctl_verb ctl_verbs[] = {
 	{"events", "", "what happened; with --watch also what happens", NULL, "after", 0, 0, true, true, NULL,
 		ctl_verb_events},
 	{"top", "", "load, latencies and the bound, once a second", NULL, "once", 0, 0, true, true, NULL, ctl_verb_top},
+	{"trace", "[MODEL]", "a second of compute, drives and links of every rank, for ui.perfetto.dev",
+		"-o names the file; without it the JSON goes to standard output. Tracing costs the ranks little, and memory: 1 MiB each.",
+		"seconds", 0, 1, true, false, NULL, ctl_verb_trace, .file = true},
 	{"bench", "", "load of a number of streams, with figures",
 		"Prompts are random token ids. Prints tokens/s, time to the first token, time between tokens, NVMe bytes per token "
 		"and how close the passes came to their bound.",

@@ -11,6 +11,7 @@
 #include "daemon/rpc/rpc.h"
 #include "daemon/rpc/rpc_convert.h"
 #include "daemon/rpc/rpc_core.h"
+#include "daemon/rpc/rpc_trace.h"
 
 #define ADMIN_EVENTS 8u // read at once; a message each, and the outbox holds them
 
@@ -487,6 +488,9 @@ const struct rpc_method rpc_admin_methods[] = {
 		.destroy = context_free),
 	ADMIN("GetNodes", get_nodes_request, 0, .start = rpc_admin_get_nodes),
 	ADMIN("DrainNode", drain_node_request, RPC_WORKER, .start = rpc_admin_drain_node),
+	ADMIN("StartTrace", start_trace_request, 0, .start = rpc_trace_start),
+	ADMIN("StopTrace", stop_trace_request, RPC_STREAM, .start = rpc_trace_stop, .next = rpc_trace_next,
+		.destroy = rpc_trace_destroy),
 	ADMIN("SetLogLevel", set_log_level_request, 0, .start = set_log_level),
 	ADMIN("ReloadConfig", reload_config_request, RPC_WORKER, .start = reload_config),
 };

@@ -131,6 +131,7 @@ struct rank {
 	struct rank_sequence *sequences; // (sequences)
 	uint32_t *history; // (sequences, context_tokens)
 
+	struct base_trace trace;
 	_Atomic uint64_t passes, pass_ns, compute_ns, embed_read_bytes;
 };
 

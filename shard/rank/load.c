@@ -439,6 +439,7 @@ int rank_start_stream(struct rank *r, struct base_error *e)
 		.slot_bytes = r->sizes.longest_bytes,
 		.depth = r->budget.depth,
 		.verify_every = r->config.verify_every,
+		.trace = &r->trace,
 	};
 	struct base_error fallback = {0};
 	int status = offload_stream_create(&config, &r->stream, &fallback, e);

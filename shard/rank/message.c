@@ -12,6 +12,7 @@
 struct rank_message_scratch {
 	struct rank_entry entries[RANK_MAX_SEQUENCES];
 	struct rank_output outputs[RANK_MAX_BATCH_TOKENS];
+	struct base_trace_event trace[RANK_TRACE_PIECE_EVENTS];
 };
 
 /* One walk over the fields serves both directions, so that they cannot disagree. */
@@ -312,6 +313,43 @@ static void walk_stats(struct walk *w, struct rank_stats *s)
 	u32(w, &o->inflight);
 }
 
+static void walk_trace(struct walk *w, struct rank_trace *t)
+{
+	uint32_t step = (uint32_t)t->step;
+	u32_below(w, &step, RANK_TRACE_END + 1, "trace.step");
+	t->step = (enum rank_trace_step)step;
+	u32_below(w, &t->first, BASE_TRACE_EVENTS + 1, "trace.first");
+}
+
+static void walk_trace_piece(struct walk *w, struct rank_trace_piece *t)
+{
+	u32_below(w, &t->first, BASE_TRACE_EVENTS + 1, "first");
+	u32_below(w, &t->total, BASE_TRACE_EVENTS + 1, "total");
+	u64(w, &t->lost);
+	u64(w, &t->now_ns);
+	u64(w, &t->wall_ns);
+	u64(w, &t->boot);
+	text(w, t->host, sizeof t->host, "host");
+	u32_below(w, &t->events_count, RANK_TRACE_PIECE_EVENTS + 1, "events_count");
+	require(w, inside(t->first, t->events_count, t->total) || (!t->events_count && t->first >= t->total),
+		"events_count");
+	if (!w->writing)
+		t->events = w->scratch->trace;
+	for (uint32_t i = 0; i < t->events_count && ok(w); i++) {
+		struct base_trace_event x = {0};
+		if (w->writing)
+			x = t->events[i];
+		u64(w, &x.start_ns);
+		u64(w, &x.end_ns);
+		u64(w, &x.amount);
+		u32_below(w, &x.kind, BASE_TRACE_KINDS, "event.kind");
+		u32(w, &x.place);
+		require(w, x.start_ns <= x.end_ns, "event.end_ns");
+		if (!w->writing)
+			w->scratch->trace[i] = x;
+	}
+}
+
 static void walk_message(struct walk *w, struct rank_message *m)
 {
 	uint32_t version = RANK_MESSAGE_VERSION, type = (uint32_t)m->type;
@@ -350,6 +388,10 @@ static void walk_message(struct walk *w, struct rank_message *m)
 		return walk_outcome(w, &m->result, m->type == RANK_MESSAGE_RESULT);
 	case RANK_MESSAGE_STATS:
 		return walk_stats(w, &m->stats);
+	case RANK_MESSAGE_TRACE:
+		return walk_trace(w, &m->trace);
+	case RANK_MESSAGE_TRACE_PIECE:
+		return walk_trace_piece(w, &m->trace_piece);
 	}
 	require(w, false, "type");
 }
@@ -362,7 +404,8 @@ const char *rank_message_name(enum rank_message_type type)
 	} names[] = {{RANK_MESSAGE_ASSIGN, "ASSIGN"}, {RANK_MESSAGE_OPEN, "OPEN"}, {RANK_MESSAGE_CLOSE, "CLOSE"},
 		{RANK_MESSAGE_PASS, "PASS"}, {RANK_MESSAGE_STATS_REQUEST, "STATS_REQUEST"}, {RANK_MESSAGE_STOP, "STOP"},
 		{RANK_MESSAGE_PROGRESS, "PROGRESS"}, {RANK_MESSAGE_READY, "READY"}, {RANK_MESSAGE_FAILED, "FAILED"},
-		{RANK_MESSAGE_RESULT, "RESULT"}, {RANK_MESSAGE_STATS, "STATS"}, {RANK_MESSAGE_HIDDEN, "HIDDEN"}};
+		{RANK_MESSAGE_RESULT, "RESULT"}, {RANK_MESSAGE_STATS, "STATS"}, {RANK_MESSAGE_HIDDEN, "HIDDEN"},
+		{RANK_MESSAGE_TRACE, "TRACE"}, {RANK_MESSAGE_TRACE_PIECE, "TRACE_PIECE"}};
 	for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
 		if (names[i].type == type)
 			return names[i].name;

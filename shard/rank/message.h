@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Messages between the coordinator and its ranks, and their encoding: little-endian, length-checked, versioned.
  *
- * Coordinator -> rank (tag RANK_TAG_COMMAND): ASSIGN once, then OPEN / CLOSE of sequences and PASS, in order; STOP.
+ * Coordinator -> rank (tag RANK_TAG_COMMAND): ASSIGN once, then OPEN / CLOSE of sequences and PASS, TRACE, in order; STOP.
  * Rank -> coordinator (tag RANK_TAG_REPLY): PROGRESS and then READY or FAILED after ASSIGN; a RESULT for each PASS (last stage,
- * its first rank), STATS about once a second and after STATS_REQUEST.
+ * its first rank), STATS about once a second and after STATS_REQUEST, a TRACE_PIECE after each TRACE that reads.
  * Stage -> next stage, each rank to that of its own tp_rank (tag RANK_TAG_HIDDEN): HIDDEN for each pass, with what went wrong so far; after it, when its status is 0, a
  * second message with the hidden rows, raw float32 (tokens, width).
  * Decoding never trusts: counts and indices are checked, nothing may follow the last field, and padding is zero, so that
@@ -16,11 +16,12 @@
 #include "base/error.h"
 #include "shard/rank/rank.h"
 
-#define RANK_MESSAGE_VERSION 3u // a test fails when the format changes and this does not
+#define RANK_MESSAGE_VERSION 4u // a test fails when the format changes and this does not
 #define RANK_TAG_COMMAND 1u
 #define RANK_TAG_REPLY 2u
 #define RANK_TAG_HIDDEN 3u
 #define RANK_MAX_MESSAGE_BYTES (16u << 20)
+#define RANK_TRACE_PIECE_EVENTS 1024u // of a TRACE_PIECE: 32 KiB
 
 enum rank_message_type {
 	RANK_MESSAGE_ASSIGN = 1,
@@ -29,11 +30,13 @@ enum rank_message_type {
 	RANK_MESSAGE_PASS,
 	RANK_MESSAGE_STATS_REQUEST,
 	RANK_MESSAGE_STOP,
+	RANK_MESSAGE_TRACE,
 	RANK_MESSAGE_PROGRESS = 64,
 	RANK_MESSAGE_READY,
 	RANK_MESSAGE_FAILED,
 	RANK_MESSAGE_RESULT,
 	RANK_MESSAGE_STATS,
+	RANK_MESSAGE_TRACE_PIECE,
 	RANK_MESSAGE_HIDDEN = 128,
 };
 
@@ -71,6 +74,22 @@ struct rank_outcome { // of a pass, up to and with the stage that sends it
 	uint64_t stall_ns, cold_bytes; // of all stages
 };
 
+enum rank_trace_step { RANK_TRACE_START, RANK_TRACE_STOP, RANK_TRACE_READ, RANK_TRACE_END };
+struct rank_trace {
+	enum rank_trace_step step; // START takes the memory, STOP keeps it to be read, END gives it back
+	uint32_t first; // READ: the piece from this span on
+};
+
+struct rank_trace_piece {
+	uint32_t first, total; // spans
+	uint64_t lost; // that were overwritten
+	uint64_t now_ns, wall_ns; // this host's clocks at the same moment: the times are of the first
+	uint64_t boot; // the same on two ranks that share the first clock
+	char host[64];
+	uint32_t events_count;
+	const struct base_trace_event *events;
+};
+
 /* Decoded arrays point into the message's bytes or into the scratch: valid until the next decode with the same. */
 struct rank_message {
 	enum rank_message_type type;
@@ -86,6 +105,8 @@ struct rank_message {
 		struct base_error failed; // ASSIGN could not be done: text and -errno
 		struct rank_outcome result; // RESULT, and HIDDEN without outputs
 		struct rank_stats stats;
+		struct rank_trace trace;
+		struct rank_trace_piece trace_piece;
 	};
 };
 

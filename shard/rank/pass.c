@@ -127,6 +127,7 @@ struct walk {
 	struct base_error *e; // of the first failure
 	const uint8_t *cold; // the extent that is held
 	uint32_t slot;
+	uint64_t begin_ns; // of the span under way; 0: nothing is traced
 	int ended; // what ended the group of the parts: nothing can be done any more
 };
 
@@ -181,6 +182,13 @@ static void cold_failed(struct walk *k, uint32_t layer, int status, const struct
 		base_error_set(k->e, k->failed, "%s", base_error_text(e));
 }
 
+static void end_span(struct walk *k, enum base_trace_kind kind, uint32_t layer)
+{
+	base_trace_end(
+		&k->r->trace, k->begin_ns, kind, layer < k->r->program->config.layers ? layer : BASE_TRACE_NO_PLACE, 0);
+	k->begin_ns = 0;
+}
+
 static void do_run(struct walk *k, const struct rank_run *run, uint32_t layer, bool compute)
 {
 	struct rank *r = k->r;
@@ -188,7 +196,9 @@ static void do_run(struct walk *k, const struct rank_run *run, uint32_t layer, b
 	if (run->acquire) {
 		const void *data = NULL;
 		struct base_error e = {0};
+		end_span(k, BASE_TRACE_MATMUL, layer); // waiting for the drive is no computing
 		int status = offload_stream_next(r->stream, &data, &k->slot, &e);
+		k->begin_ns = base_trace_begin(&r->trace);
 		k->cold = status ? NULL : data;
 		if (status)
 			cold_failed(k, layer, status, &e);
@@ -211,6 +221,7 @@ static void do_matmul(struct walk *k, const struct rank_op *op, uint32_t n)
 	struct rank *r = k->r;
 	const struct program_step *step = op->step;
 	bool compute = n > 0 && !k->failed;
+	k->begin_ns = base_trace_begin(&r->trace);
 	if (compute)
 		r->ops->input_load(
 			r->backend, r->input, r->values[step->in[0]], n, r->program->weights[step->weight].cols);
@@ -225,6 +236,7 @@ static void do_matmul(struct walk *k, const struct rank_op *op, uint32_t n)
 			r->ops->add_bias(r->backend, r->values[step[s].out], r->vectors[step[s].bias], n,
 				r->program->values[step[s].out].width);
 	}
+	end_span(k, BASE_TRACE_MATMUL, step->layer);
 }
 
 static void do_attend(struct walk *k, const struct program_step *step)
@@ -264,12 +276,19 @@ static void do_reduce(struct walk *k, const struct program_step *step, uint32_t 
 
 static void do_small_step(struct walk *k, const struct program_step *step, uint32_t n)
 {
+	static const enum base_trace_kind kinds[] = {[PROGRAM_NORM] = BASE_TRACE_NORM,
+		[PROGRAM_ROPE] = BASE_TRACE_ROPE,
+		[PROGRAM_ATTEND] = BASE_TRACE_ATTEND,
+		[PROGRAM_ADD] = BASE_TRACE_ADD,
+		[PROGRAM_SILU_GATE] = BASE_TRACE_SILU_GATE,
+		[PROGRAM_SELECT] = BASE_TRACE_SELECT};
 	struct rank *r = k->r;
 	const struct program_config *c = &r->program->config;
 	float *out = r->values[step->out];
 	uint32_t width = r->program->values[step->out].width;
 	const float *in0 = step->in[0] == PROGRAM_NONE ? NULL : r->values[step->in[0]];
 	const float *in1 = step->in[1] == PROGRAM_NONE ? NULL : r->values[step->in[1]];
+	k->begin_ns = base_trace_begin(&r->trace);
 	switch (step->op) {
 	case PROGRAM_NORM:
 		r->ops->norm(r->backend, in0, r->vectors[step->weight], c->norm_eps, n, width, out);
@@ -293,16 +312,19 @@ static void do_small_step(struct walk *k, const struct program_step *step, uint3
 	case PROGRAM_EMBED:
 	case PROGRAM_MATMUL:
 	case PROGRAM_REDUCE:
-		break; // done elsewhere
+		return; // done elsewhere
 	}
+	end_span(k, kinds[step->op], step->layer);
 }
 
 static void embed(struct walk *k, float *x)
 {
 	struct rank *r = k->r;
 	bool cut = r->program->weights[r->program->steps[0].weight].rows < r->program->config.vocab;
+	k->begin_ns = base_trace_begin(&r->trace);
 	k->failed = cut ? rank_tensor_embed(r, k->pass->tokens, k->tokens, x, k->e)
 			: rank_rows_embed(r, k->pass->tokens, k->tokens, x, k->e);
+	end_span(k, BASE_TRACE_EMBED, BASE_TRACE_NO_PLACE);
 }
 
 static void walk_ops(struct walk *k)
@@ -452,8 +474,11 @@ int rank_run(struct rank *r, const struct rank_pass *pass, struct rank_pass_resu
 		return status;
 	for (uint32_t i = 0; i < pass->entries_count; i++)
 		result->entry_status[i] = k.failed;
+	k.begin_ns = base_trace_begin(&r->trace);
 	if (!k.failed && r->config.slice.tp_rank == 0)
 		write_outputs(&k);
+	if (r->last_stage && r->config.slice.tp_rank == 0)
+		end_span(&k, BASE_TRACE_SAMPLE, BASE_TRACE_NO_PLACE);
 	uint64_t took_ns = base_clock_now_ns() - start;
 	result->total_ns = took_ns > result->total_ns ? took_ns : result->total_ns;
 	atomic_fetch_add_explicit(&r->passes, 1, memory_order_relaxed);

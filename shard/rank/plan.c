@@ -98,6 +98,7 @@ static void add_ring_item(struct planner *k, uint32_t extent)
 	r->ring[r->ring_count++] = (struct offload_stream_item){
 		.file = x->file,
 		.extent = &extents[extent - r->layout->files[x->file].first_extent],
+		.layer = r->layout->files[x->file].layer,
 	};
 	k->held = extent;
 	k->held_left = x->pieces;

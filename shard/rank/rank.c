@@ -189,6 +189,7 @@ int rank_create(const struct rank_config *config, struct rank **ret_rank, struct
 	if (!r)
 		return no_memory(e);
 	r->config = *config;
+	base_trace_init(&r->trace);
 	int status = create(r, e, progress, context);
 	if (status) {
 		rank_destroy(r);
@@ -230,6 +231,7 @@ void rank_destroy(struct rank *r)
 		r->selected, r->written_by, r->sequences, r->history, r->gathered, r->embed_tokens, r->zeros, r->tail};
 	for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++)
 		free(tables[i]);
+	base_trace_finish(&r->trace);
 	free(r);
 }
 
@@ -281,4 +283,9 @@ void rank_get_stats(const struct rank *r, struct rank_stats *ret_stats)
 	if (r->stream)
 		offload_stream_get_stats(r->stream, &s.stream);
 	*ret_stats = s;
+}
+
+struct base_trace *rank_trace(struct rank *r)
+{
+	return &r->trace;
 }

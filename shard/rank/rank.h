@@ -2,7 +2,7 @@
  * A rank: one device running one shard. This is the executor: it loads the hot extents, streams the cold ones and
  * walks the program for each pass. No process, link or message here (rank/serve.h does that), so a test calls it directly.
  *
- * Threads: the caller is the stage thread for every call but rank_get_stats (any thread). It owns the backend, KV memory, workspace
+ * Threads: the caller is the stage thread for every call but rank_get_stats and rank_trace (any thread). It owns the backend, KV memory, workspace
  * and stream; all memory is taken in create, within the budgets, or create fails with the bytes that are short.
  */
 #pragma once
@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "base/trace.h"
 #include "offload/stream.h"
 #include "shard/kv/kv.h"
 #include "shard/link/link.h"
@@ -146,3 +147,6 @@ struct rank_stats {
 	uint64_t embed_read_bytes;
 };
 void rank_get_stats(const struct rank *r, struct rank_stats *ret_stats);
+
+/* Off until somebody starts it: spans of compute, drive, stalls and, with other parts, links. Any thread. */
+struct base_trace *rank_trace(struct rank *r);

@@ -131,6 +131,14 @@ static int reap_rows(struct rank *r, struct rank_row_slot **ret_failed)
 			struct rank_row_slot *slot = back[i]->user;
 			bool again = false;
 			atomic_fetch_add_explicit(&r->embed_read_bytes, back[i]->length_bytes, memory_order_relaxed);
+			if (base_trace_on(&r->trace))
+				base_trace_record(
+					&r->trace, &(struct base_trace_event){.start_ns = back[i]->submitted_ns,
+							   .end_ns = back[i]->completed_ns,
+							   .amount = back[i]->length_bytes,
+							   .kind = back[i]->result < 0 ? BASE_TRACE_READ_FAILED
+										       : BASE_TRACE_READ_ROWS,
+							   .place = BASE_TRACE_NO_PLACE});
 			int bad = ret_failed ? check_read(r, slot, &again) : 0;
 			if (again && !status)
 				bad = send_read(r, slot);

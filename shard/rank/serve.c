@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/size.h"
@@ -13,13 +14,15 @@
 #define STATS_NS BASE_NS_PER_SECOND
 #define PROGRESS_NS (BASE_NS_PER_SECOND / 10)
 #define LAST_WORDS_NS BASE_NS_PER_SECOND // for FAILED to be read before the process ends
-#define SMALL_BYTES 2048u // any reply but RESULT
+#define SMALL_BYTES 2048u // any reply but RESULT and TRACE_PIECE
+#define TRACE_BYTES (256u + RANK_TRACE_PIECE_EVENTS * 32u)
 #define OUTPUT_BYTES (20u + SAMPLE_MAX_LOGPROBS * 8u)
 
 struct outgoing {
 	struct link_request request;
 	uint8_t *data;
 	size_t room_bytes;
+	uint64_t begin_ns; // of a send that is traced until its end is seen; 0: none
 };
 
 struct serve {
@@ -36,7 +39,8 @@ struct serve {
 	uint32_t turn; // which of the two is the present one
 	bool stopping;
 
-	struct outgoing small, result, hidden_head[2], hidden_rows[2];
+	struct outgoing small, result, hidden_head[2], hidden_rows[2], trace_piece;
+	struct base_trace_event *spans; // (RANK_TRACE_PIECE_EVENTS), NULL before the first TRACE
 	uint32_t hidden_turn;
 	uint64_t next_stats_ns, next_progress_ns;
 
@@ -81,6 +85,17 @@ static int check_stop(struct serve *s)
 
 static void send_stats_if_due(struct serve *s, bool now);
 
+static struct base_trace *tracing(struct serve *s)
+{
+	return s->rank ? rank_trace(s->rank) : NULL;
+}
+
+/* A member of the group as the trace names it: the number of the rank. */
+static uint32_t peer(uint32_t member)
+{
+	return member ? member - 1 : BASE_TRACE_COORDINATOR;
+}
+
 /* Until r has ended: 0 or its -errno; -ECANCELED when it is time to end. */
 static int wait_for(struct serve *s, struct link_request *r)
 {
@@ -95,17 +110,46 @@ static int wait_for(struct serve *s, struct link_request *r)
 	}
 }
 
+/* The same, traced as what came from a member. */
+static int wait_received(struct serve *s, struct link_request *r)
+{
+	struct base_trace *trace = tracing(s);
+	uint64_t begin = base_trace_begin(trace);
+	int status = wait_for(s, r);
+	if (!status)
+		base_trace_end(trace, begin, BASE_TRACE_RECEIVE, peer(r->peer), r->bytes);
+	return status;
+}
+
 // ---- sending
+
+static void trace_sent(struct serve *s, struct outgoing *o)
+{
+	base_trace_end(tracing(s), o->begin_ns, BASE_TRACE_SEND, peer(o->request.peer), o->request.room_bytes);
+	o->begin_ns = 0;
+}
+
+/* The buffer is free: what was sent from it last has gone. */
+static int wait_sent(struct serve *s, struct outgoing *o)
+{
+	int status = wait_for(s, &o->request);
+	if (!status && o->begin_ns)
+		trace_sent(s, o);
+	return status;
+}
 
 static void send_bytes(struct serve *s, struct outgoing *o, uint32_t to, uint32_t tag, size_t bytes)
 {
+	o->begin_ns = base_trace_begin(tracing(s));
 	s->link->send(s->group, to, tag, o->data, bytes, &o->request);
+	if (o->begin_ns && o->request.status == 0)
+		trace_sent(s, o);
 }
 
 /* Waits for the buffer to be free, encodes, starts the send. */
 static int send_message(struct serve *s, struct outgoing *o, uint32_t to, uint32_t tag, const struct rank_message *m)
 {
-	int status = wait_for(s, &o->request);
+	int status = wait_sent(s, o);
 	if (status)
 		return status;
 	int64_t n = rank_message_encode(m, o->data, o->room_bytes);
@@ -266,7 +310,7 @@ static int handle_assign(struct serve *s, const struct rank_assign *assign)
 static int receive_from_before(struct serve *s, void *data, size_t room_bytes)
 {
 	s->link->receive(s->group, s->before, RANK_TAG_HIDDEN, data, room_bytes, &s->hidden_in);
-	return wait_for(s, &s->hidden_in);
+	return wait_received(s, &s->hidden_in);
 }
 
 /* What the stages before made of this pass, and its rows. The outcome's arrays stay valid for the pass. */
@@ -344,9 +388,9 @@ static int handle_pass(struct serve *s, struct rank_pass *pass)
 		m.result.status = base_error_set(&m.result.e, -EINVAL, "pass of %u tokens, at most %u",
 			pass->tokens_count, s->assign.config.batch_tokens);
 	if (!status)
-		status = wait_for(s, &head->request);
+		status = wait_sent(s, head);
 	if (!status && !s->last)
-		status = wait_for(s, &rows->request);
+		status = wait_sent(s, rows);
 	if (status)
 		return status;
 	m.result.pass = pass->pass;
@@ -361,6 +405,54 @@ static int handle_pass(struct serve *s, struct rank_pass *pass)
 		send_bytes(s, rows, s->after, RANK_TAG_HIDDEN, (size_t)pass->tokens_count * s->width * sizeof(float));
 	s->hidden_turn = 1 - s->hidden_turn;
 	return status;
+}
+
+// ---- tracing
+
+static int send_piece(struct serve *s, uint32_t first)
+{
+	struct rank_message m = {.type = RANK_MESSAGE_TRACE_PIECE};
+	struct rank_trace_piece *p = &m.trace_piece;
+	if (!s->spans)
+		s->spans = calloc(RANK_TRACE_PIECE_EVENTS, sizeof *s->spans);
+	if (!s->trace_piece.data) {
+		s->trace_piece.data = malloc(TRACE_BYTES);
+		s->trace_piece.room_bytes = TRACE_BYTES;
+	}
+	if (!s->spans || !s->trace_piece.data)
+		return base_error_set(s->error, -ENOMEM, "rank: no memory for a trace");
+	p->first = first;
+	p->events_count =
+		base_trace_read(rank_trace(s->rank), first, s->spans, RANK_TRACE_PIECE_EVENTS, &p->total, &p->lost);
+	p->events = s->spans;
+	p->now_ns = base_clock_now_ns();
+	p->wall_ns = base_clock_wall_ns();
+	p->boot = base_clock_boot();
+	if (gethostname(p->host, sizeof p->host - 1) < 0)
+		p->host[0] = '\0';
+	return send_message(s, &s->trace_piece, 0, RANK_TAG_REPLY, &m);
+}
+
+/* Without memory nothing is recorded, and the pieces are empty: no reason to stop computing. */
+static int handle_trace(struct serve *s, const struct rank_trace *t)
+{
+	int r;
+	switch (t->step) {
+	case RANK_TRACE_START:
+		r = base_trace_start(rank_trace(s->rank), BASE_TRACE_EVENTS);
+		if (r)
+			base_log_warning(s->log, "cannot trace: %s", strerrordesc_np(-r));
+		return 0;
+	case RANK_TRACE_STOP:
+		base_trace_stop(rank_trace(s->rank));
+		return 0;
+	case RANK_TRACE_READ:
+		return send_piece(s, t->first);
+	case RANK_TRACE_END:
+		base_trace_clear(rank_trace(s->rank));
+		return 0;
+	}
+	return 0;
 }
 
 // ---- the loop
@@ -389,6 +481,8 @@ static int handle(struct serve *s, struct rank_message *m)
 	case RANK_MESSAGE_STATS_REQUEST:
 		send_stats_if_due(s, true);
 		return 0;
+	case RANK_MESSAGE_TRACE:
+		return handle_trace(s, &m->trace);
 	case RANK_MESSAGE_STOP:
 		return -ECANCELED;
 	default:
@@ -410,7 +504,7 @@ static int loop(struct serve *s)
 	post_command(s, 0);
 	for (;;) {
 		uint32_t turn = 1 - s->turn; // not yet the present one: wait_for looks for STOP in it, too
-		int r = wait_for(s, &s->command[turn]);
+		int r = wait_received(s, &s->command[turn]);
 		if (r == -EMSGSIZE)
 			return base_error_set(s->error, -EBADMSG, "rank: a command of %zu bytes, at most %u",
 				s->command[turn].bytes, RANK_MAX_MESSAGE_BYTES);
@@ -451,8 +545,8 @@ static int take_command_buffers(struct serve *s)
 /* Requests under way hold pointers into these buffers, so what is sent gets its time, and then the group ends. */
 static void finish(struct serve *s, int status)
 {
-	struct outgoing *const all[] = {
-		&s->small, &s->result, &s->hidden_head[0], &s->hidden_rows[0], &s->hidden_head[1], &s->hidden_rows[1]};
+	struct outgoing *const all[] = {&s->small, &s->result, &s->hidden_head[0], &s->hidden_rows[0],
+		&s->hidden_head[1], &s->hidden_rows[1], &s->trace_piece};
 	uint64_t deadline = base_clock_now_ns() + LAST_WORDS_NS;
 	for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
 		if (status == 0 && all[i]->request.status == -EINPROGRESS)
@@ -472,6 +566,7 @@ static void finish(struct serve *s, int status)
 	free(s->head_in);
 	free(s->rows_in);
 	free(s->outputs);
+	free(s->spans);
 	free(s);
 }
 

@@ -83,13 +83,18 @@ static int ended(const struct rank *r, int status, const char *what, struct base
 int rank_tensor_sum(struct rank *r, float *x, size_t count, struct base_error *e)
 {
 	r->ops->wait(r->backend, r->ops->fence(r->backend));
-	return ended(r, r->tensor->ops->allreduce(r->tensor, x, count, deadline(r)), "sum", e);
+	uint64_t begin = base_trace_begin(&r->trace);
+	int status = r->tensor->ops->allreduce(r->tensor, x, count, deadline(r));
+	base_trace_end(&r->trace, begin, BASE_TRACE_ALLREDUCE, BASE_TRACE_NO_PLACE, count * sizeof *x);
+	return ended(r, status, "sum", e);
 }
 
 int rank_tensor_agree(struct rank *r, bool refuse, bool *ret_refuse, struct base_error *e)
 {
 	float refusals = refuse;
+	uint64_t begin = base_trace_begin(&r->trace);
 	int status = r->tensor->ops->allreduce(r->tensor, &refusals, 1, deadline(r));
+	base_trace_end(&r->trace, begin, BASE_TRACE_ALLREDUCE, BASE_TRACE_NO_PLACE, sizeof refusals);
 	*ret_refuse = refusals > 0;
 	return ended(r, status, "start of a pass", e);
 }
@@ -108,15 +113,20 @@ static int wait_end(struct rank *r, struct link_request *request)
 static int send_to_first(struct rank *r, uint32_t tag, const void *data, size_t bytes)
 {
 	struct link_request request;
+	uint64_t begin = base_trace_begin(&r->trace);
 	r->tensor->ops->send(r->tensor, 0, tag, data, bytes, &request);
-	return wait_end(r, &request);
+	int status = wait_end(r, &request);
+	base_trace_end(&r->trace, begin, BASE_TRACE_SEND_PART, 0, bytes);
+	return status;
 }
 
 static int receive(struct rank *r, uint32_t from, uint32_t tag, void *data, size_t room, size_t *ret_bytes)
 {
 	struct link_request request;
+	uint64_t begin = base_trace_begin(&r->trace);
 	r->tensor->ops->receive(r->tensor, from, tag, data, room, &request);
 	int status = wait_end(r, &request);
+	base_trace_end(&r->trace, begin, BASE_TRACE_RECEIVE_PART, from, request.bytes);
 	*ret_bytes = request.bytes;
 	return status;
 }

@@ -193,6 +193,29 @@ static bool pass(struct life *l)
 	return good;
 }
 
+/* FAKE_SPANS of them, which are more than a piece has. */
+static bool trace(struct life *l)
+{
+	struct base_trace_event spans[RANK_TRACE_PIECE_EVENTS];
+	uint32_t first = l->command.trace.first, n = first < FAKE_SPANS ? FAKE_SPANS - first : 0;
+	if (l->command.trace.step != RANK_TRACE_READ)
+		return true;
+	n = n < RANK_TRACE_PIECE_EVENTS ? n : RANK_TRACE_PIECE_EVENTS;
+	for (uint32_t i = 0; i < n; i++)
+		spans[i] = (struct base_trace_event){first + i, first + i + 1, 4096, BASE_TRACE_READ, first + i};
+	l->reply = (struct rank_message){.type = RANK_MESSAGE_TRACE_PIECE,
+		.trace_piece = {.first = first,
+			.total = FAKE_SPANS,
+			.lost = 7,
+			.now_ns = 5000,
+			.wall_ns = 1000005000,
+			.boot = 1 + l->me->rank,
+			.host = "node-a",
+			.events_count = n,
+			.events = spans}};
+	return send_reply(l);
+}
+
 static bool handle(struct life *l)
 {
 	struct fake_ranks *f = l->me->all;
@@ -212,6 +235,8 @@ static bool handle(struct life *l)
 		return true;
 	case RANK_MESSAGE_PASS:
 		return pass(l);
+	case RANK_MESSAGE_TRACE:
+		return trace(l);
 	default:
 		return false;
 	}

@@ -13,6 +13,7 @@
 #include "daemon/engine.h"
 
 #define FAKE_RANKS 4u
+#define FAKE_SPANS 1500u // of the trace of each rank
 
 struct fake_ranks {
 	/* Set by the test before the engine is created. */

@@ -6,6 +6,8 @@
 #include <string.h>
 
 #include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -16,6 +18,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/size.h"
+#include "base/trace.h"
 #include "base/units.h"
 
 static void error_prefix_adds_where(void **state)
@@ -159,6 +162,83 @@ static void a_file_is_replaced_as_a_whole(void **state)
 	rmdir(folder);
 }
 
+static void a_trace_keeps_the_latest_spans(void **state)
+{
+	struct base_trace t;
+	struct base_trace_event out[16];
+	uint32_t total;
+	uint64_t lost;
+	base_trace_init(&t);
+	assert_false(base_trace_on(NULL));
+	assert_int_equal(base_trace_begin(&t), 0); // off
+	base_trace_end(&t, 0, BASE_TRACE_MATMUL, 1, 1);
+	assert_int_equal(base_trace_read(&t, 0, out, 16, &total, &lost), 0);
+	assert_int_equal(base_trace_start(&t, 0), -EINVAL);
+	assert_int_equal(base_trace_start(&t, BASE_TRACE_EVENTS + 1), -EINVAL);
+
+	uint64_t early = base_clock_now_ns();
+	assert_int_equal(base_trace_start(&t, 8), 0);
+	base_trace_end(&t, early, BASE_TRACE_MATMUL, 99, 0); // began before
+	uint64_t begin = base_trace_begin(&t);
+	base_trace_record(
+		&t, &(struct base_trace_event){.start_ns = begin + 1, .end_ns = begin}); // ends before it begins
+	for (uint32_t i = 0; i < 20; i++)
+		base_trace_end(&t, begin, BASE_TRACE_READ, i, 4096);
+	base_trace_stop(&t);
+	base_trace_end(&t, begin, BASE_TRACE_READ, 99, 0); // after the end
+	assert_int_equal(base_trace_read(&t, 0, out, 16, &total, &lost), 8);
+	assert_int_equal(total, 8);
+	assert_int_equal(lost, 12);
+	for (uint32_t i = 0; i < 8; i++) {
+		assert_int_equal(out[i].place, 12 + i);
+		assert_true(out[i].start_ns == begin && out[i].end_ns >= begin);
+	}
+	assert_int_equal(base_trace_read(&t, 6, out, 16, &total, &lost), 2); // the last piece
+	assert_int_equal(out[0].place, 18);
+	assert_int_equal(base_trace_read(&t, 9, out, 16, &total, &lost), 0);
+	assert_int_equal(base_trace_start(&t, 4), 0); // anew: nothing of before
+	assert_int_equal(base_trace_read(&t, 0, out, 16, &total, &lost), 0);
+	base_trace_clear(&t);
+	base_trace_end(&t, begin, BASE_TRACE_READ, 99, 0);
+	assert_int_equal(base_trace_read(&t, 0, out, 16, &total, &lost), 0);
+	base_trace_finish(&t);
+}
+
+static void *trace_on_and_on(void *argument)
+{
+	struct base_trace *t = argument;
+	for (uint32_t i = 1; i < 20000; i++)
+		base_trace_end(t, base_trace_begin(t), BASE_TRACE_SEND, i, i);
+	return NULL;
+}
+
+/* Two threads record while a third starts, stops, reads and clears. */
+static void threads_trace_whole_spans(void **state)
+{
+	struct base_trace t;
+	struct base_trace_event out[64];
+	pthread_t thread[2];
+	uint32_t total;
+	uint64_t lost;
+	base_trace_init(&t);
+	for (int i = 0; i < 2; i++)
+		assert_int_equal(pthread_create(&thread[i], NULL, trace_on_and_on, &t), 0);
+	for (int round = 0; round < 100; round++) {
+		assert_int_equal(base_trace_start(&t, 64), 0);
+		sched_yield();
+		base_trace_stop(&t);
+		uint32_t n = base_trace_read(&t, 0, out, 64, &total, &lost);
+		assert_int_equal(n, total);
+		for (uint32_t i = 0; i < n; i++)
+			assert_true(out[i].place == out[i].amount && out[i].start_ns <= out[i].end_ns &&
+				    out[i].kind == BASE_TRACE_SEND);
+		base_trace_clear(&t);
+	}
+	for (int i = 0; i < 2; i++)
+		pthread_join(thread[i], NULL);
+	base_trace_finish(&t);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -170,6 +250,8 @@ int main(void)
 		cmocka_unit_test(addresses_are_taken_apart_in_one_way),
 		cmocka_unit_test(a_file_is_replaced_as_a_whole),
 		cmocka_unit_test(units_need_their_unit),
+		cmocka_unit_test(a_trace_keeps_the_latest_spans),
+		cmocka_unit_test(threads_trace_whole_spans),
 	};
 	return cmocka_run_group_tests_name("base", tests, NULL, NULL);
 }

@@ -853,6 +853,74 @@ static void test_overhead(void **state)
 	bench_destroy(b);
 }
 
+static int take_trace(struct bench *b, struct engine_trace **ret_trace)
+{
+	struct base_error e = {0};
+	for (uint64_t end = base_clock_now_ns() + 20 * SECOND; base_clock_now_ns() < end;) {
+		int r = engine_trace_take(b->engine, ret_trace, &e);
+		if (r != -EAGAIN)
+			return r;
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	}
+	return -ETIMEDOUT;
+}
+
+/* Spans of every rank come whole, in the engine's clock as far as that can be known; passes are the engine's own. */
+static void test_trace(void **state)
+{
+	struct bench *b = bench_create();
+	struct engine_trace *t = NULL;
+	struct base_error e = {0};
+	b->config.stages = 2;
+	start(b);
+	assert_int_equal(engine_trace_take(b->engine, &t, &e), -ENOENT);
+	assert_int_equal(engine_trace_start(b->engine, 0, &e), -EINVAL);
+	assert_int_equal(engine_trace_start(b->engine, ENGINE_TRACE_MOST_NS + 1, &e), -EINVAL);
+	for (int round = 0; round < 2; round++) {
+		assert_int_equal(engine_trace_start(b->engine, 30 * SECOND, &e), 0);
+		assert_int_equal(engine_trace_start(b->engine, SECOND, &e), -EBUSY);
+		nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+		assert_int_equal(submit(b, make_request(b, (uint32_t)round, 20, 10)), 0);
+		wait_reader(&b->reader[round], 0);
+		assert_int_equal(take_trace(b, &t), 0); // ends it
+		assert_int_equal(t->processes, 3);
+		assert_true(t->process[0].same_clock && t->process[0].count >= 10);
+		for (uint32_t i = 0; i < t->process[0].count; i++)
+			assert_int_equal(t->process[0].events[i].kind, BASE_TRACE_PASS);
+		for (uint32_t i = 1; i < 3; i++) {
+			struct engine_trace_process *p = &t->process[i];
+			assert_int_equal(p->count, FAKE_SPANS);
+			for (uint32_t k = 0; k < FAKE_SPANS; k++)
+				assert_int_equal(p->events[k].place, k);
+			assert_int_equal(p->lost, 7);
+			assert_string_equal(p->host, "node-a");
+			assert_false(p->same_clock); // of another boot
+		}
+		engine_trace_destroy(t);
+		assert_int_equal(engine_trace_take(b->engine, &t, &e), -ENOENT); // once
+	}
+	assert_int_equal(engine_trace_start(b->engine, 1, &e), 0); // over at once, and not taken: destroy has it
+	bench_destroy(b);
+}
+
+static void test_trace_of_lost_ranks(void **state)
+{
+	struct bench *b = bench_create();
+	struct engine_trace *t = NULL;
+	struct base_error e = {0};
+	start(b);
+	assert_int_equal(engine_trace_start(b->engine, 30 * SECOND, &e), 0);
+	atomic_store(&b->ranks.die_at, 5);
+	assert_int_equal(submit(b, make_request(b, 0, 20, 10)), 0);
+	wait_reader(&b->reader[0], 0);
+	assert_int_equal(b->reader[0].error.code, 0); // the request is none the worse
+	assert_int_equal(take_trace(b, &t), -ECANCELED);
+	assert_int_equal(engine_trace_start(b->engine, SECOND / 10, &e), 0); // the new ranks can be traced
+	assert_int_equal(take_trace(b, &t), 0);
+	engine_trace_destroy(t);
+	bench_destroy(b);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -883,6 +951,8 @@ int main(void)
 		cmocka_unit_test(test_restarts_that_fail),
 		cmocka_unit_test(test_bad_answers_are_a_lost_rank),
 		cmocka_unit_test(test_overhead),
+		cmocka_unit_test(test_trace),
+		cmocka_unit_test(test_trace_of_lost_ranks),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -24,6 +24,8 @@ static const struct rank_entry entries[] = {
 		.score_top = 20},
 };
 static const uint32_t tokens[] = {1, 2, 3, 4, 5}, blocks[] = {9, 8, 7, 0}, targets[] = {2, 3, 4};
+static const struct base_trace_event spans[] = {
+	{1, 2, 3, BASE_TRACE_MATMUL, 4}, {5, 5, 1ull << 40, BASE_TRACE_SEND, BASE_TRACE_COORDINATOR}};
 static const int32_t entry_status[] = {0, -EBADMSG};
 static const struct rank_output outputs[] = {
 	{.entry = 0, .result = {.token = 77, .logprob = -0.5f, .top_count = 1, .top = {{77, -0.5f}}}},
@@ -37,7 +39,8 @@ static struct rank_message sample(size_t i)
 	memset(&m, 0, sizeof m);
 	static const enum rank_message_type types[] = {RANK_MESSAGE_ASSIGN, RANK_MESSAGE_OPEN, RANK_MESSAGE_CLOSE,
 		RANK_MESSAGE_PASS, RANK_MESSAGE_STATS_REQUEST, RANK_MESSAGE_STOP, RANK_MESSAGE_PROGRESS,
-		RANK_MESSAGE_READY, RANK_MESSAGE_FAILED, RANK_MESSAGE_RESULT, RANK_MESSAGE_STATS, RANK_MESSAGE_HIDDEN};
+		RANK_MESSAGE_READY, RANK_MESSAGE_FAILED, RANK_MESSAGE_RESULT, RANK_MESSAGE_STATS, RANK_MESSAGE_HIDDEN,
+		RANK_MESSAGE_TRACE, RANK_MESSAGE_TRACE_PIECE};
 	m.type = i < sizeof types / sizeof types[0] ? types[i] : 0;
 	switch (m.type) {
 	case RANK_MESSAGE_ASSIGN:
@@ -112,6 +115,20 @@ static struct rank_message sample(size_t i)
 			m.result.outputs_count = 2;
 		}
 		break;
+	case RANK_MESSAGE_TRACE:
+		m.trace = (struct rank_trace){RANK_TRACE_READ, 1024};
+		break;
+	case RANK_MESSAGE_TRACE_PIECE:
+		m.trace_piece = (struct rank_trace_piece){.first = 1024,
+			.total = 1026,
+			.lost = 3,
+			.now_ns = 4,
+			.wall_ns = 5,
+			.boot = 6,
+			.host = "node-a",
+			.events_count = 2,
+			.events = spans};
+		break;
 	case RANK_MESSAGE_STATS:
 		m.stats = (struct rank_stats){.stream = {.read_bytes = 1, .read_latency_ns = 10, .inflight = 4},
 			.passes = 11,
@@ -147,7 +164,7 @@ static void test_round_trip(void **state)
 		assert_int_equal(rank_message_decode(room, (size_t)n + 4, scratch, &d, &e), -EBADMSG);
 		assert_non_null(strstr(e.message, rank_message_name(m.type)));
 	}
-	assert_int_equal(count, 12);
+	assert_int_equal(count, 14);
 	rank_message_scratch_destroy(scratch);
 }
 
@@ -192,6 +209,13 @@ static void test_fields(void **state)
 	m = decoded(10, scratch);
 	assert_int_equal(m.stats.embed_read_bytes, 14);
 	assert_int_equal(m.stats.stream.inflight, 4);
+	m = decoded(12, scratch);
+	assert_int_equal(m.trace.step, RANK_TRACE_READ);
+	assert_int_equal(m.trace.first, 1024);
+	m = decoded(13, scratch);
+	assert_int_equal(m.trace_piece.total, 1026);
+	assert_string_equal(m.trace_piece.host, "node-a");
+	assert_memory_equal(m.trace_piece.events, spans, sizeof spans);
 	rank_message_scratch_destroy(scratch);
 }
 
@@ -235,6 +259,22 @@ static void test_limits(void **state)
 	m = sample(9);
 	m.result.entries_count = 1; // an output names entry 1
 	refused(m);
+	m = sample(13);
+	struct base_trace_event span = spans[0];
+	m.trace_piece.events = &span;
+	m.trace_piece.events_count = 1;
+	assert_true(rank_message_encode(&m, room, sizeof room) > 0);
+	span.kind = BASE_TRACE_KINDS;
+	refused(m);
+	span = spans[0];
+	span.end_ns = 0;
+	refused(m);
+	m = sample(13);
+	m.trace_piece.total = 1025; // of which it has more
+	refused(m);
+	m = sample(13);
+	m.trace_piece.first = m.trace_piece.total = BASE_TRACE_EVENTS + 1;
+	refused(m);
 }
 
 /* A change of the format without another RANK_MESSAGE_VERSION would let two builds talk past each other: when this fails, count the
@@ -244,7 +284,7 @@ static void test_the_version_names_the_format(void **state)
 	static const struct {
 		uint32_t version;
 		uint64_t format;
-	} known = {3, 0x5d03f1dae139b7f3ull};
+	} known = {4, 0x9dc20b6adc5e7f57ull};
 	uint64_t h = 0xcbf29ce484222325ull;
 	struct rank_message m;
 	for (size_t i = 0; (m = sample(i)).type; i++) {

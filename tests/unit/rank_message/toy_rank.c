@@ -26,6 +26,7 @@ struct rank {
 	struct sample_params params[RANK_MAX_SEQUENCES];
 	uint32_t prompt_tokens[RANK_MAX_SEQUENCES];
 	struct rank_stats stats;
+	struct base_trace trace;
 };
 
 static void setting(const char *text, const char *name, int *value)
@@ -120,6 +121,7 @@ int rank_create(const struct rank_config *config, struct rank **ret_rank, struct
 	struct rank *r = calloc(1, sizeof *r);
 	r->config = *config;
 	r->set = set;
+	base_trace_init(&r->trace);
 	r->program.config.width = (uint32_t)set.width;
 	r->program.config.vocab = (uint32_t)set.vocab;
 	r->program.config.layers = (uint32_t)set.layers;
@@ -130,8 +132,10 @@ int rank_create(const struct rank_config *config, struct rank **ret_rank, struct
 
 void rank_destroy(struct rank *r)
 {
-	if (r)
-		free(r->kv);
+	if (!r)
+		return;
+	base_trace_finish(&r->trace);
+	free(r->kv);
 	free(r);
 }
 
@@ -275,6 +279,7 @@ int rank_run(struct rank *r, const struct rank_pass *pass, struct rank_pass_resu
 		}
 	}
 	free(row);
+	base_trace_end(&r->trace, base_trace_on(&r->trace) ? start : 0, BASE_TRACE_MATMUL, 0, 0);
 	result->total_ns = base_clock_now_ns() - start;
 	result->stall_ns = 0;
 	result->cold_bytes = (uint64_t)r->set.cold;
@@ -291,4 +296,9 @@ const float *rank_logits(const struct rank *r)
 void rank_get_stats(const struct rank *r, struct rank_stats *ret_stats)
 {
 	*ret_stats = r->stats;
+}
+
+struct base_trace *rank_trace(struct rank *r)
+{
+	return &r->trace;
 }

@@ -319,6 +319,44 @@ void engine_get_histograms(struct engine *e, struct engine_histograms *ret_histo
 		(struct engine_histograms){.time_to_first_token = {.count = 1, .buckets = {[3] = 1}, .sum = .009}};
 }
 
+/* A trace with a name that would break the file, spans that overlap and one of a host whose clock is far behind. */
+
+int engine_trace_start(struct engine *e, uint64_t duration_ns, struct base_error *error)
+{
+	return duration_ns > ENGINE_TRACE_MOST_NS ? base_error_set(error, -EINVAL, "duration: too long") : 0;
+}
+
+int engine_trace_take(struct engine *e, struct engine_trace **ret_trace, struct base_error *error)
+{
+	static const struct base_trace_event spans[] = {{5000, 9000, 1 << 20, BASE_TRACE_READ, 1},
+		{1000, 3000, 0, BASE_TRACE_MATMUL, 7}, {4000, 6500, 4096, BASE_TRACE_READ, UINT32_MAX},
+		{3000, 3500, 0, BASE_TRACE_NORM, 7}, {1000, 2000, 64, BASE_TRACE_SEND, BASE_TRACE_COORDINATOR}};
+	static atomic_uint asked;
+	if (atomic_fetch_add(&asked, 1) % 2 == 0)
+		return -EAGAIN;
+	struct engine_trace *t = calloc(1, sizeof(*t));
+	*t = (struct engine_trace){
+		.model = "a\"b\\c\n\x80", .started_ns = 1000, .stages = 1, .parts = 1, .processes = 2};
+	t->process[0].same_clock = true;
+	t->process[1] = (struct engine_trace_process){.host = "\t\"", .lost = 3, .ahead_ns = -(uint64_t)500};
+	t->process[1].count = FAKE_SPANS;
+	t->process[1].events = calloc(FAKE_SPANS, sizeof(spans[0]));
+	for (uint32_t i = 0; i < FAKE_SPANS; i++) {
+		t->process[1].events[i] = i < 5 ? spans[i] : spans[1];
+		t->process[1].events[i].start_ns += i < 5 ? 0 : i * 3000;
+		t->process[1].events[i].end_ns += i < 5 ? 0 : i * 3000;
+	}
+	*ret_trace = t;
+	return 0;
+}
+
+void engine_trace_destroy(struct engine_trace *t)
+{
+	for (uint32_t i = 0; t && i < t->processes; i++)
+		free(t->process[i].events);
+	free(t);
+}
+
 /* Server. */
 
 struct server *fake_server_create(const struct fake_options *o)

@@ -18,6 +18,7 @@
 #define FAKE_BOS 256u
 #define FAKE_EOS 257u
 #define FAKE_SPECIAL 258u
+#define FAKE_SPANS 5000u // of a trace: some chunks
 #define FAKE_RUNNING 64u
 
 struct fake_options {

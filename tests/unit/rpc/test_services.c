@@ -192,6 +192,59 @@ static void events_are_followed(void **state)
 	rpc_client_stream_close(stream);
 }
 
+/* The whole file, its text in *ret; free() it. */
+static void fetch_trace(struct fixture *f, char **ret_text)
+{
+	struct rpc_client_status s;
+	Thaw__Admin__V1__StopTraceRequest q = THAW__ADMIN__V1__STOP_TRACE_REQUEST__INIT;
+	size_t bytes = 0, chunks = 0;
+	char *text = calloc(1, 4 << 20);
+	struct rpc_client_stream *stream = fixture_stream(f->client, ADMIN "StopTrace", &q.base, FIXTURE_TIMEOUT_NS);
+	for (Thaw__Admin__V1__TraceChunk *m; (m = (Thaw__Admin__V1__TraceChunk *)fixture_next(
+						      stream, &thaw__admin__v1__trace_chunk__descriptor, &s));
+		chunks++) {
+		assert_true(bytes + m->data.len < 4 << 20);
+		memcpy(text + bytes, m->data.data, m->data.len);
+		bytes += m->data.len;
+		release(m);
+	}
+	assert_int_equal(s.code, 0);
+	assert_true(chunks > 5 && strlen(text) == bytes);
+	rpc_client_stream_close(stream);
+	*ret_text = text;
+}
+
+static void a_trace_is_a_file(void **state)
+{
+	struct fixture *f = *state;
+	struct rpc_client_status s;
+	Thaw__Admin__V1__StartTraceRequest q = THAW__ADMIN__V1__START_TRACE_REQUEST__INIT;
+	const ProtobufCMessageDescriptor *d = &thaw__admin__v1__start_trace_reply__descriptor;
+	q.duration_ns = 1ull << 60;
+	assert_null(fixture_call(f->client, ADMIN "StartTrace", &q.base, d, &s));
+	assert_string_equal(s.field, "duration_ns");
+	q.duration_ns = 0;
+	release(fixture_call(f->client, ADMIN "StartTrace", &q.base, d, &s));
+	assert_int_equal(s.code, 0);
+	char *text;
+	fetch_trace(f, &text);
+	static const char *const wanted[] = {
+		"\"model\":\"a\\u0022b\\u005cc\\u000a\\ufffd\"", // escaped
+		"\"rank 0: stage 0 on \\u0009\\u0022\"",
+		"\"labels\":\"3 older spans lost, aligned by wall clocks\"",
+		"\"name\":\"matmul\",\"cat\":\"compute\",\"ts\":-0.500,\"dur\":2.000,\"args\":{\"layer\":7}}",
+		"\"tid\":257,\"name\":\"read\",\"cat\":\"drive\",\"ts\":2.500,\"dur\":2.500,\"args\":{\"bytes\":4096}}",
+		"\"args\":{\"name\":\"drive 2\"}}", // the second read overlaps with it
+		"\"tid\":258,\"name\":\"read\",\"cat\":\"drive\",\"ts\":3.500,\"dur\":4.000,\"args\":{\"bytes\":"
+		"1048576,\"layer\":1}}",
+		"\"args\":{\"bytes\":64,\"peer\":\"coordinator\"}}",
+		"],\"spans_left_out\":0}\n",
+	};
+	for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++)
+		assert_true(strstr(text, wanted[i]) != NULL);
+	free(text);
+}
+
 static void the_log_level_is_set(void **state)
 {
 	struct fixture *f = *state;
@@ -336,6 +389,7 @@ int main(void)
 		CASE(load_reports_progress_until_ready_or_failed),
 		CASE(drain_waits_for_what_runs),
 		CASE(events_are_followed),
+		CASE(a_trace_is_a_file),
 		CASE(the_log_level_is_set),
 		CASE(the_configuration_is_read_again),
 		CASE(health_tells_live_from_ready),

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""thawctl trace of a fleet that generates: what a reader of the file counts on."""
+import collections
+import json
+import os
+import threading
+import unittest
+
+from thaw import Daemon
+
+
+def nanoseconds(microseconds):
+    return round(microseconds * 1000)
+
+
+class TraceTest(unittest.TestCase):
+    def daemon(self, *sets, width=256):
+        d = Daemon(sets)
+        self.addCleanup(d.close)
+        d.sets.append(f"models.0.path={d.make_model(width=width)}")
+        d.start().wait_ready()
+        return d
+
+    def trace(self, d, *more, while_generating=True):
+        done = threading.Event()
+
+        def generate():
+            while not done.is_set():
+                d.generate("the same words", 40)
+
+        busy = threading.Thread(target=generate)
+        if while_generating:
+            busy.start()
+        try:
+            p = d.ctl("trace", "-o", d.path("trace.json"), *more, json_output=False)
+        finally:
+            done.set()
+            if while_generating:
+                busy.join()
+        self.assertIn("ui.perfetto.dev", p.stderr)
+        with open(d.path("trace.json"), encoding="utf-8") as f:
+            return json.load(f)
+
+    def check(self, trace):
+        """Every event is of the format; spans of one thread do not overlap. Returns {process name: {track: spans}}."""
+        names, threads, spans = {}, {}, collections.defaultdict(list)
+        for e in trace["traceEvents"]:
+            self.assertIn(e["ph"], ("M", "X"))
+            if e["ph"] == "M" and e["name"] == "process_name":
+                names[e["pid"]] = e["args"]["name"]
+            elif e["ph"] == "M" and e["name"] == "thread_name":
+                threads[e["pid"], e["tid"]] = e["args"]["name"]
+            elif e["ph"] == "X":
+                self.assertIn((e["pid"], e["tid"]), threads)  # named before it is used
+                self.assertGreaterEqual(e["dur"], 0)
+                self.assertGreaterEqual(e["ts"], 0)
+                spans[e["pid"], e["tid"]].append(e)
+        self.assertEqual(len(names), len(set(names.values())))
+        for key, of_thread in spans.items():
+            of_thread.sort(key=lambda e: (nanoseconds(e["ts"]), nanoseconds(e["dur"])))
+            for a, b in zip(of_thread, of_thread[1:]):
+                self.assertLessEqual(nanoseconds(a["ts"]) + nanoseconds(a["dur"]), nanoseconds(b["ts"]), (threads[key], a, b))
+        tracks = {n: collections.defaultdict(list) for n in names.values()}
+        for (pid, tid), of_thread in spans.items():
+            tracks[names[pid]][threads[pid, tid].split(" ")[0]] += of_thread
+        return tracks
+
+    def test_every_rank_has_its_tracks(self):
+        """Two stages of two parts, weights on the drive."""
+        d = self.daemon("compute.stages=2", "compute.tensor=2", "memory.weights=17MiB", width=512)
+        tracks = self.check(self.trace(d))
+        ranks = {n: t for n, t in tracks.items() if n.startswith("rank ")}
+        self.assertEqual(sorted(n.split(" on ")[0] for n in ranks),
+                         [f"rank {2 * s + p}: stage {s} part {p}" for s in (0, 1) for p in (0, 1)])
+        for name, t in ranks.items():
+            for track in ("compute", "drive", "link"):
+                self.assertTrue(t[track], f"{name} has no {track}")
+            self.assertLessEqual({"matmul", "attend", "norm"}, {e["name"] for e in t["compute"]})
+            self.assertIn("allreduce", {e["name"] for e in t["link"]})
+            layers = {e["args"]["layer"] for e in t["compute"] if "layer" in e["args"]}
+            self.assertEqual(layers, set(range(0, 4)) if "stage 0" in name else set(range(4, 8)))
+            self.assertTrue(all(e["args"]["bytes"] > 0 for e in t["drive"]))
+        # rows go from stage to stage
+        self.assertIn("rank 0", {e["args"]["peer"] for e in next(t for n, t in ranks.items() if "rank 2" in n)["link"]})
+        passes = tracks["engine of tiny on " + os.uname().nodename]["passes"]
+        self.assertTrue(passes)
+        numbers = [e["args"]["pass"] for e in sorted(passes, key=lambda e: e["ts"])]
+        self.assertEqual(numbers, list(range(numbers[0], numbers[0] + len(numbers))))
+        self.assertEqual(d.stop(), 0)
+
+    def test_one_rank_and_idle(self):
+        """An idle model has little to tell, but a whole file; then another trace; two at once are refused."""
+        d = self.daemon()
+        self.check(self.trace(d, "--seconds", "0.2", "tiny", while_generating=False))
+        self.assertTrue(self.check(self.trace(d, "--seconds", "0.3")))
+        two = [d.popen("trace", "-o", d.path(f"{i}.json"), "--seconds", "3") for i in range(2)]
+        ended = [(p.communicate(timeout=30)[1], p.returncode, i) for i, p in enumerate(two)]
+        good = next(i for text, code, i in ended if code == 0)
+        refused, text = next((i, text) for text, code, i in ended if code == 1)
+        self.assertIn("is being traced", text)
+        self.assertFalse(os.path.exists(d.path(f"{refused}.json")))
+        with open(d.path(f"{good}.json"), encoding="utf-8") as f:
+            self.check(json.load(f))
+        self.assertEqual(d.ctl("trace", "nobody", check=False, json_output=False).returncode, 4)
+        self.assertEqual(d.ctl("trace", "--seconds", "61", check=False, json_output=False).returncode, 2)
+        p = d.ctl("trace", "-o", "/proc/none/here", check=False, json_output=False)
+        self.assertIn("/proc/none/here", p.stderr)
+        self.assertEqual(p.returncode, 1)
+        self.assertEqual(d.stop(), 0)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
