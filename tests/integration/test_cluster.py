@@ -9,11 +9,14 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 import unittest
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+import netns  # noqa: E402
 from thaw import Daemon, THAWCTL, wait_for
 
 MODEL = os.environ.get("THAW_TEST_MODEL")
@@ -28,7 +31,8 @@ def free_port():
 class Cluster:
     """A CA, and nodes that are Daemons. Node 0 coordinates."""
 
-    def __init__(self, role="both"):
+    def __init__(self, role="both", hosts=None):
+        self.hosts = hosts  # network namespaces, one for each node
         self.folder = tempfile.mkdtemp(prefix="thaw-cl-")
         self.port = free_port()
         self.role = role
@@ -40,15 +44,18 @@ class Cluster:
 
     def node(self, name, *sets, certificate=None, worker=None):
         certificate = certificate or name
+        place = len(self.nodes)
+        own, head = [self.hosts.address(i) if self.hosts else "127.0.0.1" for i in (place, 0)]
         if not os.path.exists(f"{self.folder}/{certificate}.crt"):
-            self.pki("node", certificate, "--address", "127.0.0.1")
+            self.pki("node", certificate, "--address", own)
         worker = bool(self.nodes) if worker is None else worker
         d = Daemon(["cluster.name=lab", f"cluster.node={name}", f"cluster.tls_ca={self.folder}/ca.crt",
                     f"cluster.tls_cert={self.folder}/{certificate}.crt", f"cluster.tls_key={self.folder}/{certificate}.key",
                     "memory.weights=8MiB", "memory.kv=8MiB"]
-                   + ([f"cluster.join=127.0.0.1:{self.port}", "cluster.role=worker"] if worker else
-                      [f"cluster.listen=127.0.0.1:{self.port}", f"cluster.role={self.role}", "cluster.device_map=balanced"])
+                   + ([f"cluster.join={head}:{self.port}", "cluster.role=worker"] if worker else
+                      [f"cluster.listen={head}:{self.port}", f"cluster.role={self.role}", "cluster.device_map=balanced"])
                    + list(sets))
+        d.prefix = self.hosts.command(place, []) if self.hosts else []
         self.nodes.append(d)
         return d
 
@@ -59,7 +66,7 @@ class Cluster:
         for i in range(1, count + (self.role == "coordinator")):
             self.node("abcd"[i], *sets)
         for d in self.nodes:
-            d.start()
+            d.start(env={"UCX_TLS": "tcp,self"} if self.hosts else None)
         return a.wait_ready()
 
     def shown(self):
@@ -198,6 +205,24 @@ class Fleet(unittest.TestCase):
         self.assertEqual(a.ctl("drain", "zebra", check=False).returncode, 4)
         a.ctl("undrain", "b")
         wait_for("work on the node", lambda: c.working() == {"a", "b"})
+        self.assertEqual(self.eight(a, 60), want)
+
+    @unittest.skipIf(netns.why_not(), netns.why_not())
+    def test_hosts_that_fall_silent(self):
+        """Three hosts (namespaces): the tokens of one; one of them is cut off in 8 streams, and then comes back."""
+        want = self.eight(self.alone("memory.weights=12MiB"), 60)
+        hosts = netns.Hosts(3)
+        self.addCleanup(hosts.close)
+        c = self.cluster("both", hosts)
+        a = c.start(3)
+        self.assertEqual(len(c.working()), 3)
+        self.assertEqual(self.eight(a, 60), want)
+        self.assertEqual(self.eight(a, 60, lambda: hosts.blackhole(1)), want)
+        self.assertEqual(c.working(), {"a", "c"})
+        self.assertIn("no heartbeat for 2", a.log())
+        wait_for("the other end to notice", lambda: "it is silent" in c.nodes[1].log(), 10)
+        hosts.unblackhole(1)
+        wait_for("all three at work", lambda: len(c.working()) == 3)
         self.assertEqual(self.eight(a, 60), want)
 
     def test_who_may_not_join(self):
