@@ -81,6 +81,25 @@ static int check_host_port(const char *key, const char *text, bool *ret_loopback
 	return 0;
 }
 
+/* Several, with commas between. ret_loopback: all of them are. */
+static int check_host_ports(const char *key, const char *list, bool *ret_loopback, struct base_error *e)
+{
+	char one[CONFIG_TEXT_BYTES];
+	bool loopback;
+	*ret_loopback = true;
+	for (const char *at = list;; at++) {
+		size_t n = strcspn(at, ",");
+		snprintf(one, sizeof one, "%.*s", (int)n, at);
+		int r = check_host_port(key, one, &loopback, e);
+		if (r < 0)
+			return r;
+		*ret_loopback = *ret_loopback && loopback;
+		at += n;
+		if (!*at)
+			return 0;
+	}
+}
+
 static int check_unix(const char *key, const char *text, struct base_error *e)
 {
 	static const char scheme[] = "unix:";
@@ -140,7 +159,6 @@ static int check_etcd(const struct config *c, struct base_error *e)
 {
 	bool any = c->cluster.etcd_tls_cert[0] || c->cluster.etcd_tls_key[0] || c->cluster.etcd_tls_ca[0];
 	bool all = c->cluster.etcd_tls_cert[0] && c->cluster.etcd_tls_key[0] && c->cluster.etcd_tls_ca[0];
-	char endpoint[CONFIG_TEXT_BYTES];
 	bool etcd = strcmp(c->cluster.state, "etcd") == 0;
 	if (!etcd && c->cluster.etcd[0])
 		return base_error_set(e, -EINVAL, "cluster.etcd: is set, and cluster.state is %s", c->cluster.state);
@@ -151,23 +169,13 @@ static int check_etcd(const struct config *c, struct base_error *e)
 	if (any && !all)
 		return base_error_set(
 			e, -EINVAL, "cluster.etcd_tls_cert: etcd_tls_cert, etcd_tls_key and etcd_tls_ca go together");
-	for (const char *at = c->cluster.etcd;; at++) {
-		bool loopback;
-		size_t n = strcspn(at, ",");
-		memcpy(endpoint, at, n);
-		endpoint[n] = '\0';
-		int r = check_host_port("cluster.etcd", endpoint, &loopback, e);
-		if (r < 0)
-			return r;
-		if (!loopback && !all)
-			return base_error_set(e, -EINVAL,
-				"cluster.etcd: %.200s is on another host: set etcd_tls_cert, etcd_tls_key and "
-				"etcd_tls_ca",
-				endpoint);
-		at += n;
-		if (!*at)
-			return 0;
-	}
+	bool loopback;
+	int r = check_host_ports("cluster.etcd", c->cluster.etcd, &loopback, e);
+	if (r == 0 && !loopback && !all)
+		return base_error_set(e, -EINVAL,
+			"cluster.etcd: %.200s is not all on this host: set etcd_tls_cert, etcd_tls_key and etcd_tls_ca",
+			c->cluster.etcd);
+	return r;
 }
 
 static int check_cluster(const struct config *c, struct base_error *e)
@@ -189,14 +197,15 @@ static int check_cluster(const struct config *c, struct base_error *e)
 	if (r == 0 && c->cluster.listen[0])
 		r = check_host_port("cluster.listen", c->cluster.listen, &loopback, e);
 	if (r == 0 && c->cluster.join[0])
-		r = check_host_port("cluster.join", c->cluster.join, &loopback, e);
+		r = check_host_ports("cluster.join", c->cluster.join, &loopback, e);
 	if (r == 0 && cluster_role_coordinates(role))
 		r = check_etcd(c, e);
 	if (r < 0)
 		return r;
 	if (cluster_role_coordinates(role) != (c->cluster.listen[0] != '\0'))
 		return base_error_set(e, -EINVAL, "cluster.listen: a coordinator needs it, and nobody else has it");
-	if ((role == CLUSTER_ROLE_WORKER) != (c->cluster.join[0] != '\0'))
+	bool others = role == CLUSTER_ROLE_BOTH && strcmp(c->cluster.state, "etcd") == 0; // may coordinate instead
+	if ((role == CLUSTER_ROLE_WORKER) != (c->cluster.join[0] != '\0') && !others)
 		return base_error_set(e, -EINVAL, "cluster.join: a worker needs it, and nobody else has it");
 	if (!c->cluster.tls_cert[0] || !c->cluster.tls_key[0] || !c->cluster.tls_ca[0])
 		return base_error_set(e, -EINVAL,

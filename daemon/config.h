@@ -39,7 +39,7 @@ struct config {
 		char name[64]; // of the cluster
 		char node[64]; // this node's name in it; "": the host's
 		char listen[CONFIG_TEXT_BYTES]; // coordinator: HOST:PORT for nodes
-		char join[CONFIG_TEXT_BYTES]; // worker: the coordinator's HOST:PORT
+		char join[CONFIG_TEXT_BYTES]; // worker: HOST:PORT of the coordinators, with commas between
 		char address[256]; // of this node, for the other nodes' data; "": the one that it joins with
 		char tls_cert[CONFIG_TEXT_BYTES], tls_key[CONFIG_TEXT_BYTES], tls_ca[CONFIG_TEXT_BYTES];
 		char device_map[16]; // auto, balanced, sequential

@@ -62,7 +62,7 @@ const struct config_key config_keys[] = {
 	{.path = "cluster.listen", .type = CONFIG_TYPE_TEXT, AT(cluster.listen), .value = "",
 		.help = "Coordinator: HOST:PORT where nodes join, over mutual TLS."},
 	{.path = "cluster.join", .type = CONFIG_TYPE_TEXT, AT(cluster.join), .value = "",
-		.help = "Worker: HOST:PORT of the coordinator."},
+		.help = "Worker: HOST:PORT of the coordinator; of all of them, with commas between, where some stand by."},
 	{.path = "cluster.address", .type = CONFIG_TYPE_TEXT, AT(cluster.address), .value = "",
 		.help = "IP address or host name of this node for the data of other nodes. Default: the one it joins with."},
 	{.path = "cluster.tls_cert", .type = CONFIG_TYPE_TEXT, AT(cluster.tls_cert), .value = "",

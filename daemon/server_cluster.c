@@ -90,11 +90,14 @@ static uint64_t on_memory(void *context, const pid_t *pids, uint32_t count)
 static int start_worker(struct server *s, struct base_error *e)
 {
 	const struct config *c = &s->config;
+	bool both = c->cluster.listen[0];
+	snprintf(s->join, sizeof s->join, "%s%s%s", both ? c->listen.grpc : "", both && c->cluster.join[0] ? "," : "",
+		c->cluster.join);
 	const struct cluster_worker_config w = {
 		.cluster = c->cluster.name,
 		.node = c->cluster.node,
 		.version = THAW_VERSION,
-		.join = c->cluster.join[0] ? c->cluster.join : c->listen.grpc,
+		.join = s->join,
 		.tls = {.ca = c->cluster.tls_ca, .cert = c->cluster.tls_cert, .key = c->cluster.tls_key},
 		.address = c->cluster.address,
 		.store_path = c->store.path,

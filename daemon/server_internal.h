@@ -62,6 +62,7 @@ struct server {
 	char rank_path[512];
 	char drive[64]; // of the store
 	struct cluster_coordinator *coordinator; // NULL: none
+	char join[2 * CONFIG_TEXT_BYTES]; // of the worker: this node's socket, other coordinators
 	struct cluster_worker *worker; // lock; NULL: none
 	int lock_fd; // of the store
 	uint64_t started_wall_ns;

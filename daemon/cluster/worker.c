@@ -19,7 +19,11 @@
 #define ACCEPT_NS (10 * BASE_NS_PER_SECOND)
 #define RETRY_FIRST_NS (100 * 1000000ull)
 #define RETRY_MOST_NS (2 * BASE_NS_PER_SECOND)
+#define RETRY_SEVERAL_NS                                                                                               \
+	(250 * 1000000ull) // the most between rounds over several coordinators: one takes over within seconds
 #define MEMORY_NS BASE_NS_PER_SECOND
+#define TOLD_FAILURES 4u
+#define TOLD_EVERY 101u // not a multiple of the ways that people have
 #define WAKES_NS (250 * 1000000ull) // the longest wait without a look around
 #define PROGRESS_SHARE 100u // of the bytes: told when that much more is done
 
@@ -345,7 +349,7 @@ static int find_address(struct cluster_worker *w, struct base_error *e)
 		snprintf(w->address, sizeof w->address, "%s", w->config.address);
 		return 0;
 	}
-	int status = base_address_parse(w->config.join, &a, e);
+	int status = base_address_parse(w->join, &a, e);
 	if (!status)
 		status = cluster_resolve_own(a.host, own, e);
 	if (!status)
@@ -358,7 +362,7 @@ static int check_coordinator(struct cluster_worker *w, struct rpc_client_stream 
 {
 	char uri[CLUSTER_URI_BYTES];
 	struct cluster_identity i = {0};
-	if (strncmp(w->config.join, "unix:", 5) == 0)
+	if (strncmp(w->join, "unix:", 5) == 0)
 		return 0;
 	for (uint32_t n = 0; rpc_client_stream_uri(s, n, uri, sizeof uri) == 0; n++) {
 		if (cluster_identity_parse(uri, strlen(uri), &i) == 0)
@@ -367,19 +371,21 @@ static int check_coordinator(struct cluster_worker *w, struct rpc_client_stream 
 	if (strcmp(i.cluster, w->config.cluster) == 0 && cluster_role_coordinates(i.role))
 		return 0;
 	return base_error_set(e, -EPERM,
-		"%s has the certificate of %s, role %s, cluster %s: that is not this cluster's coordinator",
-		w->config.join, i.name[0] ? i.name : "no node", cluster_role_name(i.role), i.cluster);
+		"%s has the certificate of %s, role %s, cluster %s: that is not this cluster's coordinator", w->join,
+		i.name[0] ? i.name : "no node", cluster_role_name(i.role), i.cluster);
 }
 
 static void set_why(struct cluster_worker *w, const char *why)
 {
+	bool several = strchr(w->config.join, ',') != NULL;
 	pthread_mutex_lock(&w->lock);
 	bool fresh = strcmp(w->status.why, why) != 0;
 	snprintf(w->status.why, sizeof w->status.why, "%.250s", why);
 	w->status.joined = false;
 	pthread_mutex_unlock(&w->lock);
-	if (fresh && why[0])
-		emit(w, "warning", "not_joined", "coordinator %s: %s", w->config.join, why);
+	/* Of several each says another thing, again and again: the first round is told, and then one line in a while. */
+	if (fresh && why[0] && (!several || w->failures < TOLD_FAILURES || w->failures % TOLD_EVERY == 0))
+		emit(w, "warning", "not_joined", "coordinator %s: %s", w->join, why);
 }
 
 /* Until the connection ends, or w->stop. True: it had joined. */
@@ -441,12 +447,12 @@ static bool connect_once(struct cluster_worker *w)
 	struct rpc_client *client;
 	struct rpc_client_stream *stream;
 	struct base_error e = {0};
-	bool local = strncmp(w->config.join, "unix:", 5) == 0;
+	bool local = strncmp(w->join, "unix:", 5) == 0;
 	int status = local ? 0 : find_address(w, &e);
 	if (local)
 		snprintf(w->address, sizeof w->address, "%s", w->config.address);
 	if (!status)
-		status = rpc_client_create(w->config.join, local ? NULL : &w->config.tls, &client, &e);
+		status = rpc_client_create(w->join, local ? NULL : &w->config.tls, &client, &e);
 	if (status) {
 		set_why(w, base_error_text(&e));
 		return false;
@@ -467,19 +473,38 @@ static bool connect_once(struct cluster_worker *w)
 	return joined;
 }
 
+/* The next way in. True: it is the first of the list. */
+static bool choose_way(struct cluster_worker *w)
+{
+	const char *list = w->config.join;
+	bool first = !list[w->join_at];
+	if (first)
+		w->join_at = 0;
+	first = first || !w->join_at;
+	size_t n = strcspn(list + w->join_at, ",");
+	snprintf(w->join, sizeof w->join, "%.*s", (int)n, list + w->join_at);
+	w->join_at += n;
+	w->join_at += list[w->join_at] == ',';
+	return first;
+}
+
 static void *worker_thread(void *argument)
 {
 	struct cluster_worker *w = argument;
-	uint64_t retry = RETRY_FIRST_NS;
+	uint64_t retry = 0, most = strchr(w->config.join, ',') ? RETRY_SEVERAL_NS : RETRY_MOST_NS;
 	pthread_setname_np(pthread_self(), "worker");
 	w->config.probe(w->config.context, "", &w->bandwidths, NULL);
 	while (!atomic_load(&w->stop)) {
+		uint64_t until = base_clock_now_ns() + (choose_way(w) ? retry : 0);
+		while (!atomic_load(&w->stop) && base_clock_now_ns() < until)
+			nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+		if (atomic_load(&w->stop))
+			break;
 		bool joined = connect_once(w);
 		collect(w, true);
-		retry = joined ? RETRY_FIRST_NS : retry * 2 < RETRY_MOST_NS ? retry * 2 : RETRY_MOST_NS;
-		for (uint64_t until = base_clock_now_ns() + retry;
-			!atomic_load(&w->stop) && base_clock_now_ns() < until;)
-			nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+		w->failures = joined ? 0 : w->failures + 1;
+		retry = joined ? RETRY_FIRST_NS : retry * 2 < most ? retry * 2 : most;
+		retry = retry > RETRY_FIRST_NS ? retry : RETRY_FIRST_NS;
 	}
 	return NULL;
 }

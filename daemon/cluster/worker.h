@@ -21,7 +21,9 @@
 
 struct cluster_worker_config {
 	const char *cluster, *node, *version;
-	const char *join; // HOST:PORT, or unix:PATH of the coordinator in this process
+	/* HOST:PORT, or unix:PATH of the coordinator in this process; several with commas between where some stand by: they are tried
+	 * in turn. */
+	const char *join;
 	struct rpc_client_tls tls; // for HOST:PORT
 	const char *address; // where other nodes reach this one; "": the way to the coordinator
 	const char *store_path, *sources, *rank_path;

@@ -9,6 +9,8 @@
 #include "daemon/cluster/worker.h"
 #include "daemon/supervisor.h"
 
+#define CLUSTER_WAY_BYTES 288u // HOST:PORT or unix:PATH
+
 /* PREPARING -> PREPARED -> STARTING -> RUNNING -> ENDED; any -> FAILED. The thread ends after `release`. */
 enum task_state { TASK_PREPARING, TASK_PREPARED, TASK_STARTING, TASK_RUNNING, TASK_ENDED, TASK_FAILED };
 
@@ -46,6 +48,9 @@ struct cluster_worker {
 	/* The thread's: */
 	uint64_t epoch, lost_ns, heartbeat_ns, beats, next_beat_ns, next_memory_ns, memory_bytes;
 	char address[CLUSTER_HOST_BYTES];
+	char join[CLUSTER_WAY_BYTES]; // of config.join, the way that is tried
+	size_t join_at; // where the next one begins
+	uint32_t failures; // ways that failed since it was joined last
 	struct topology_bandwidths bandwidths;
 };
 

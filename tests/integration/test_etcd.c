@@ -307,18 +307,24 @@ static void etcd_hangs(void **state)
 	struct cluster_claim claim;
 	struct base_error e = {0};
 	static struct cluster_record r = {.cluster = "lab", .coordinator = "a", .epoch = 71};
-	struct cluster_state *s = open_as("a");
+	struct cluster_state *s = open_as("a"), *spare;
 	expect(s, CLUSTER_CLAIM_HELD, 5000 * MS, NULL);
+	spare = open_as("spare");
+	expect(spare, CLUSTER_CLAIM_OTHER, 5000 * MS, NULL);
 	kill(w.pid, SIGSTOP);
 	uint64_t started = base_clock_now_ns();
 	int status = etcd_state_ops.write(s, &r, &e);
 	uint64_t took = base_clock_now_ns() - started;
 	expect(s, CLUSTER_CLAIM_DOUBT, LEASE_NS + 500 * MS, &claim);
+	rest(2 * LEASE_NS); // the lease is over, and etcd sees that as soon as it goes on
 	kill(w.pid, SIGCONT);
 	assert_int_equal(status, -ETIMEDOUT);
 	assert_true(took < 1500 * MS);
-	expect(s, CLUSTER_CLAIM_HELD, 10000 * MS, &claim);
+	expect(s, CLUSTER_CLAIM_HELD, 10000 * MS, &claim); // and not the spare one, which waits a while
+	expect(spare, CLUSTER_CLAIM_OTHER, 5000 * MS, &claim);
+	assert_string_equal(claim.holder, "a");
 	write_epoch(s, "a", 72);
+	etcd_state_ops.close(spare);
 	etcd_state_ops.close(s);
 }
 

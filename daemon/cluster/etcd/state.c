@@ -36,6 +36,8 @@ struct etcd_state {
 	int64_t lease, revision; // lease 0: none
 	bool listed; // key_member is under this lease
 	uint64_t kept_ns, lease_until_ns; // when the lease was asked to live on, and how long it does
+	bool away; // etcd was, at the last look
+	uint64_t hold_off_ns; // until then the claim is left to who had it before etcd was away
 
 	pthread_mutex_t lock;
 	struct cluster_claim claim; // DOUBT is not in here: it comes with time
@@ -175,10 +177,20 @@ static int look(struct etcd_state *s, struct base_error *e)
 	struct etcd_value v = {0};
 	struct cluster_claim claim = {0};
 	int status = etcd_get(s->keeper, s->key_coordinator, &v, &s->revision, e);
-	if (status == -ENOENT)
-		return try_to_take(s, e);
-	if (status)
+	if (status && status != -ENOENT)
 		return status;
+	/* An etcd that was away for longer than a lease has dropped the claim of a coordinator that is in good health: it comes back for
+	 * it at once, and taking it first would end the requests that run there. */
+	bool mine = s->claim.kind == CLUSTER_CLAIM_HELD;
+	if (s->away && !mine)
+		s->hold_off_ns = base_clock_now_ns() + s->lease_ns + RETRY_MOST_NS;
+	s->away = false;
+	if (status && (mine || base_clock_now_ns() >= s->hold_off_ns))
+		return try_to_take(s, e);
+	if (status) {
+		set_claim(s, &claim); // nobody's, as far as is known
+		return 0;
+	}
 	if (v.lease == s->lease) {
 		claim.kind = CLUSTER_CLAIM_HELD;
 		claim.term = (uint64_t)v.create_revision;
@@ -229,6 +241,7 @@ static void *keeper_thread(void *argument)
 			continue;
 		}
 		set_why(s, base_error_text(&e));
+		s->away = true;
 		s->kept_ns = 0; // whether the lease lived through this is to be asked first
 		pause_ns(s, retry);
 		retry = retry * 2 < RETRY_MOST_NS ? retry * 2 : RETRY_MOST_NS;

@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a coordinator does with its claim, over a state whose claim the test turns: two coordinators over one record.
+#include "tests/lib/testing.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "daemon/cluster/coordinator.h"
+
+#define MS 1000000ull
+
+struct fake_state {
+	struct cluster_state state;
+	const char *who;
+};
+
+static struct {
+	pthread_mutex_t lock;
+	struct cluster_record record;
+	_Atomic bool written;
+	const char *holder; // who has the claim
+	uint64_t term;
+	const char *away; // from whom the state is away: it is in doubt
+	int read_error;
+	char events[16384];
+} world;
+
+static void fake_close(struct cluster_state *s)
+{
+}
+
+static int fake_read(struct cluster_state *s, struct cluster_record *ret_record, struct base_error *e)
+{
+	pthread_mutex_lock(&world.lock);
+	int status = world.read_error ? world.read_error : world.written ? 0 : -ENOENT;
+	if (!status)
+		*ret_record = world.record;
+	pthread_mutex_unlock(&world.lock);
+	return status ? base_error_set(e, status, "fake: no record") : 0;
+}
+
+static void claim_of(const struct fake_state *f, struct cluster_claim *ret)
+{
+	*ret = (struct cluster_claim){.kind = CLUSTER_CLAIM_NONE, .term = world.term};
+	bool away = world.away && strcmp(world.away, f->who) == 0;
+	if (away)
+		snprintf(ret->why, sizeof ret->why, "etcd 1.2.3.4:5: no answer");
+	if (world.holder && strcmp(world.holder, f->who) == 0) {
+		ret->kind = away ? CLUSTER_CLAIM_DOUBT : CLUSTER_CLAIM_HELD;
+	} else if (world.holder) {
+		ret->kind = CLUSTER_CLAIM_OTHER;
+		snprintf(ret->holder, sizeof ret->holder, "%s", world.holder);
+		snprintf(ret->address, sizeof ret->address, "10.0.0.1:50152");
+	}
+}
+
+static void fake_claim(struct cluster_state *s, struct cluster_claim *ret)
+{
+	pthread_mutex_lock(&world.lock);
+	claim_of(base_container_of(s, struct fake_state, state), ret);
+	pthread_mutex_unlock(&world.lock);
+}
+
+static int fake_write(struct cluster_state *s, const struct cluster_record *record, struct base_error *e)
+{
+	struct cluster_claim claim;
+	pthread_mutex_lock(&world.lock);
+	claim_of(base_container_of(s, struct fake_state, state), &claim);
+	bool held = claim.kind == CLUSTER_CLAIM_HELD;
+	if (held) {
+		world.record = *record;
+		world.written = true;
+	}
+	pthread_mutex_unlock(&world.lock);
+	return held ? 0 : base_error_set(e, -ESTALE, "the claim is not held");
+}
+
+static const struct cluster_state_ops fake_ops = {
+	.name = "fake", .close = fake_close, .read = fake_read, .write = fake_write, .claim = fake_claim};
+
+static void on_event(void *context, const char *severity, const char *kind, const char *model, const char *text)
+{
+	pthread_mutex_lock(&world.lock);
+	size_t n = strlen(world.events);
+	snprintf(world.events + n, sizeof world.events - n, "%s %s: %s\n", (const char *)context, kind, text);
+	pthread_mutex_unlock(&world.lock);
+}
+
+static void expect_event(const char *text)
+{
+	for (int i = 0; i < 1000; i++) {
+		pthread_mutex_lock(&world.lock);
+		bool found = strstr(world.events, text) != NULL;
+		pthread_mutex_unlock(&world.lock);
+		if (found)
+			return;
+		nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+	}
+	fail_msg("no event has \"%s\":\n%s", text, world.events);
+}
+
+static void turn(const char *holder, const char *away, bool fresh)
+{
+	pthread_mutex_lock(&world.lock);
+	world.holder = holder;
+	world.away = away;
+	world.term += fresh;
+	pthread_mutex_unlock(&world.lock);
+}
+
+/* ---- a coordinator with one node and one model ---- */
+
+struct side {
+	struct fake_state state;
+	struct cluster_coordinator *coordinator;
+	struct cluster_session *session;
+	struct cluster_fleet *fleet;
+	uint32_t plans, messages[16]; // of the session, by their case
+	struct base_error why;
+};
+
+static int on_plan(void *context, const struct cluster_view *view, struct cluster_plan *ret_plan, struct base_error *e)
+{
+	struct side *s = context;
+	s->plans++;
+	ret_plan->stages_count = 1;
+	ret_plan->stages[0].node = 0;
+	ret_plan->stages[0].slice = (struct cluster_slice){.layers = 4, .tp_size = 1};
+	return 0;
+}
+
+static int on_listen(void *context, struct cluster_member *ret_self, struct base_error *e)
+{
+	*ret_self = (struct cluster_member){.host = "127.0.0.1", .port = 1};
+	return 0;
+}
+
+static void on_regather(void *context, const char *why)
+{
+}
+
+static void on_broken(void *context)
+{
+}
+
+static void side_open(struct side *s, const char *who)
+{
+	struct base_error e = {0};
+	*s = (struct side){.state = {.state.ops = &fake_ops, .who = who}};
+	const struct cluster_coordinator_config c = {.cluster = "lab",
+		.node = who,
+		.version = "1",
+		.host = "127.0.0.1",
+		.nodes = 1,
+		.heartbeat_ns = 50 * MS,
+		.lost_ns = 60000 * MS,
+		.return_ns = 1,
+		.events = {on_event, (void *)who}};
+	const struct cluster_fleet_config f = {.model = "m",
+		.path = "/m.gguf",
+		.plan = on_plan,
+		.listen = on_listen,
+		.regather = on_regather,
+		.broken = on_broken,
+		.context = s};
+	if (cluster_coordinator_create(&c, &s->state.state, &s->coordinator, &e) ||
+		cluster_fleet_create(s->coordinator, &f, &s->fleet, &e))
+		fail_msg("%s", base_error_text(&e));
+}
+
+static void side_close(struct side *s)
+{
+	cluster_session_close(s->session);
+	cluster_fleet_destroy(s->fleet);
+	cluster_coordinator_destroy(s->coordinator);
+}
+
+static void wake(void *context)
+{
+}
+
+/* The node of that name, over its unix socket. */
+static int side_join(struct side *s)
+{
+	static struct cluster_register_message m;
+	static struct cluster_facts f;
+	cluster_session_close(s->session);
+	f = (struct cluster_facts){.version = "1", .cluster = "lab", .cpus = 2, .wall_ns = base_clock_wall_ns()};
+	snprintf(f.node, sizeof f.node, "%s", s->state.who);
+	f.incarnation = base_clock_now_ns();
+	cluster_fill_register(&f, &m);
+	assert_int_equal(cluster_session_open(s->coordinator, NULL, wake, NULL, &s->session, NULL), 0);
+	memset(&s->why, 0, sizeof s->why);
+	return cluster_session_message(s->session, &m.message, &s->why);
+}
+
+/* What the coordinator has sent: 1 if the session goes on. */
+static int side_read(struct side *s)
+{
+	uint8_t *data;
+	size_t bytes;
+	int status;
+	while ((status = cluster_session_next(s->session, &data, &bytes, &s->why)) == 1) {
+		Thaw__Node__V1__CoordinatorMessage *m = thaw__node__v1__coordinator_message__unpack(NULL, bytes, data);
+		s->messages[m->what_case]++;
+		thaw__node__v1__coordinator_message__free_unpacked(m, NULL);
+		free(data);
+	}
+	return status;
+}
+
+static int side_gather(struct side *s)
+{
+	static struct cluster_group g;
+	memset(&s->why, 0, sizeof s->why);
+	return cluster_fleet_gather(s->fleet, &g, &s->why);
+}
+
+static uint32_t assigns(struct side *s)
+{
+	side_read(s);
+	return s->messages[THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_ASSIGN];
+}
+
+static int setup(void **state)
+{
+	memset(&world, 0, sizeof world);
+	pthread_mutex_init(&world.lock, NULL);
+	world.holder = "a";
+	world.term = 1;
+	return 0;
+}
+
+/* ---- tests ---- */
+
+static void who_stands_by_takes_nobody_and_plans_nothing(void **state)
+{
+	struct side a, b;
+	side_open(&a, "a");
+	side_open(&b, "b");
+	expect_event("b coordinator_standby: node a at 10.0.0.1:50152 coordinates cluster lab; this one stands by");
+	assert_int_equal(side_join(&b), -EHOSTDOWN);
+	assert_non_null(strstr(b.why.message, "node a (10.0.0.1:50152) coordinates cluster lab"));
+	assert_int_equal(side_gather(&b), -EAGAIN);
+	assert_non_null(strstr(b.why.message, "this one stands by"));
+	assert_int_equal(cluster_fleet_try(b.fleet, &b.why), -EAGAIN);
+	assert_int_equal(b.plans, 0);
+	assert_int_equal(side_join(&a), 0);
+	assert_int_equal(side_gather(&a), -EAGAIN); // the node prepares
+	assert_int_equal(assigns(&a), 1);
+	side_close(&b);
+	side_close(&a);
+}
+
+static void doubt_keeps_what_runs_and_begins_nothing(void **state)
+{
+	struct side a;
+	side_open(&a, "a");
+	assert_int_equal(side_join(&a), 0);
+	turn("a", "a", false);
+	expect_event("a coordinator_doubt");
+	assert_int_equal(side_gather(&a), -EAGAIN);
+	assert_non_null(strstr(a.why.message, "etcd 1.2.3.4:5: no answer"));
+	assert_int_equal(a.plans, 0);
+	assert_int_equal(side_read(&a), 0); // the node's session goes on
+	assert_true(a.messages[THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_HEARTBEAT] > 0);
+	struct cluster_session *first = a.session;
+	a.session = NULL;
+	assert_int_equal(side_join(&a), -EHOSTDOWN); // but nobody comes in
+	cluster_session_close(a.session);
+	a.session = first;
+	turn("a", NULL, false);
+	expect_event("can be reached again");
+	for (int i = 0; i < 1000 && !assigns(&a); i++)
+		side_gather(&a);
+	assert_int_equal(assigns(&a), 1);
+	side_close(&a);
+}
+
+static void regained_without_another_between(void **state)
+{
+	struct side a;
+	side_open(&a, "a");
+	assert_int_equal(side_join(&a), 0);
+	turn("a", NULL, true); // the lease was lost, and had anew
+	expect_event("a coordinator_active: this node goes on to coordinate cluster lab");
+	assert_int_equal(side_read(&a), 0);
+	assert_int_equal(side_gather(&a), -EAGAIN);
+	assert_int_equal(assigns(&a), 1);
+	side_close(&a);
+}
+
+static void the_other_takes_over_and_the_first_sends_its_nodes_away(void **state)
+{
+	struct side a, b;
+	side_open(&a, "a");
+	side_open(&b, "b");
+	assert_int_equal(side_join(&a), 0);
+	for (int i = 0; i < 1000 && !world.written; i++)
+		nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+	pthread_mutex_lock(&world.lock);
+	world.record.epoch = 40; // that a had used
+	pthread_mutex_unlock(&world.lock);
+	turn("b", NULL, true);
+	expect_event("b coordinator_active: this node coordinates cluster lab, epoch 40");
+	expect_event("a coordinator_lost: node b coordinates cluster lab now");
+	assert_int_equal(side_read(&a), -EHOSTDOWN);
+	assert_non_null(strstr(a.why.message, "node b coordinates cluster lab now"));
+	assert_int_equal(side_join(&a), -EHOSTDOWN);
+	static struct cluster_node_info infos[CLUSTER_MAX_NODES];
+	assert_int_equal(cluster_coordinator_nodes(b.coordinator, infos, CLUSTER_MAX_NODES), 1); // of the record
+	assert_string_equal(infos[0].name, "a");
+	assert_int_equal(side_join(&b), 0);
+	assert_int_equal(cluster_coordinator_epoch(b.coordinator), 40);
+	turn("a", NULL, true); // and back
+	expect_event("a coordinator_active: this node coordinates cluster lab, epoch 40");
+	assert_int_equal(side_join(&a), 0);
+	side_close(&b);
+	side_close(&a);
+}
+
+static void a_record_that_cannot_be_read_is_said_and_read_again(void **state)
+{
+	struct side a;
+	world.holder = NULL;
+	side_open(&a, "a");
+	world.read_error = -EBADMSG;
+	turn("a", NULL, true);
+	expect_event("a cluster_state: this node cannot take over: fake: no record");
+	assert_int_equal(side_join(&a), -EHOSTDOWN);
+	pthread_mutex_lock(&world.lock);
+	world.read_error = 0;
+	pthread_mutex_unlock(&world.lock);
+	expect_event("a coordinator_active: this node coordinates cluster lab, epoch 0");
+	assert_int_equal(side_join(&a), 0);
+	side_close(&a);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup(who_stands_by_takes_nobody_and_plans_nothing, setup),
+		cmocka_unit_test_setup(doubt_keeps_what_runs_and_begins_nothing, setup),
+		cmocka_unit_test_setup(regained_without_another_between, setup),
+		cmocka_unit_test_setup(the_other_takes_over_and_the_first_sends_its_nodes_away, setup),
+		cmocka_unit_test_setup(a_record_that_cannot_be_read_is_said_and_read_again, setup),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
