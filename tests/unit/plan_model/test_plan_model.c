@@ -13,7 +13,7 @@ static const struct rank_config config = {
 
 static struct program *open_program(const char *path, struct format_gguf **ret_gguf)
 {
-	struct program *p;
+	struct program *p = NULL;
 	struct base_error e = {0};
 	if (format_gguf_open(path, ret_gguf, &e) < 0 || program_build(*ret_gguf, &p, &e) < 0)
 		fail_msg("%s", base_error_text(&e));
