@@ -171,6 +171,8 @@ static void describe(struct daemon *d, uint32_t count, uint32_t *ret_busy)
 	char text[sizeof d->status];
 	if (d->stopping)
 		snprintf(text, sizeof text, "draining: %u requests left", running + waiting);
+	else if (server_worker_text(d->server, text, sizeof text))
+		; // that is all there is to say
 	else if (loading)
 		snprintf(text, sizeof text, "loading %s: %s %u%%", loading->name, server_phase_name(loading->phase),
 			loading->total_bytes

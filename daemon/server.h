@@ -91,6 +91,8 @@ void server_set_drain(struct server *s, uint64_t drain_ns); // daemon.drain was 
 struct cluster_coordinator;
 /* A node that computes joins its coordinator, which may be in this process: so after rpc listens. No-op for others. */
 int server_cluster_join(struct server *s, struct base_error *e);
+/* "worker of lab: joined head, 1 rank", for people; false: this node is no mere worker. */
+bool server_worker_text(struct server *s, char *out, size_t room);
 void server_cluster_leave(struct server *s); // before rpc stops
 struct server_cluster_load {
 	uint32_t ready, lost, draining; // nodes

@@ -220,6 +220,23 @@ int server_cluster_join(struct server *s, struct base_error *e)
 	return cluster_role_works(role) ? start_worker(s, e) : 0;
 }
 
+bool server_worker_text(struct server *s, char *out, size_t room)
+{
+	struct cluster_worker_status w = {0};
+	pthread_mutex_lock(&s->lock);
+	bool worker = s->worker && !s->coordinator;
+	if (worker)
+		cluster_worker_get_status(s->worker, &w);
+	pthread_mutex_unlock(&s->lock);
+	if (worker && w.joined)
+		snprintf(out, room, "worker of %s: joined %s, %u rank%s", s->config.cluster.name, w.coordinator,
+			w.ranks, w.ranks == 1 ? "" : "s");
+	else if (worker)
+		snprintf(out, room, "worker of %s: not joined: %.120s", s->config.cluster.name,
+			w.why[0] ? w.why : "it is being dialled");
+	return worker;
+}
+
 void server_cluster_leave(struct server *s)
 {
 	struct cluster_worker *w = s->worker;

@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/address.h"
 #include "base/cleanup.h"
@@ -303,6 +308,51 @@ static int take_message(struct cluster_worker *w, struct rpc_client_stream *s, c
 
 /* ---- one connection ---- */
 
+/* The layer files of one model, STORE/DIGEST. */
+static void count_files(int store_fd, const char *name, struct cluster_stored *s)
+{
+	int fd = openat(store_fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	if (!d && fd >= 0)
+		close(fd);
+	for (struct dirent *n; d && (n = readdir(d));) {
+		struct stat st;
+		const char *end = strrchr(n->d_name, '.');
+		bool part = end && strncmp(end, ".tp", 3) == 0;
+		if (!part || fstatat(dirfd(d), n->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISREG(st.st_mode))
+			continue;
+		s->files++;
+		s->bytes += (uint64_t)st.st_size;
+	}
+	if (d)
+		closedir(d);
+}
+
+/* What is in the store: plans may prefer where layers are already. */
+static void take_inventory(const char *store_path, struct cluster_facts *f)
+{
+	struct statvfs v;
+	DIR *d = opendir(store_path);
+	for (struct dirent *n; d && f->store_count < CLUSTER_MAX_STORED && (n = readdir(d));) {
+		struct cluster_stored *s = &f->store[f->store_count];
+		if (strlen(n->d_name) != 2 * CLUSTER_DIGEST_BYTES ||
+			strspn(n->d_name, "0123456789abcdef") != 2 * CLUSTER_DIGEST_BYTES)
+			continue;
+		*s = (struct cluster_stored){0};
+		for (uint32_t i = 0; i < CLUSTER_DIGEST_BYTES; i++) {
+			unsigned byte = 0;
+			(void)sscanf(n->d_name + 2 * i, "%2x", &byte);
+			s->digest[i] = (uint8_t)byte;
+		}
+		count_files(dirfd(d), n->d_name, s);
+		f->store_count++;
+	}
+	if (d)
+		closedir(d);
+	if (statvfs(store_path, &v) == 0)
+		f->store_free_bytes = (uint64_t)v.f_bavail * v.f_frsize;
+}
+
 static void fill_facts(struct cluster_worker *w, struct cluster_facts *f)
 {
 	const struct topology_machine *m = w->config.machine;
@@ -321,6 +371,7 @@ static void fill_facts(struct cluster_worker *w, struct cluster_facts *f)
 		.bandwidths = w->bandwidths,
 		.budgets = w->config.budgets,
 	};
+	take_inventory(w->config.store_path, f);
 	snprintf(f->version, sizeof f->version, "%s", w->config.version);
 	snprintf(f->cluster, sizeof f->cluster, "%s", w->config.cluster);
 	snprintf(f->node, sizeof f->node, "%s", w->config.node);
