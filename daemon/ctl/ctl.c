@@ -72,6 +72,8 @@ int ctl_run(struct ctl *c, int argc, char **argv)
 	int r = ctl_parse(c, argc, argv);
 	if (r != CTL_OK)
 		return r;
+	if (c->options.help && c->verb->run == ctl_verb_help)
+		return ctl_verb_help(c);
 	if (c->options.help) {
 		ctl_print_verb_help(c->verb, c->out);
 		return CTL_OK;

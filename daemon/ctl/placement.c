@@ -36,6 +36,20 @@ static void add_shard(struct ctl_table *t, const Thaw__Admin__V1__Placement *p, 
 	ctl_table_cell(t, "%s", s->isa[0] ? s->isa : "-");
 }
 
+static bool several_nodes(const Thaw__Admin__V1__GetPlacementReply *reply)
+{
+	const char *first = NULL;
+	for (size_t i = 0; i < reply->n_placements; i++) {
+		for (size_t s = 0; s < reply->placements[i]->n_shards; s++) {
+			const char *node = reply->placements[i]->shards[s]->node;
+			if (first && strcmp(first, node) != 0)
+				return true;
+			first = node;
+		}
+	}
+	return false;
+}
+
 static void print_prediction(struct ctl *c, const Thaw__Admin__V1__Placement *p)
 {
 	const Thaw__Admin__V1__Plan *plan = p->plan;
@@ -52,8 +66,8 @@ static void print_placements(struct ctl *c, const void *message)
 	const Thaw__Admin__V1__GetPlacementReply *reply = message;
 	Thaw__Admin__V1__Placement *const *placements = reply->placements;
 	size_t count = reply->n_placements;
-	static const struct ctl_column columns[] = {{"MODEL", false, false}, {"STAGE", true, false},
-		{"TP", true, false}, {"LAYERS", false, false}, {"NODE", false, true}, {"DEV", false, false},
+	struct ctl_column columns[] = {{"MODEL", false, false}, {"STAGE", true, false}, {"TP", true, false},
+		{"LAYERS", false, false}, {"NODE", false, !several_nodes(reply)}, {"DEV", false, false},
 		{"HOT", true, false}, {"COLD", true, false}, {"STREAM", true, false}, {"KV", true, false},
 		{"WORKSPACE", true, false}, {"HOT%", true, false}, {"KVBLOCKS", true, true}, {"EXTENTS", true, true},
 		{"ENGINE", false, false}, {"PAGES", false, true}, {"ISA", false, true}};

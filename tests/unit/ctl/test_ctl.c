@@ -469,6 +469,19 @@ static void placement_shows_where_the_bytes_are(void **state)
 		"smol: 25.0 tokens/s for one stream (disk), 100.0 for 8 (compute); 60 MiB more for weights\n"
 		"because\n",
 		"");
+	Thaw__Admin__V1__Shard there = shard, *both[] = {&shard, &there};
+	shard.node = (char *)"a";
+	there.node = (char *)"b";
+	there.stage = 1;
+	p.shards = both;
+	p.n_shards = 2;
+	answer("/thaw.admin.v1.Admin/GetPlacement", &reply);
+	expect(RUN("placement"), CTL_OK,
+		"MODEL  STAGE  TP  LAYERS  NODE  DEV    HOT   COLD  STREAM    KV  WORKSPACE  HOT%  ENGINE\n"
+		"smol       0   0  0-29    a     cpu  40.0M  60.0M    8.0M  1.0G          -  40 %  uring+direct\n"
+		"smol       1   0  0-29    b     cpu  40.0M  60.0M    8.0M  1.0G          -  40 %  uring+direct\n"
+		"smol: 25.0 tokens/s for one stream (disk), 100.0 for 8 (compute); 60 MiB more for weights\n",
+		"");
 	answer("/thaw.admin.v1.Admin/GetPlacement", &reply);
 	struct shown s = RUN("placement", "-o", "svg");
 	assert_int_equal(s.exit, CTL_OK);
@@ -559,6 +572,20 @@ static void every_verb_has_help_and_known_options(void **state)
 			assert_true(ctl_option_of_verb(&ctl_option_table[k], &ctl_verbs[i]));
 		}
 	}
+}
+
+static void help_without_a_verb_is_the_list(void **state)
+{
+	struct shown list = RUN("help"), s = RUN("--help");
+	assert_int_equal(s.exit, CTL_OK);
+	assert_string_equal(s.out, list.out);
+	assert_non_null(strstr(s.out, "Verbs:"));
+	drop(&s);
+	drop(&list);
+	s = RUN("help", "plan");
+	assert_non_null(strstr(s.out, "plan --fleet: sequences of a full batch (default: 8)"));
+	assert_non_null(strstr(s.out, "plan --fleet: of a sequence"));
+	drop(&s);
 }
 
 static void pki_makes_certificates_once(void **state)
@@ -708,6 +735,7 @@ int main(void)
 		cmocka_unit_test_setup(bench_counts_what_came, forget),
 		cmocka_unit_test_setup(events_are_lines_or_json_lines, forget),
 		cmocka_unit_test_setup(every_verb_has_help_and_known_options, forget),
+		cmocka_unit_test_setup(help_without_a_verb_is_the_list, forget),
 		cmocka_unit_test_setup(pki_makes_certificates_once, forget),
 		cmocka_unit_test_setup(doctor_says_what_is_wrong_and_what_helps, forget),
 		cmocka_unit_test_setup(reload_and_explain_print_what_the_daemon_says, forget),
