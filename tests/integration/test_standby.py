@@ -23,14 +23,18 @@ def free_port():
 
 
 class Etcd:
-    def __init__(self):
+    """One member, which wants certificates of the cluster's CA from its clients."""
+
+    def __init__(self, pki):
         self.folder = tempfile.mkdtemp(prefix="thaw-etcd-")
         self.endpoint, peer = f"127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
         with open(self.folder + ".log", "wb") as log:
             self.process = subprocess.Popen(
-                ["etcd", "--data-dir", self.folder, "--listen-client-urls", f"http://{self.endpoint}",
-                 "--advertise-client-urls", f"http://{self.endpoint}", "--listen-peer-urls", peer,
-                 "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"], stdout=log, stderr=log)
+                ["etcd", "--data-dir", self.folder, "--listen-client-urls", f"https://{self.endpoint}",
+                 "--advertise-client-urls", f"https://{self.endpoint}", "--listen-peer-urls", peer,
+                 "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
+                 "--cert-file", pki + "/etcd.crt", "--key-file", pki + "/etcd.key", "--trusted-ca-file", pki + "/ca.crt",
+                 "--client-cert-auth"], stdout=log, stderr=log)
 
     def close(self):
         self.process.send_signal(signal.SIGCONT)
@@ -42,15 +46,18 @@ class Etcd:
 
 class Standby(unittest.TestCase):
     def setUp(self):
-        self.etcd = Etcd()
-        self.addCleanup(self.etcd.close)
         self.pki = tempfile.mkdtemp(prefix="thaw-pki-")
         self.addCleanup(shutil.rmtree, self.pki)
         self.make("init", "--cluster", "lab")
+        self.make("node", "etcd", "--role", "both", "--address", "127.0.0.1")
+        self.etcd = Etcd(self.pki)
+        self.addCleanup(self.etcd.close)
         self.ports = [free_port(), free_port()]
         join = ",".join(f"127.0.0.1:{p}" for p in self.ports)
         self.a, self.b = (self.node(name, "coordinator", f"cluster.listen=127.0.0.1:{port}", "cluster.state=etcd",
-                                    f"cluster.etcd={self.etcd.endpoint}")
+                                    f"cluster.etcd={self.etcd.endpoint}", f"cluster.etcd_tls_ca={self.pki}/ca.crt",
+                                    f"cluster.etcd_tls_cert={self.pki}/{name}.crt",
+                                    f"cluster.etcd_tls_key={self.pki}/{name}.key")
                           for name, port in zip("ab", self.ports))
         self.w = self.node("w", "worker", f"cluster.join={join}")
         path = self.w.make_model()

@@ -332,7 +332,6 @@ static int etcd_open(const struct cluster_state_config *config, struct cluster_s
 	snprintf(s->key_coordinator, KEY_BYTES, "/thaw/%.63s/coordinator", config->cluster);
 	snprintf(s->key_record, KEY_BYTES, "/thaw/%.63s/record", config->cluster);
 	snprintf(s->key_member, KEY_BYTES, "/thaw/%.63s/members/%.63s", config->cluster, config->who);
-	snprintf(s->claim.why, sizeof s->claim.why, "etcd %.200s was not asked yet", config->endpoints);
 	s->lease_ns = config->lease_ns;
 	pthread_mutex_init(&s->lock, NULL);
 	int status = s->lease_ns >= ETCD_MIN_LEASE_NS && s->lease_ns <= ETCD_MAX_LEASE_NS
