@@ -4,15 +4,22 @@
 
 #include "daemon/ctl/ctl.h"
 
-static bool is_file(const struct ctl_option *o)
+static bool is_output(const struct ctl_option *o)
 {
+	return strcmp(o->name, "output") == 0;
+}
+
+static bool is_file(const struct ctl_option *o, const struct ctl_verb *v)
+{
+	if (is_output(o) && v->file)
+		return true;
 	return o->value && (strcmp(o->value, "FILE") == 0 || strcmp(o->value, "DIR") == 0);
 }
 
-static const char *option_words(const struct ctl_option *o)
+static const char *option_words(const struct ctl_option *o, const struct ctl_verb *v)
 {
-	if (strcmp(o->name, "output") == 0)
-		return "table wide json svg";
+	if (is_output(o))
+		return v->file ? NULL : v->svg ? "table wide json svg" : "table wide json";
 	if (strcmp(o->name, "chat-template") == 0)
 		return "chatml llama2 llama3 mistral";
 	if (strcmp(o->name, "device-map") == 0)
@@ -22,10 +29,40 @@ static const char *option_words(const struct ctl_option *o)
 	return NULL;
 }
 
+#define BASH_FILES "mapfile -t COMPREPLY < <(compgen -f -- \"$cur\"); return ;;\n"
+
+static void print_bash_words(const char *words, FILE *out)
+{
+	fprintf(out, ") mapfile -t COMPREPLY < <(compgen -W \"%s\" -- \"$cur\"); return ;;\n", words);
+}
+
+// What -o takes depends on the verb.
+static void print_bash_output(const struct ctl_option *o, FILE *out)
+{
+	static const struct ctl_verb plain;
+	fprintf(out, ") case $verb in\n");
+	for (size_t i = 0; i < ctl_verbs_count; i++) {
+		const struct ctl_verb *v = &ctl_verbs[i];
+		if (!v->file && !v->svg)
+			continue;
+		fprintf(out, "\t\t%s", v->name);
+		if (v->file)
+			fprintf(out, ") " BASH_FILES);
+		else
+			print_bash_words(option_words(o, v), out);
+	}
+	fprintf(out, "\t\t*");
+	print_bash_words(option_words(o, &plain), out);
+	fprintf(out, "\t\tesac ;;\n");
+}
+
 static void print_bash(FILE *out)
 {
+	static const struct ctl_verb plain;
 	fprintf(out, "# bash completion for thawctl\n_thawctl()\n{\n\tlocal cur=${COMP_WORDS[COMP_CWORD]} "
-		     "prev=${COMP_WORDS[COMP_CWORD-1]} verb=\"\" word\n\tCOMPREPLY=()\n\tcase $prev in\n");
+		     "prev=${COMP_WORDS[COMP_CWORD-1]} verb=\"\" word\n\tCOMPREPLY=()\n\tfor word in "
+		     "\"${COMP_WORDS[@]:1:COMP_CWORD-1}\"; do\n"
+		     "\t\tcase $word in -*) ;; *) verb=$word; break ;; esac\n\tdone\n\tcase $prev in\n");
 	for (size_t i = 0; i < ctl_option_count; i++) {
 		const struct ctl_option *o = &ctl_option_table[i];
 		if (o->kind == CTL_OPTION_FLAG || o->kind == CTL_OPTION_WATCH)
@@ -33,16 +70,16 @@ static void print_bash(FILE *out)
 		fprintf(out, "\t--%s", o->name);
 		if (o->letter)
 			fprintf(out, " | -%c", o->letter);
-		if (is_file(o))
-			fprintf(out, ") mapfile -t COMPREPLY < <(compgen -f -- \"$cur\"); return ;;\n");
-		else if (option_words(o))
-			fprintf(out, ") mapfile -t COMPREPLY < <(compgen -W \"%s\" -- \"$cur\"); return ;;\n",
-				option_words(o));
+		if (is_output(o))
+			print_bash_output(o, out);
+		else if (is_file(o, &plain))
+			fprintf(out, ") " BASH_FILES);
+		else if (option_words(o, &plain))
+			print_bash_words(option_words(o, &plain), out);
 		else
 			fprintf(out, ") return ;;\n");
 	}
-	fprintf(out, "\tesac\n\tfor word in \"${COMP_WORDS[@]:1:COMP_CWORD-1}\"; do\n"
-		     "\t\tcase $word in -*) ;; *) verb=$word; break ;; esac\n\tdone\n\tcase $verb in\n\t\"\") word=\"");
+	fprintf(out, "\tesac\n\tcase $verb in\n\t\"\") word=\"");
 	for (size_t i = 0; i < ctl_verbs_count; i++)
 		fprintf(out, "%s%s", i ? " " : "", ctl_verbs[i].name);
 	fprintf(out, "\" ;;\n");
@@ -97,10 +134,10 @@ static void print_zsh(FILE *out)
 				o->kind == CTL_OPTION_FLAG || o->kind == CTL_OPTION_WATCH ? "" : "=");
 			print_zsh_text(o->help, out);
 			fprintf(out, "]");
-			if (is_file(o))
+			if (is_file(o, v))
 				fprintf(out, ":file:_files");
-			else if (option_words(o))
-				fprintf(out, ":%s:(%s)", o->name, option_words(o));
+			else if (option_words(o, v))
+				fprintf(out, ":%s:(%s)", o->name, option_words(o, v));
 			else if (o->value && o->kind != CTL_OPTION_WATCH)
 				fprintf(out, ":%s:", o->name);
 			fprintf(out, "' \\\n");
@@ -145,9 +182,9 @@ static void print_fish(FILE *out)
 			if (o->letter)
 				fprintf(out, " -s %c", o->letter);
 			if (o->kind != CTL_OPTION_FLAG && o->kind != CTL_OPTION_WATCH)
-				fprintf(out, is_file(o) ? " -r -F" : " -x");
-			if (option_words(o))
-				fprintf(out, " -a '%s'", option_words(o));
+				fprintf(out, is_file(o, v) ? " -r -F" : " -x");
+			if (option_words(o, v))
+				fprintf(out, " -a '%s'", option_words(o, v));
 			fprintf(out, " -d ");
 			print_fish_text(o->help, out);
 			fputc('\n', out);

@@ -121,7 +121,8 @@ class CompletionTest(unittest.TestCase):
             return [w.split("\t")[0] for w in p.stdout.splitlines()]
         for typed, want in LINES:
             self.assertEqual(complete(typed), [want.split()[-1]])
-        self.assertEqual(sorted(complete("thawctl status --output ")), ["json", "svg", "table", "wide"])
+        self.assertEqual(sorted(complete("thawctl status --output ")), ["json", "table", "wide"])
+        self.assertEqual(sorted(complete("thawctl plan --output ")), ["json", "svg", "table", "wide"])
         self.assertEqual(sorted(complete("thawctl completion ")), ["bash", "fish", "zsh"])
         self.assertLessEqual({"status", "generate", "placement", "completion"}, set(complete("thawctl ")))
 

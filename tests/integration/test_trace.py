@@ -6,6 +6,7 @@ import os
 import threading
 import unittest
 
+from test_cluster import Cluster
 from thaw import Daemon
 
 
@@ -87,6 +88,21 @@ class TraceTest(unittest.TestCase):
         numbers = [e["args"]["pass"] for e in sorted(passes, key=lambda e: e["ts"])]
         self.assertEqual(numbers, list(range(numbers[0], numbers[0] + len(numbers))))
         self.assertEqual(d.stop(), 0)
+
+    def test_ranks_of_two_nodes(self):
+        """The coordinator's trace has the ranks of the other nodes: here on one host, so with one clock."""
+        c = Cluster()
+        self.addCleanup(c.close)
+        trace = self.trace(c.start(2))
+        ranks = {n: t for n, t in self.check(trace).items() if n.startswith("rank ")}
+        self.assertEqual(len(ranks), 2)
+        for name, t in ranks.items():
+            for track in ("compute", "link"):
+                self.assertTrue(t[track], f"{name} has no {track}")
+        self.assertNotIn("aligned by wall clocks", json.dumps(trace))
+        sent, received = ([e for e in t["link"] if e["name"] == name and e["args"]["peer"] == peer and e["args"]["bytes"] > 0]
+                          for t, name, peer in zip((ranks[n] for n in sorted(ranks)), ("send", "receive"), ("rank 1", "rank 0")))
+        self.assertTrue(sent and received)
 
     def test_one_rank_and_idle(self):
         """An idle model has little to tell, but a whole file; then another trace; two at once are refused."""
