@@ -81,19 +81,6 @@ static void say_exit(const siginfo_t *info, char *out, size_t room)
 		snprintf(out, room, "was ended by signal %d (%s)", info->si_status, sigdescr_np(info->si_status));
 }
 
-static void log_exit(struct supervisor *s, uint32_t rank, pid_t pid, const siginfo_t *info)
-{
-	char name[24];
-	rank_name(s, rank, name);
-	if (info->si_code == CLD_EXITED && info->si_status == 0)
-		base_log_debug(s->log, "rank %s ended pid=%d", name, (int)pid);
-	else if (info->si_code == CLD_EXITED)
-		base_log_warning(s->log, "rank %s ended with exit code %d pid=%d", name, info->si_status, (int)pid);
-	else
-		base_log_warning(s->log, "rank %s was ended by signal %d (%s) pid=%d", name, info->si_status,
-			sigdescr_np(info->si_status), (int)pid);
-}
-
 /* Ready for being reaped, mostly. */
 static bool wait_end(const struct child *c, uint64_t until_ns)
 {
@@ -117,8 +104,11 @@ static bool reap(struct supervisor *s, uint32_t rank)
 	if (r == 0 && !info.si_pid)
 		return false;
 	if (r == 0) {
-		log_exit(s, rank, c->pid, &info);
+		char name[24];
+		bool well = info.si_code == CLD_EXITED && info.si_status == 0;
 		say_exit(&info, c->end, sizeof c->end);
+		base_log_write(s->log, well ? BASE_LOG_DEBUG : BASE_LOG_WARNING, "rank %s %s pid=%d",
+			rank_name(s, rank, name), c->end, (int)c->pid);
 	}
 	close(c->pidfd);
 	c->pidfd = -1;
@@ -386,6 +376,11 @@ bool supervisor_ended(struct supervisor *s, uint32_t rank, char *text, size_t ro
 		return true;
 	}
 	return false;
+}
+
+int supervisor_pidfd(const struct supervisor *s, uint32_t rank)
+{
+	return s->child[rank].pidfd;
 }
 
 void supervisor_stop(struct supervisor *s, uint32_t rank)

@@ -23,6 +23,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/file.h"
 
 #define DAY_S 86400
 #define SKEW_S 3600 // valid from an hour ago: a node's clock may be a little behind
@@ -70,13 +71,7 @@ static int write_new(const char *path, const char *data, size_t bytes, struct ba
 			e, -EEXIST, "%s is there already, and nothing is overwritten: move it away first", path);
 	if (fd < 0)
 		return base_error_set(e, -errno, "%s: %s", path, strerrordesc_np(errno));
-	int status = 0;
-	for (size_t done = 0; done < bytes && !status;) {
-		ssize_t n = write(fd, data + done, bytes - done);
-		if (n < 0 && errno != EINTR)
-			status = -errno;
-		done += n > 0 ? (size_t)n : 0;
-	}
+	int status = base_file_write(fd, data, bytes);
 	if (!status && fsync(fd) < 0)
 		status = -errno;
 	if (!status)

@@ -105,6 +105,8 @@ static void join_message(struct rpc_call *c, const ProtobufCMessage *request)
 		rpc_call_end(c);
 		return;
 	}
+	if (!n && c->told_closed)
+		return; // its end was seen before its first message: nobody would close the session
 	if (!n) {
 		n = open_session(c, &f);
 		if (!n) {

@@ -25,6 +25,7 @@
 #define PROOF 32u
 #define MAX_STRANGERS 32u // accepted, not authenticated
 #define HANDSHAKE_NS (2 * BASE_NS_PER_SECOND)
+#define ACCEPT_AGAIN_NS (100 * 1000000ull)
 #define RETRY_NS (BASE_NS_PER_SECOND / 20)
 #define RETRY_MAX_NS (BASE_NS_PER_SECOND / 2)
 
@@ -58,6 +59,7 @@ struct meeting {
 	struct base_error last_refused;
 	struct base_error last_tried[LINK_MAX_MEMBERS];
 	int fatal; // ends the meeting
+	uint64_t accept_after_ns; // not before: there was no descriptor for it
 	struct base_error *e;
 };
 
@@ -392,8 +394,13 @@ static void accept_one(struct meeting *m)
 	struct sockaddr_storage from;
 	socklen_t n = sizeof from;
 	int fd = accept4(m->listen_fd, (struct sockaddr *)&from, &n, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	if (fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)) {
+		m->refused += !m->refused;
+		base_error_set(&m->last_refused, -errno, "connections cannot be accepted: %s", strerrordesc_np(errno));
+		m->accept_after_ns = base_clock_now_ns() + ACCEPT_AGAIN_NS; // it is ready all the time
+	}
 	if (fd < 0)
-		return; // it gave up meanwhile
+		return; // else it gave up meanwhile
 	struct connection *c = free_stranger(m);
 	*c = (struct connection){.fd = fd, .deadline_ns = base_clock_now_ns() + HANDSHAKE_NS};
 	char host[48] = "?", port[8] = "?";
@@ -486,9 +493,10 @@ static int turn(struct meeting *m, int cancel_fd, uint64_t deadline_ns)
 {
 	struct pollfd p[2 + LINK_MAX_MEMBERS + MAX_STRANGERS];
 	const uint32_t me = m->group->me, count = 2 + me + MAX_STRANGERS;
-	uint64_t next = deadline_ns;
+	bool deaf = base_clock_now_ns() < m->accept_after_ns;
+	uint64_t next = deaf && m->accept_after_ns < deadline_ns ? m->accept_after_ns : deadline_ns;
 	p[0] = (struct pollfd){.fd = cancel_fd, .events = POLLIN};
-	p[1] = (struct pollfd){.fd = m->listen_fd, .events = POLLIN};
+	p[1] = (struct pollfd){.fd = deaf ? -1 : m->listen_fd, .events = POLLIN};
 	for (uint32_t i = 0; i < me + MAX_STRANGERS; i++) {
 		const struct connection *c = i < me ? &m->outgoing[i] : &m->strangers[i - me];
 		p[2 + i] = (struct pollfd){.fd = c->fd, .events = c->state == CONNECTING ? POLLOUT : POLLIN};

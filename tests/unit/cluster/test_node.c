@@ -334,6 +334,18 @@ static void refusals(void **state)
 	peer_close(&first);
 }
 
+/* Its end may be handled before its first message: the coordinator's end, in teardown, finds no session then. */
+static void gone_at_once(void **state)
+{
+	issue(w.folder, "a", CLUSTER_ROLE_WORKER);
+	for (int i = 0; i < 60; i++) {
+		struct peer p;
+		peer_open(&p, w.folder, "a");
+		peer_send_register(&p);
+		peer_close(&p);
+	}
+}
+
 /* The text of gRPC alone: the server has not seen a call. */
 static void expect_no_way(struct peer *p)
 {
@@ -430,6 +442,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(join_beat_and_be_lost, setup, teardown),
 		cmocka_unit_test_setup_teardown(leave, setup, teardown),
 		cmocka_unit_test_setup_teardown(refusals, setup, teardown),
+		cmocka_unit_test_setup_teardown(gone_at_once, setup, teardown),
 		cmocka_unit_test_setup_teardown(certificates, setup, teardown),
 		cmocka_unit_test_setup_teardown(random_bytes_on_the_port, setup, teardown),
 		cmocka_unit_test_setup_teardown(only_nodes_are_served_there, setup, teardown),

@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -272,6 +273,41 @@ static void test_nobody_and_cancel(void **state)
 	close(s[1].listen_fd);
 }
 
+/* It waits for one, and says what is wrong; a loop that is told at once again and again would burn the CPU. */
+static void test_no_descriptors(void **state)
+{
+	struct side s[2];
+	struct link_rendezvous_member list[2];
+	struct rlimit before, none;
+	struct timespec cpu;
+	sides_init(s, list, 2);
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(list[0].port)};
+	inet_pton(AF_INET, "127.0.0.1", &a.sin_addr);
+	assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+	none = (struct rlimit){64, before.rlim_max};
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+	int taken[64], count = 0;
+	while (count < 64 && (taken[count] = dup(fd)) >= 0)
+		count++;
+	s[0].limit_ms = 600;
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &cpu);
+	uint64_t used = (uint64_t)cpu.tv_sec * 1000000000ull + (uint64_t)cpu.tv_nsec;
+	side_main(&s[0]);
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &cpu);
+	used = (uint64_t)cpu.tv_sec * 1000000000ull + (uint64_t)cpu.tv_nsec - used;
+	while (count)
+		close(taken[--count]);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+	assert_int_equal(s[0].status, -ETIMEDOUT);
+	assert_non_null(strstr(s[0].e.message, "cannot be accepted"));
+	assert_true(used < 100 * 1000000ull); // of 600 ms; the machine's other work is not counted
+	close(fd);
+	close(s[0].listen_fd);
+	close(s[1].listen_fd);
+}
+
 // ---- a recorder in the middle
 
 struct proxy {
@@ -350,6 +386,7 @@ int main(void)
 		cmocka_unit_test(test_strangers),
 		cmocka_unit_test(test_epochs_and_lists),
 		cmocka_unit_test(test_nobody_and_cancel),
+		cmocka_unit_test(test_no_descriptors),
 		cmocka_unit_test(test_replay),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

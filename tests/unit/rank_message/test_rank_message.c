@@ -32,19 +32,11 @@ static const struct rank_output outputs[] = {
 	{.entry = 1, .token_index = 2, .result = {.token = 5, .logprob = -9}},
 };
 
-/* One of each type. */
-static struct rank_message sample(size_t i)
+static void fill_request(struct rank_message *m)
 {
-	struct rank_message m;
-	memset(&m, 0, sizeof m);
-	static const enum rank_message_type types[] = {RANK_MESSAGE_ASSIGN, RANK_MESSAGE_OPEN, RANK_MESSAGE_CLOSE,
-		RANK_MESSAGE_PASS, RANK_MESSAGE_STATS_REQUEST, RANK_MESSAGE_STOP, RANK_MESSAGE_PROGRESS,
-		RANK_MESSAGE_READY, RANK_MESSAGE_FAILED, RANK_MESSAGE_RESULT, RANK_MESSAGE_STATS, RANK_MESSAGE_HIDDEN,
-		RANK_MESSAGE_TRACE, RANK_MESSAGE_TRACE_PIECE};
-	m.type = i < sizeof types / sizeof types[0] ? types[i] : 0;
-	switch (m.type) {
+	switch (m->type) {
 	case RANK_MESSAGE_ASSIGN:
-		m.assign = (struct rank_assign){.epoch = 1ull << 40,
+		m->assign = (struct rank_assign){.epoch = 1ull << 40,
 			.stage = 1,
 			.stages = 2,
 			.patience_ns = 77,
@@ -64,9 +56,9 @@ static struct rank_message sample(size_t i)
 				.cpus = {0, 2, 4}}};
 		break;
 	case RANK_MESSAGE_OPEN:
-		m.open.sequence = 9;
-		m.open.prompt_tokens = 11;
-		m.open.params = (struct sample_params){.temperature = 0.7f,
+		m->open.sequence = 9;
+		m->open.prompt_tokens = 11;
+		m->open.params = (struct sample_params){.temperature = 0.7f,
 			.top_p = 1,
 			.repetition_penalty = 1,
 			.seed = ~0ull,
@@ -77,10 +69,10 @@ static struct rank_message sample(size_t i)
 			.banned = {2}};
 		break;
 	case RANK_MESSAGE_CLOSE:
-		m.close = 255;
+		m->close = 255;
 		break;
 	case RANK_MESSAGE_PASS:
-		m.pass = (struct rank_pass){.pass = 7,
+		m->pass = (struct rank_pass){.pass = 7,
 			.entries = entries,
 			.entries_count = 2,
 			.tokens = tokens,
@@ -90,12 +82,23 @@ static struct rank_message sample(size_t i)
 			.targets = targets,
 			.targets_count = 3};
 		break;
+	case RANK_MESSAGE_TRACE:
+		m->trace = (struct rank_trace){RANK_TRACE_READ, 1024};
+		break;
+	default:
+		break;
+	}
+}
+
+static void fill_reply(struct rank_message *m)
+{
+	switch (m->type) {
 	case RANK_MESSAGE_PROGRESS:
-		m.progress.done_bytes = 5;
-		m.progress.total_bytes = 6;
+		m->progress.done_bytes = 5;
+		m->progress.total_bytes = 6;
 		break;
 	case RANK_MESSAGE_READY:
-		m.ready = (struct rank_placement){.hot_bytes = 1,
+		m->ready = (struct rank_placement){.hot_bytes = 1,
 			.kv_blocks = 2,
 			.engine = "uring",
 			.pages = "hugetlb",
@@ -104,22 +107,19 @@ static struct rank_message sample(size_t i)
 			.fallback = "io_uring: not permitted"};
 		break;
 	case RANK_MESSAGE_FAILED:
-		base_error_set(&m.failed, -ENOMEM, "weights: 12 MiB short");
+		base_error_set(&m->failed, -ENOMEM, "weights: 12 MiB short");
 		break;
 	case RANK_MESSAGE_HIDDEN:
 	case RANK_MESSAGE_RESULT:
-		m.result = (struct rank_outcome){
+		m->result = (struct rank_outcome){
 			.pass = 7, .entries_count = 2, .entry_status = entry_status, .total_ns = 1, .cold_bytes = 3};
-		if (m.type == RANK_MESSAGE_RESULT) {
-			m.result.outputs = outputs;
-			m.result.outputs_count = 2;
+		if (m->type == RANK_MESSAGE_RESULT) {
+			m->result.outputs = outputs;
+			m->result.outputs_count = 2;
 		}
 		break;
-	case RANK_MESSAGE_TRACE:
-		m.trace = (struct rank_trace){RANK_TRACE_READ, 1024};
-		break;
 	case RANK_MESSAGE_TRACE_PIECE:
-		m.trace_piece = (struct rank_trace_piece){.first = 1024,
+		m->trace_piece = (struct rank_trace_piece){.first = 1024,
 			.total = 1026,
 			.lost = 3,
 			.now_ns = 4,
@@ -130,13 +130,27 @@ static struct rank_message sample(size_t i)
 			.events = spans};
 		break;
 	case RANK_MESSAGE_STATS:
-		m.stats = (struct rank_stats){.stream = {.read_bytes = 1, .read_latency_ns = 10, .inflight = 4},
+		m->stats = (struct rank_stats){.stream = {.read_bytes = 1, .read_latency_ns = 10, .inflight = 4},
 			.passes = 11,
 			.embed_read_bytes = 14};
 		break;
 	default:
 		break;
 	}
+}
+
+/* One of each type. */
+static struct rank_message sample(size_t i)
+{
+	struct rank_message m;
+	memset(&m, 0, sizeof m);
+	static const enum rank_message_type types[] = {RANK_MESSAGE_ASSIGN, RANK_MESSAGE_OPEN, RANK_MESSAGE_CLOSE,
+		RANK_MESSAGE_PASS, RANK_MESSAGE_STATS_REQUEST, RANK_MESSAGE_STOP, RANK_MESSAGE_PROGRESS,
+		RANK_MESSAGE_READY, RANK_MESSAGE_FAILED, RANK_MESSAGE_RESULT, RANK_MESSAGE_STATS, RANK_MESSAGE_HIDDEN,
+		RANK_MESSAGE_TRACE, RANK_MESSAGE_TRACE_PIECE};
+	m.type = i < sizeof types / sizeof types[0] ? types[i] : 0;
+	fill_request(&m);
+	fill_reply(&m);
 	return m;
 }
 
