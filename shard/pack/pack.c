@@ -9,11 +9,13 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <json-c/json.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/size.h"
 #include "base/units.h"
 #include "offload/hash.h"
@@ -27,6 +29,7 @@
 #define TABLE_ENTRY_BYTES 96u
 #define FILE_BYTES (64u << 10)
 #define PROGRESS_BYTES (1u << 20)
+#define LOCK_ROUND_NS (50 * 1000000)
 
 struct packer {
 	const struct format_gguf *g;
@@ -56,6 +59,20 @@ static int open_directory(int at, const char *path, struct base_error *e, int *r
 	return 0;
 }
 
+/* -EWOULDBLOCK: another had it all the time. flock cannot be cancelled, so it is asked again and again. */
+static int wait_for_lock(struct packer *k)
+{
+	uint64_t until = base_clock_now_ns() + (k->config->wait_ns ? k->config->wait_ns : PACK_WAIT_NS);
+	while (flock(k->lock_fd, LOCK_EX | LOCK_NB)) {
+		if (errno != EINTR && (errno != EWOULDBLOCK || base_clock_now_ns() >= until))
+			return -errno;
+		if (k->config->progress && k->config->progress(k->config->context, PACK_PHASE_WAIT, 0, 0))
+			return -ECANCELED;
+		nanosleep(&(struct timespec){.tv_nsec = LOCK_ROUND_NS}, NULL);
+	}
+	return 0;
+}
+
 static int take_lock(struct packer *k)
 {
 	char text[32] = {0};
@@ -63,10 +80,13 @@ static int take_lock(struct packer *k)
 	if (k->lock_fd < 0)
 		return base_error_set(k->e, -errno, "cannot open %s/" LOCK_NAME ": %s", k->config->store_path,
 			strerrordesc_np(errno));
-	if (flock(k->lock_fd, LOCK_EX | LOCK_NB)) {
-		if (errno != EWOULDBLOCK)
-			return base_error_set(k->e, -errno, "cannot lock %s/" LOCK_NAME ": %s", k->config->store_path,
-				strerrordesc_np(errno));
+	int status = wait_for_lock(k);
+	if (status == -ECANCELED)
+		return base_error_set(k->e, status, "packing was cancelled");
+	if (status && status != -EWOULDBLOCK)
+		return base_error_set(k->e, status, "cannot lock %s/" LOCK_NAME ": %s", k->config->store_path,
+			strerrordesc_np(-status));
+	if (status) {
 		ssize_t n = pread(k->lock_fd, text, sizeof text - 1, 0);
 		text[n > 0 ? strspn(text, "0123456789") : 0] = '\0';
 		return base_error_set(k->e, -EBUSY, "store %s: process %s is packing into it", k->config->store_path,
@@ -92,6 +112,15 @@ static bool same_file(const struct stat *a, const struct stat *b)
 {
 	return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_size == b->st_size &&
 	       a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
+}
+
+static bool is_remembered(struct packer *k)
+{
+	struct stat named, mine;
+	int fd = format_gguf_fd(k->g);
+	_cleanup_free_ char *path = realpath(format_gguf_path(k->g), NULL);
+	return fd >= 0 && path && !stat(path, &named) && !fstat(fd, &mine) && same_file(&mine, &named) &&
+	       pack_sources_find(k->store_fd, path, &mine, k->result->digest);
 }
 
 /* What is remembered under a path is what that path names now, and what is digested and packed is what was opened: when
@@ -444,11 +473,15 @@ static int run(struct packer *k)
 {
 	char hex[33];
 	int status;
-	if ((status = open_directory(AT_FDCWD, k->config->store_path, k->e, &k->store_fd)) || (status = take_lock(k)))
+	if ((status = open_directory(AT_FDCWD, k->config->store_path, k->e, &k->store_fd)))
+		return status;
+	// sources.json is replaced as a whole: to read it nobody has to wait for a packer.
+	bool known = k->config->digest_only && !k->config->repair && is_remembered(k);
+	if (!known && (status = take_lock(k)))
 		return status;
 	if (k->config->repair)
 		memcpy(k->result->digest, k->config->repair, sizeof k->result->digest);
-	else if ((status = find_digest(k)))
+	else if (!known && (status = find_digest(k)))
 		return status;
 	pack_hex(k->result->digest, hex);
 	int n = snprintf(k->result->directory, sizeof k->result->directory, "%s/%s", k->config->store_path, hex);

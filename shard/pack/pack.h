@@ -4,7 +4,7 @@
  * STORE/<digest as 32 hex digits>/ holds `model.json` (config, tensors, source path, written last), and
  * `embed`, `layer-NNNN`, `head` with suffix `.tpRofN` each. A tied embedding is the head's data: rows are looked up
  * there. A file that is whole is reused, so packing resumes after a kill. Before it writes it checks that the drive has room
- * (-ENOSPC with the bytes short). A lock file keeps a second packer out (-EBUSY naming the pid).
+ * (-ENOSPC with the bytes short). One packs into a store at a time: a lock file has the others, of this process or another, wait.
  * STORE/sources.json remembers (path, device, inode, size, mtime) -> digest, so an unchanged file is not read again.
  * One thread; the work may be cancelled by progress.
  */
@@ -26,7 +26,9 @@ struct pack_slice {
 	uint32_t tp_rank, tp_size; // 0 of 1: whole
 };
 
-enum pack_phase { PACK_PHASE_DIGEST, PACK_PHASE_PACK };
+#define PACK_WAIT_NS (600 * 1000000000ull)
+
+enum pack_phase { PACK_PHASE_DIGEST, PACK_PHASE_PACK, PACK_PHASE_WAIT /* for another packer; no bytes */ };
 
 struct pack_config {
 	const char *store_path;
@@ -35,6 +37,7 @@ struct pack_config {
 	 * match their checksums are packed anew, each by itself, and only after the whole source was read and has this digest (-ESTALE). */
 	const uint8_t *repair; // (16)
 	bool digest_only; // nothing is packed: only which directory it would be
+	uint64_t wait_ns; // the longest for another packer, then -EBUSY naming its pid; 0: PACK_WAIT_NS
 	/* non-zero stops: -ECANCELED */
 	int (*progress)(void *context, enum pack_phase phase, uint64_t done_bytes, uint64_t total_bytes);
 	void *context;

@@ -47,7 +47,8 @@ static void source_finish(struct source *s)
 
 static int pack(struct source *s, uint32_t tp_rank, uint32_t tp_size, struct pack_result *ret, struct base_error *e)
 {
-	struct pack_config config = {.store_path = s->store, .slice = {0, s->p->config.layers, tp_rank, tp_size}};
+	struct pack_config config = {
+		.store_path = s->store, .slice = {0, s->p->config.layers, tp_rank, tp_size}, .wait_ns = 1};
 	return pack_model(s->g, s->p, &config, ret, e);
 }
 
@@ -391,7 +392,7 @@ static void a_second_packer_is_kept_out(void **state)
 	struct base_error e = {0};
 	struct pack_result result;
 	source_init(&s, &m);
-	pack_well(&s, 0, 1);
+	struct pack_result first = pack_well(&s, 0, 1);
 	snprintf(path, sizeof path, "%s/pack.lock", s.store);
 	int fd = open(path, O_RDWR);
 	assert_true(fd >= 0 && flock(fd, LOCK_EX) == 0);
@@ -399,7 +400,54 @@ static void a_second_packer_is_kept_out(void **state)
 	char want[64];
 	snprintf(want, sizeof want, "process %ld is packing into it", (long)getpid());
 	assert_non_null(strstr(e.message, want));
+	/* What is known already, it may be asked for. */
+	struct pack_config config = {.store_path = s.store, .digest_only = true, .wait_ns = 1};
+	config.slice = (struct pack_slice){0, s.p->config.layers, 0, 1};
+	assert_int_equal(pack_model(s.g, s.p, &config, &result, &e), 0);
+	assert_memory_equal(result.digest, first.digest, sizeof first.digest);
 	close(fd);
+	source_finish(&s);
+}
+
+struct waiting {
+	int fd; // that has the lock
+	uint32_t rounds, most;
+	bool cancel;
+};
+
+static int while_waiting(void *context, enum pack_phase phase, uint64_t done, uint64_t total)
+{
+	struct waiting *x = context;
+	if (phase != PACK_PHASE_WAIT || ++x->rounds < x->most)
+		return 0;
+	if (!x->cancel)
+		flock(x->fd, LOCK_UN);
+	return x->cancel;
+}
+
+static void a_second_packer_waits(void **state)
+{
+	struct tiny_model m = {0};
+	struct source s;
+	char path[160];
+	struct base_error e = {0};
+	struct pack_result result;
+	struct waiting x = {.most = 3};
+	source_init(&s, &m);
+	assert_int_equal(mkdir(s.store, 0755), 0);
+	snprintf(path, sizeof path, "%s/pack.lock", s.store);
+	x.fd = open(path, O_RDWR | O_CREAT, 0644);
+	assert_true(x.fd >= 0 && flock(x.fd, LOCK_EX) == 0);
+	struct pack_config config = {.store_path = s.store, .progress = while_waiting, .context = &x};
+	config.slice = (struct pack_slice){0, s.p->config.layers, 0, 1};
+	if (pack_model(s.g, s.p, &config, &result, &e))
+		fail_msg("%s", base_error_text(&e));
+	assert_true(result.written_bytes > 0);
+	assert_int_equal(flock(x.fd, LOCK_EX), 0);
+	x.rounds = 0;
+	x.cancel = true;
+	assert_int_equal(pack_model(s.g, s.p, &config, &result, &e), -ECANCELED);
+	close(x.fd);
 	source_finish(&s);
 }
 
@@ -541,6 +589,7 @@ int main(void)
 		cmocka_unit_test(a_killed_run_is_resumed),
 		cmocka_unit_test(cancelling_leaves_no_half_file),
 		cmocka_unit_test(a_second_packer_is_kept_out),
+		cmocka_unit_test(a_second_packer_waits),
 		cmocka_unit_test(a_full_drive_is_refused_before_it_is_filled),
 		cmocka_unit_test(only_what_is_damaged_is_packed_anew),
 	};
