@@ -82,9 +82,11 @@ static struct cluster_node *find_node(struct cluster_coordinator *c, const char 
 
 static struct cluster_node *add_node(struct cluster_coordinator *c, const char *name)
 {
-	if (c->nodes_count == CLUSTER_MAX_NODES)
+	struct cluster_node *n =
+		c->nodes_count < CLUSTER_MAX_NODES ? &c->nodes[c->nodes_count++] : cluster_fleets_evict(c);
+	if (!n)
 		return NULL;
-	struct cluster_node *n = &c->nodes[c->nodes_count++];
+	free(n->facts);
 	*n = (struct cluster_node){.state = CLUSTER_NODE_LOST};
 	snprintf(n->name, sizeof n->name, "%s", name);
 	snprintf(n->why, sizeof n->why, "it has not come since the coordinator started");
@@ -287,7 +289,8 @@ static int join(struct cluster_session *s, struct cluster_facts **facts, struct 
 		node_gone(c, n, CLUSTER_NODE_LOST, "it connected anew");
 	bool fresh = !n;
 	if (!n && !(n = add_node(c, f->node)))
-		return base_error_set(e, -ENOSPC, "%u nodes are known, which is the most", CLUSTER_MAX_NODES);
+		return base_error_set(
+			e, -ENOSPC, "%u nodes are there or have work, which is the most", CLUSTER_MAX_NODES);
 	if (!f->address[0])
 		snprintf(f->address, sizeof f->address, "%s", c->host);
 	free(n->facts);
@@ -523,7 +526,7 @@ int cluster_coordinator_drain(struct cluster_coordinator *c, const char *node, b
 void cluster_coordinator_know(struct cluster_coordinator *c, const struct cluster_state_node *x)
 {
 	struct cluster_node *n = find_node(c, x->name);
-	if (!n)
+	if (!n && c->nodes_count < CLUSTER_MAX_NODES)
 		n = add_node(c, x->name);
 	if (n)
 		n->draining = x->draining;

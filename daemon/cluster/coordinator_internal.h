@@ -50,7 +50,8 @@ struct cluster_coordinator {
 	pthread_cond_t changed; // CLOCK_MONOTONIC
 	pthread_t thread;
 	bool stop, quiet;
-	struct cluster_node nodes[CLUSTER_MAX_NODES]; // never removed: pointers stay good
+	struct cluster_node
+		nodes[CLUSTER_MAX_NODES]; // a place is used again for another one when no fleet points to it
 	uint32_t nodes_count;
 	struct cluster_session *sessions;
 	uint32_t sessions_count;
@@ -96,6 +97,9 @@ struct fleet_try {
 struct fleet_unfit { // a node that could not prepare its part, as long as it is the same process
 	const struct cluster_node *node;
 	uint64_t incarnation;
+	uint64_t again_ns; // it is tried again then; 0: never
+	bool busy; // it is only waited for: its part is not given to others
+	uint32_t tries;
 	char why[CLUSTER_TEXT_BYTES];
 };
 
@@ -143,6 +147,8 @@ int cluster_claim_check(const struct cluster_coordinator *c, struct base_error *
 /* fleet.c; lock held */
 /* Another coordinator may have planned since: the nodes of the record's plans are waited for again. */
 void cluster_fleets_forget(struct cluster_coordinator *c);
+/* Of the nodes that are gone and have no work, the one that is missed least; no fleet knows it afterwards. NULL: there is none. */
+struct cluster_node *cluster_fleets_evict(struct cluster_coordinator *c);
 void cluster_fleets_node_lost(struct cluster_coordinator *c, struct cluster_node *n);
 void cluster_fleets_prepared(struct cluster_coordinator *c, struct cluster_node *n, const struct cluster_prepared *p);
 void cluster_fleets_progress(struct cluster_coordinator *c, struct cluster_node *n, const Thaw__Node__V1__Progress *p);

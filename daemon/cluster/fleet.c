@@ -14,6 +14,10 @@
 
 #define STEADY_NS                                                                                                      \
 	(5 * BASE_NS_PER_SECOND) // that a node has to be there before a running plan is looked at again for it
+#define BUSY_TRIES 6u // of a node that is busy: 1 s after the first, each time twice as long
+#define BUSY_FIRST_NS BASE_NS_PER_SECOND
+#define FULL_TRIES 4u // of one whose drive is full
+#define FULL_FIRST_NS (30 * BASE_NS_PER_SECOND)
 #define SILENT_BEATS 3u // a node that missed that many is waited for until it is lost, or speaks again
 
 /* ---- messages to nodes; lock held ---- */
@@ -74,10 +78,19 @@ static void send_assigns(struct cluster_fleet *f)
 static const struct fleet_unfit *unfit(const struct cluster_fleet *f, const struct cluster_node *n)
 {
 	for (uint32_t i = 0; i < f->unfit_count; i++) {
-		if (f->unfit[i].node == n && n->facts && f->unfit[i].incarnation == n->facts->incarnation)
-			return &f->unfit[i];
+		const struct fleet_unfit *u = &f->unfit[i];
+		if (u->node == n && n->facts && u->incarnation == n->facts->incarnation)
+			return u->again_ns && base_clock_now_ns() >= u->again_ns ? NULL : u;
 	}
 	return NULL;
+}
+
+static void forget_unfit(struct cluster_fleet *f, const struct cluster_node *n)
+{
+	for (uint32_t i = 0; i < f->unfit_count; i++) {
+		if (f->unfit[i].node == n)
+			f->unfit[i--] = f->unfit[--f->unfit_count];
+	}
 }
 
 static bool usable(const struct cluster_fleet *f, const struct cluster_node *n)
@@ -151,6 +164,9 @@ static int check_nodes(struct cluster_fleet *f, struct base_error *e)
 		return claimed;
 	for (uint32_t i = 0; i < c->nodes_count; i++) {
 		const struct cluster_node *n = &c->nodes[i];
+		const struct fleet_unfit *u = unfit(f, n);
+		if (u && u->busy && u->again_ns && n->state == CLUSTER_NODE_READY && !n->draining)
+			return base_error_set(e, -EAGAIN, "node %s is tried again soon: %s", n->name, u->why);
 		if (!usable(f, n))
 			continue;
 		count++;
@@ -165,6 +181,7 @@ static int check_nodes(struct cluster_fleet *f, struct base_error *e)
 
 struct snapshot { // of the nodes, for plan(), which runs without the lock
 	struct cluster_view view;
+	char name[CLUSTER_MAX_NODES][CLUSTER_NAME_BYTES];
 	struct cluster_facts facts[CLUSTER_MAX_NODES];
 	struct cluster_node *node[CLUSTER_MAX_NODES];
 	struct cluster_state_plan previous;
@@ -186,8 +203,9 @@ static void take_snapshot(struct cluster_fleet *f, struct snapshot *s)
 	qsort(s->node, n, sizeof s->node[0], by_name);
 	for (uint32_t i = 0; i < n; i++) {
 		s->facts[i] = *s->node[i]->facts;
+		memcpy(s->name[i], s->node[i]->name, sizeof s->name[i]);
 		s->view.nodes[i] =
-			(struct cluster_view_node){s->node[i]->name, &s->facts[i], s->node[i]->memory_available_bytes};
+			(struct cluster_view_node){s->name[i], &s->facts[i], s->node[i]->memory_available_bytes};
 	}
 	s->view.count = n;
 	f->seen_count = n;
@@ -312,6 +330,30 @@ static void drop_coming(struct cluster_fleet *f)
 
 /* ---- the group ---- */
 
+/* The place of this model's plan in the record. When it is full, that of a model that is not there any more is given up; NULL: all
+ * are there. */
+static struct cluster_state_plan *plan_place(struct cluster_fleet *f)
+{
+	struct cluster_record *r = &f->coordinator->record;
+	uint32_t gone = CLUSTER_MAX_PLANS;
+	for (uint32_t i = 0; i < r->plans_count; i++) {
+		const struct cluster_fleet *x = f->coordinator->fleets;
+		if (strcmp(r->plans[i].model, f->model) == 0)
+			return &r->plans[i];
+		while (x && strcmp(r->plans[i].model, x->model) != 0)
+			x = x->next;
+		if (!x && gone == CLUSTER_MAX_PLANS)
+			gone = i;
+	}
+	if (r->plans_count < CLUSTER_MAX_PLANS)
+		return &r->plans[r->plans_count++];
+	if (gone == CLUSTER_MAX_PLANS)
+		return NULL;
+	// Behind the others, so that the next one to go is another.
+	memmove(&r->plans[gone], &r->plans[gone + 1], (CLUSTER_MAX_PLANS - 1 - gone) * sizeof r->plans[0]);
+	return &r->plans[CLUSTER_MAX_PLANS - 1];
+}
+
 /* Without the lock, so that the epoch is on the drive before anyone hears of it. */
 static int raise_epoch(struct cluster_fleet *f, uint64_t *ret_epoch, struct base_error *e)
 {
@@ -319,11 +361,7 @@ static int raise_epoch(struct cluster_fleet *f, uint64_t *ret_epoch, struct base
 	pthread_mutex_lock(&c->lock);
 	struct cluster_record *r = &c->record;
 	*ret_epoch = ++r->epoch;
-	struct cluster_state_plan *p = NULL;
-	for (uint32_t i = 0; i < r->plans_count && !p; i++)
-		p = strcmp(r->plans[i].model, f->model) == 0 ? &r->plans[i] : NULL;
-	if (!p && r->plans_count < CLUSTER_MAX_PLANS)
-		p = &r->plans[r->plans_count++];
+	struct cluster_state_plan *p = plan_place(f);
 	if (p) {
 		*p = (struct cluster_state_plan){.stages_count = f->coming.parts};
 		snprintf(p->model, sizeof p->model, "%s", f->model);
@@ -476,6 +514,7 @@ void cluster_fleets_prepared(struct cluster_coordinator *c, struct cluster_node 
 	p->prepared = *m;
 	p->ready = true;
 	snprintf(p->phase, sizeof p->phase, "prepared");
+	forget_unfit(f, n);
 	n->facts->bandwidths = m->bandwidths;
 	for (uint32_t i = 0; i < f->coming.parts; i++) {
 		if (!f->coming.part[i].ready)
@@ -496,18 +535,31 @@ void cluster_fleets_progress(struct cluster_coordinator *c, struct cluster_node 
 	p->total_bytes = m->total_bytes;
 }
 
-/* The node cannot do this part: it is left out for this model until it starts again. */
-static void add_unfit(struct cluster_fleet *f, const struct cluster_node *n, const char *why)
+/* The node cannot do this part: it is left out for this model until it starts again; what may pass is tried again some times. */
+static void add_unfit(struct cluster_fleet *f, const struct cluster_node *n, int code, const char *why)
 {
+	bool busy = code == -EBUSY || code == -EAGAIN, passes = busy || code == -ENOSPC;
 	uint32_t at = 0;
 	while (at < f->unfit_count && f->unfit[at].node != n)
 		at++;
 	if (at == CLUSTER_MAX_NODES)
 		return;
+	struct fleet_unfit *u = &f->unfit[at];
+	if (at == f->unfit_count || u->incarnation != n->facts->incarnation)
+		*u = (struct fleet_unfit){.node = n, .incarnation = n->facts->incarnation};
 	f->unfit_count += at == f->unfit_count;
-	f->unfit[at].node = n;
-	f->unfit[at].incarnation = n->facts->incarnation;
-	snprintf(f->unfit[at].why, sizeof f->unfit[at].why, "%s", why);
+	uint64_t wait_ns = (busy ? BUSY_FIRST_NS : FULL_FIRST_NS) << u->tries;
+	bool again = passes && u->tries < (busy ? BUSY_TRIES : FULL_TRIES);
+	u->tries++;
+	u->busy = busy;
+	u->again_ns = again ? base_clock_now_ns() + wait_ns : 0;
+	snprintf(u->why, sizeof u->why, "%s", why);
+	if (again)
+		cluster_coordinator_emit(f->coordinator, "warning", "node_retry", f->model,
+			"node %s, tried again in %.0f s: %.300s", n->name, (double)wait_ns / BASE_NS_PER_SECOND, why);
+	else
+		cluster_coordinator_emit(
+			f->coordinator, "error", "node_unfit", f->model, "node %s: %.300s", n->name, why);
 }
 
 void cluster_fleets_failed(struct cluster_coordinator *c, struct cluster_node *n, const Thaw__Node__V1__Failed *m)
@@ -516,15 +568,13 @@ void cluster_fleets_failed(struct cluster_coordinator *c, struct cluster_node *n
 	struct fleet_part *p = find_part(c, n, m->assignment, &f);
 	if (!p)
 		return;
-	bool coming = is_coming(f, p);
-	cluster_coordinator_emit(
-		c, "error", coming ? "node_unfit" : "rank_failed", f->model, "node %s: %.300s", n->name, m->text);
 	p->assignment = 0; // it has forgotten it
-	if (!coming) {
+	if (!is_coming(f, p)) {
+		cluster_coordinator_emit(c, "error", "rank_failed", f->model, "node %s: %.300s", n->name, m->text);
 		set_broken(f);
 		return;
 	}
-	add_unfit(f, n, m->text);
+	add_unfit(f, n, m->code, m->text);
 	drop_coming(f);
 	pthread_cond_broadcast(&c->changed);
 }
@@ -572,9 +622,54 @@ void cluster_fleets_replan(struct cluster_coordinator *c, const struct cluster_n
 		f->changes++;
 		if (uses(&f->coming, n))
 			drop_coming(f);
-		f->replan = f->running.parts && (!n->draining || uses(&f->running, n));
+		if (!f->running.parts || (n->draining && !uses(&f->running, n)))
+			continue; // what is asked for already stays so
+		f->replan = true;
 		snprintf(f->replan_why, sizeof f->replan_why, "%s", why);
 	}
+}
+
+/* How much a node that is gone is missed; drained: that somebody wanted it so would be forgotten. */
+static uint32_t worth(const struct cluster_coordinator *c, const struct cluster_node *n)
+{
+	const struct cluster_record *r = &c->record;
+	for (uint32_t i = 0; i < r->plans_count; i++) {
+		for (uint32_t k = 0; k < r->plans[i].stages_count; k++) {
+			if (strcmp(r->plans[i].stages[k].node, n->name) == 0)
+				return 2;
+		}
+	}
+	return n->draining;
+}
+
+static bool has_work(const struct cluster_coordinator *c, const struct cluster_node *n)
+{
+	for (const struct cluster_fleet *f = c->fleets; f; f = f->next) {
+		if (uses(&f->coming, n) || uses(&f->running, n))
+			return true;
+	}
+	return false;
+}
+
+struct cluster_node *cluster_fleets_evict(struct cluster_coordinator *c)
+{
+	struct cluster_node *least = NULL;
+	for (uint32_t i = 0; i < c->nodes_count; i++) {
+		struct cluster_node *n = &c->nodes[i];
+		if (n->state == CLUSTER_NODE_READY || has_work(c, n))
+			continue;
+		if (!least || worth(c, n) < worth(c, least) ||
+			(worth(c, n) == worth(c, least) && n->since_ns < least->since_ns))
+			least = n;
+	}
+	for (struct cluster_fleet *f = c->fleets; least && f; f = f->next) {
+		forget_unfit(f, least);
+		for (uint32_t i = 0; i < f->seen_count; i++) {
+			if (f->seen[i].node == least)
+				f->seen[i--] = f->seen[--f->seen_count];
+		}
+	}
+	return least;
 }
 
 static bool was_seen(const struct cluster_fleet *f, const struct cluster_node *n)

@@ -20,7 +20,7 @@
 
 #define CONNECT_NS (20 * BASE_NS_PER_SECOND)
 #define OLD_RANK_NS (7 * BASE_NS_PER_SECOND) // for the rank of the plan before to give its memory back
-#define WATCH_MS 50
+#define NOT_REAPED_MS 50 // a debugger may hold what has ended
 
 static void set_state(struct cluster_task *t, enum task_state state)
 {
@@ -60,12 +60,17 @@ static int find_model(const struct cluster_task *t, char out[static CLUSTER_PATH
 
 static int on_progress(void *context, enum pack_phase phase, uint64_t done_bytes, uint64_t total_bytes)
 {
+	static const char *const names[] = {"digest", "pack", "wait"};
 	struct cluster_task *t = context;
 	pthread_mutex_lock(&t->worker->lock);
-	snprintf(t->phase, sizeof t->phase, "%s", phase == PACK_PHASE_DIGEST ? "digest" : "pack");
+	bool begins_to_wait = phase == PACK_PHASE_WAIT && strcmp(t->phase, names[phase]) != 0;
+	snprintf(t->phase, sizeof t->phase, "%s", names[phase]);
 	t->done_bytes = done_bytes;
 	t->total_bytes = total_bytes;
 	pthread_mutex_unlock(&t->worker->lock);
+	if (begins_to_wait)
+		base_log_info(t->worker->config.log, "%s is packed once another model is packed into %s",
+			t->assign.model, t->worker->config.store_path);
 	return atomic_load(&t->release);
 }
 
@@ -246,18 +251,21 @@ static bool wait_for_start(struct cluster_task *t)
 
 static void watch(struct cluster_task *t)
 {
-	struct pollfd p = {.fd = t->cancel_fd, .events = POLLIN};
+	struct pollfd p[] = {{.fd = t->cancel_fd, .events = POLLIN},
+		{.fd = supervisor_pidfd(t->supervisor, t->start.stage), .events = POLLIN}};
 	char text[CLUSTER_TEXT_BYTES];
-	bool ended = false;
 	while (!atomic_load(&t->release)) {
-		if (!ended && supervisor_ended(t->supervisor, t->start.stage, text, sizeof text)) {
-			ended = true;
+		if (poll(p, 2, -1) < 0 || !p[1].revents)
+			continue;
+		if (supervisor_ended(t->supervisor, t->start.stage, text, sizeof text)) {
+			p[1].fd = -1;
 			pthread_mutex_lock(&t->worker->lock);
 			snprintf(t->text, sizeof t->text, "its rank %.200s", text);
 			pthread_mutex_unlock(&t->worker->lock);
 			set_state(t, TASK_ENDED);
+		} else {
+			poll(p, 1, NOT_REAPED_MS);
 		}
-		poll(&p, 1, ended ? 1000 : WATCH_MS);
 	}
 	supervisor_stop(t->supervisor, t->start.stage);
 }

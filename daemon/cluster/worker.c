@@ -66,12 +66,14 @@ static struct cluster_task *find_task(struct cluster_worker *w, uint64_t assignm
 
 static void collect(struct cluster_worker *w, bool all)
 {
+	for (uint32_t i = 0; all && i < CLUSTER_MAX_TASKS; i++) { // all at once: ranks take seconds to stop
+		if (w->task[i])
+			cluster_task_release(w->task[i]);
+	}
 	for (uint32_t i = 0; i < CLUSTER_MAX_TASKS; i++) {
 		struct cluster_task *t = w->task[i];
 		if (!t)
 			continue;
-		if (all)
-			cluster_task_release(t);
 		pthread_mutex_lock(&w->lock);
 		bool over = all || t->finished;
 		pthread_mutex_unlock(&w->lock);
@@ -242,9 +244,14 @@ static int on_start(struct cluster_worker *w, struct rpc_client_stream *s, const
 	if (status)
 		return send_failed(s, m->assignment, status, base_error_text(&e));
 	struct cluster_task *t = find_task(w, x->assignment);
-	if (!t || x->epoch < w->epoch)
-		return 0; // released meanwhile, or of an epoch that is over
-	w->epoch = x->epoch;
+	if (!t)
+		return 0; // released meanwhile
+	if (x->epoch < t->assign.epoch) { // other models' starts may overtake this one: their epochs say nothing here
+		base_error_set(&e, -ESTALE, "told to start in epoch %llu what was assigned in epoch %llu",
+			(unsigned long long)x->epoch, (unsigned long long)t->assign.epoch);
+		return send_failed(s, x->assignment, -ESTALE, base_error_text(&e));
+	}
+	w->epoch = x->epoch > w->epoch ? x->epoch : w->epoch;
 	pthread_mutex_lock(&w->lock);
 	w->status.epoch = w->epoch;
 	if (t->state == TASK_PREPARED && !t->start_wanted) {

@@ -18,7 +18,7 @@
 
 struct node {
 	struct cluster_session *session;
-	char name[8];
+	char name[16];
 	uint64_t assignment, released, incarnation;
 	struct cluster_slice slice;
 	struct cluster_start start; // the last
@@ -98,9 +98,9 @@ static void open_coordinator(struct world *w, uint32_t nodes)
 		fail_msg("%s", base_error_text(&e));
 }
 
-static void open_fleet(struct world *w)
+static void open_fleet_of(struct world *w, const char *model)
 {
-	const struct cluster_fleet_config f = {.model = "m",
+	const struct cluster_fleet_config f = {.model = model,
 		.path = "/m.gguf",
 		.digest = {1, 2, 3},
 		.plan = plan,
@@ -109,6 +109,11 @@ static void open_fleet(struct world *w)
 		.broken = broken,
 		.context = w};
 	assert_int_equal(cluster_fleet_create(w->c, &f, &w->fleet, NULL), 0);
+}
+
+static void open_fleet(struct world *w)
+{
+	open_fleet_of(w, "m");
 }
 
 static struct world *world_create(uint32_t nodes)
@@ -150,14 +155,14 @@ static int send_node(struct node *n, Thaw__Node__V1__NodeMessage *m)
 	return cluster_session_message(n->session, m, NULL);
 }
 
-static void join(struct world *w, uint32_t i)
+static void join_as(struct world *w, uint32_t i, const char *name)
 {
 	struct node *n = &w->node[i];
 	struct cluster_identity peer = {.cluster = "lab", .role = CLUSTER_ROLE_WORKER};
 	_cleanup_free_ struct cluster_facts *f = calloc(1, sizeof *f);
 	_cleanup_free_ struct cluster_register_message *m = calloc(1, sizeof *m);
 	*n = (struct node){.incarnation = n->incarnation + 1};
-	snprintf(n->name, sizeof n->name, "n%u", i);
+	snprintf(n->name, sizeof n->name, "%s", name);
 	snprintf(peer.name, sizeof peer.name, "%s", n->name);
 	assert_int_equal(cluster_session_open(w->c, &peer, wake, n, &n->session, NULL), 0);
 	*f = (struct cluster_facts){.version = "1", .cluster = "lab", .cpus = 1, .incarnation = n->incarnation};
@@ -166,6 +171,13 @@ static void join(struct world *w, uint32_t i)
 	snprintf(f->address, sizeof f->address, "10.0.0.%u", i);
 	cluster_fill_register(f, m);
 	assert_int_equal(send_node(n, &m->message), 0);
+}
+
+static void join(struct world *w, uint32_t i)
+{
+	char name[8];
+	snprintf(name, sizeof name, "n%u", i);
+	join_as(w, i, name);
 }
 
 /* Takes what the coordinator said. */
@@ -214,12 +226,12 @@ static void prepared(struct node *n)
 	protobuf_c_message_free_unpacked(m, &budget.allocator);
 }
 
-static void failed(struct node *n, const char *text)
+static void failed(struct node *n, int code, const char *text)
 {
 	Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
 	Thaw__Node__V1__Failed f = THAW__NODE__V1__FAILED__INIT;
 	f.assignment = n->assignment;
-	f.code = -ENOSPC;
+	f.code = code;
 	f.text = (char *)text;
 	m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_FAILED;
 	m.failed = &f;
@@ -319,18 +331,53 @@ static void a_node_that_cannot(void **state)
 	assert_int_equal(gather(w, &e), -EAGAIN);
 	read_node(&w->node[0]);
 	read_node(&w->node[1]);
-	failed(&w->node[1], "its drive is full");
+	failed(&w->node[1], -ESTALE, "another file");
 	run(w, (uint32_t[]){0}, 1);
 	cluster_fleet_scatter(w->fleet);
 	assert_int_equal(gather(w, &e), -EAGAIN);
 	read_node(&w->node[0]);
-	failed(&w->node[0], "so is this one");
+	failed(&w->node[0], -ESTALE, "here, too");
 	assert_int_equal(gather(w, &e), -EHOSTDOWN);
-	assert_non_null(strstr(e.message, "n1 is unfit: its drive is full"));
+	assert_non_null(strstr(e.message, "n1 is unfit: another file"));
 	/* Another process of it may be able to. */
 	leave(w, 1);
 	join(w, 1);
 	run(w, (uint32_t[]){1}, 1);
+	world_destroy(w);
+}
+
+static void wait_until_gathered(struct world *w)
+{
+	struct base_error e = {0};
+	for (int i = 0; i < 1000 && w->node[0].assigns < 2; i++) {
+		assert_int_equal(gather(w, &e), -EAGAIN);
+		nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+		read_node(&w->node[0]);
+	}
+	assert_int_equal(w->node[0].assigns, 2);
+}
+
+/* Another model is packed there: nothing that a second attempt would not mend. */
+static void a_node_that_is_busy(void **state)
+{
+	struct world *w = world_create(2);
+	struct base_error e = {0};
+	join(w, 0);
+	join(w, 1);
+	assert_int_equal(gather(w, &e), -EAGAIN);
+	read_node(&w->node[0]);
+	read_node(&w->node[1]);
+	failed(&w->node[1], -EBUSY, "process 1 is packing");
+	assert_int_equal(gather(w, &e), -EAGAIN); // its part is not given to n0
+	assert_non_null(strstr(e.message, "n1 is tried again soon: process 1 is packing"));
+	wait_until_gathered(w);
+	run(w, (uint32_t[]){0, 1}, 2);
+	/* A full drive: the others are asked meanwhile. */
+	cluster_fleet_scatter(w->fleet);
+	assert_int_equal(gather(w, &e), -EAGAIN);
+	read_node(&w->node[1]);
+	failed(&w->node[1], -ENOSPC, "its drive is full");
+	run(w, (uint32_t[]){0}, 1);
 	world_destroy(w);
 }
 
@@ -378,6 +425,91 @@ static void drain_prepares_beside(void **state)
 	assert_int_equal(gather(w, &e), 0);
 	assert_int_equal(w->group.stages, 1);
 	assert_int_equal(cluster_coordinator_drain(w->c, "n0", true, &e), -EHOSTDOWN);
+	world_destroy(w);
+}
+
+/* A second drain, of a node without work, does not undo the first. */
+static void two_drains(void **state)
+{
+	struct world *w = world_create(3);
+	struct base_error e = {0};
+	w->most = 2;
+	for (uint32_t i = 0; i < 3; i++)
+		join(w, i);
+	run(w, (uint32_t[]){0, 1}, 2);
+	assert_int_equal(cluster_coordinator_drain(w->c, "n1", true, &e), 0);
+	assert_int_equal(cluster_coordinator_drain(w->c, "n2", true, &e), 0);
+	for (int i = 0; i < 2000 && !w->regathers; i++) { // the first plan may have been for n0 and n2
+		read_node(&w->node[0]);
+		prepared(&w->node[0]);
+		nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+	}
+	wait_for(&w->regathers, 1);
+	cluster_fleet_scatter(w->fleet);
+	assert_int_equal(gather(w, &e), 0);
+	assert_int_equal(w->group.stages, 1);
+	assert_string_equal(w->group.node[0], "n0");
+	world_destroy(w);
+}
+
+static bool knows(struct world *w, const char *name)
+{
+	static struct cluster_node_info infos[CLUSTER_MAX_NODES];
+	uint32_t n = cluster_coordinator_nodes(w->c, infos, CLUSTER_MAX_NODES);
+	for (uint32_t i = 0; i < n; i++) {
+		if (strcmp(infos[i].name, name) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* Names come and go: those that are gone make room, but not those that are drained or have work. */
+static void more_names_than_places(void **state)
+{
+	struct world *w = world_create(2);
+	struct base_error e = {0};
+	char name[16];
+	join(w, 0);
+	join(w, 1);
+	run(w, (uint32_t[]){0, 1}, 2);
+	leave(w, 1); // it is of the group still
+	join_as(w, 2, "drained");
+	assert_int_equal(cluster_coordinator_drain(w->c, "drained", true, &e), 0);
+	leave(w, 2);
+	for (uint32_t i = 0; i < 2 * CLUSTER_MAX_NODES; i++) {
+		snprintf(name, sizeof name, "x%u", i);
+		join_as(w, 3, name);
+		leave(w, 3);
+	}
+	assert_true(knows(w, "n0") && knows(w, "n1") && knows(w, "drained") && knows(w, name));
+	assert_false(knows(w, "x0"));
+	close_all(w);
+	open_coordinator(w, 2);
+	open_fleet(w);
+	assert_true(knows(w, "n1") && knows(w, "drained"));
+	join_as(w, 3, "another");
+	assert_true(knows(w, "another"));
+	world_destroy(w);
+}
+
+static void more_models_than_plans(void **state)
+{
+	struct world *w = world_create(1);
+	char name[16];
+	join(w, 0);
+	for (uint32_t i = 0; i < CLUSTER_MAX_PLANS + 3; i++) {
+		cluster_fleet_destroy(w->fleet);
+		snprintf(name, sizeof name, "m%u", i);
+		open_fleet_of(w, name);
+		run(w, (uint32_t[]){0}, 1);
+	}
+	assert_string_equal(w->previous, "");
+	close_all(w);
+	open_coordinator(w, 1);
+	open_fleet_of(w, name);
+	join(w, 0);
+	run(w, (uint32_t[]){0}, 1);
+	assert_string_equal(w->previous, "n0");
 	world_destroy(w);
 }
 
@@ -450,8 +582,12 @@ int main(void)
 		cmocka_unit_test(two_nodes_and_a_loss),
 		cmocka_unit_test(a_loss_while_it_is_prepared),
 		cmocka_unit_test(a_node_that_cannot),
+		cmocka_unit_test(a_node_that_is_busy),
 		cmocka_unit_test(what_does_not_fit),
 		cmocka_unit_test(drain_prepares_beside),
+		cmocka_unit_test(two_drains),
+		cmocka_unit_test(more_names_than_places),
+		cmocka_unit_test(more_models_than_plans),
 		cmocka_unit_test(a_coordinator_that_starts_again),
 		cmocka_unit_test(records),
 		cmocka_unit_test(one_coordinator_for_a_store),
