@@ -123,6 +123,7 @@ static void server_free(struct server *s)
 		close(s->lock_fd);
 	server_events_finish(s);
 	pthread_cond_destroy(&s->changed);
+	pthread_mutex_destroy(&s->plan_lock);
 	pthread_mutex_destroy(&s->lock);
 	free(s);
 }
@@ -171,6 +172,7 @@ int server_create(const struct config *config, struct base_log *log, struct serv
 	s->lock_fd = -1;
 	s->started_wall_ns = base_clock_wall_ns();
 	pthread_mutex_init(&s->lock, NULL);
+	pthread_mutex_init(&s->plan_lock, NULL);
 	pthread_cond_init(&s->changed, NULL);
 	int status = server_events_init(s);
 	if (status)
@@ -447,6 +449,8 @@ int server_plan_model(struct server *s, const char *path, uint64_t weights_bytes
 	if (!x)
 		return status ? status : base_error_set(e, -ENOMEM, "no memory for model %s", path);
 	status = server_entry_prepare(x, weights_bytes, kv_bytes, e);
+	if (!status && s->coordinator)
+		status = server_fleet_plan(x, weights_bytes, kv_bytes, e);
 	if (!status)
 		*ret_info = *x->info;
 	server_entry_destroy(x);

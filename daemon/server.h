@@ -31,6 +31,8 @@ enum server_phase {
 };
 const char *server_phase_name(enum server_phase p);
 
+#define SERVER_EXPLANATION_BYTES 6144u // cut beyond
+
 struct server_model_info {
 	char name[128], path[512], digest[33], architecture[32];
 	char chat_template[16]; // name or "unknown"
@@ -41,6 +43,8 @@ struct server_model_info {
 	uint64_t weights_bytes; // of a pass
 	struct topology_plan_input plan_input;
 	struct topology_plan plan;
+	char explanation
+		[SERVER_EXPLANATION_BYTES]; // of a plan over nodes, whose input and plan above are sums; "": of one machine
 	struct engine_load load; // zero until the engine is there
 	uint32_t bos, eos; // TEXT_NO_TOKEN if none
 	char node[ENGINE_MAX_RANKS][64]; // of each rank, in a cluster; "": this one
@@ -76,7 +80,7 @@ int server_load_model(struct server *s, const struct config_model *model, struct
 void server_load_configured(struct server *s);
 /* Returns at once; a load under way is given up. Running requests get daemon.drain to finish; meanwhile the model is listed as UNLOADED, then it is gone. */
 int server_unload_model(struct server *s, const char *name, struct base_error *e);
-/* Dry run for a file, with budgets as given (0: the configured ones). */
+/* Dry run for a file, with budgets as given (0: the configured ones), of a coordinator: of each node. -EHOSTDOWN: nodes are missing. */
 int server_plan_model(struct server *s, const char *path, uint64_t weights_bytes, uint64_t kv_bytes,
 	struct server_model_info *ret_info, struct base_error *e);
 int server_abort(struct server *s, const char *request_id); // -ENOENT

@@ -11,9 +11,10 @@
 #include "daemon/cluster/coordinator.h"
 #include "daemon/cluster/etcd/state.h"
 #include "daemon/cluster/pki.h"
+#include "daemon/cluster/resolve.h"
 #include "daemon/cluster/worker.h"
 #include "daemon/server_internal.h"
-#include "topology/scan.h"
+#include "topology/cgroup.h"
 
 struct cluster_coordinator *server_coordinator(struct server *s)
 {
@@ -77,18 +78,34 @@ static int on_probe(
 	return server_probe(context, directory, ret_bandwidths, e);
 }
 
-/* What a new plan could have: what is available, and what the ranks that it replaces hold. */
+/* What plans can divide: what is available, and what ranks hold. The coordinator takes off what other models have of it. */
 static uint64_t on_memory(void *context, const pid_t *pids, uint32_t count)
 {
-	struct topology_machine now;
-	uint64_t bytes = topology_scan(NULL, &now, NULL) < 0 ? 0 : now.memory_available_bytes;
+	uint64_t bytes = topology_cgroup_available("");
 	for (uint32_t i = 0; i < count; i++)
 		bytes += server_process_memory(pids[i]);
 	return bytes;
 }
 
+/* A name that nobody knows yet stays one: it is asked for again when a group connects. */
+static void find_number(struct server *s)
+{
+	const char *address = s->config.cluster.address;
+	char number[CLUSTER_RESOLVED_BYTES];
+	struct base_error e = {0};
+	snprintf(s->address, sizeof s->address, "%s", address);
+	if (!address[0])
+		return;
+	if (cluster_resolve(address, number, &e) < 0)
+		server_emit_event(s, "warning", "address_unknown", "", base_error_text(&e));
+	else
+		snprintf(s->address, sizeof s->address, "%s", number);
+}
+
 static int start_worker(struct server *s, struct base_error *e)
 {
+	if (!s->address[0])
+		find_number(s);
 	const struct config *c = &s->config;
 	bool both = c->cluster.listen[0];
 	snprintf(s->join, sizeof s->join, "%s%s%s", both ? c->listen.grpc : "", both && c->cluster.join[0] ? "," : "",
@@ -99,7 +116,7 @@ static int start_worker(struct server *s, struct base_error *e)
 		.version = THAW_VERSION,
 		.join = s->join,
 		.tls = {.ca = c->cluster.tls_ca, .cert = c->cluster.tls_cert, .key = c->cluster.tls_key},
-		.address = c->cluster.address,
+		.address = s->address,
 		.store_path = c->store.path,
 		.sources = c->store.sources,
 		.rank_path = s->rank_path,
@@ -184,11 +201,13 @@ static int start_coordinator(struct server *s, struct base_error *e)
 		.cluster = s->config.cluster.name,
 		.node = s->config.cluster.node,
 		.version = THAW_VERSION,
-		.host = s->config.cluster.address,
+		.host = s->address,
 		.nodes = s->config.cluster.nodes,
 		.events = {.event = on_cluster_event, .context = s},
 	};
 	int status = find_address(s, e);
+	if (!status)
+		find_number(s);
 	if (!status)
 		status = open_state(s, &state, e);
 	if (status)

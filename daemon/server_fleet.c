@@ -29,11 +29,22 @@
 #define LINK_LATENCY_NS 50e3
 #define LINK_BYTES_PER_S 1e9
 
+struct summary { // of a plan, for status, placement and metrics
+	uint64_t number;
+	struct topology_plan plan;
+	struct topology_plan_input input;
+	char explanation[SERVER_EXPLANATION_BYTES];
+};
+
 struct server_fleet {
 	struct server_entry *entry;
 	struct cluster_fleet *fleet;
 	struct plan_model sizes;
 	bool has_sizes, context_fixed;
+	uint64_t weights_bytes, kv_bytes; // asked for on each node, instead of its budgets; 0: as they are
+	struct summary next; // lock; of the last plan
+	bool ran; // lock; a group: what is shown is its plan, until the next group's
+	char left_out[CLUSTER_MAX_NODES * CLUSTER_NAME_BYTES / 8]; // names that were told
 	int listen_fd, cancel_fd;
 	struct cluster_member self;
 	struct cluster_group group; // scratch of gather
@@ -42,15 +53,52 @@ struct server_fleet {
 
 /* ---- plan ---- */
 
-static uint64_t usable_memory(const struct cluster_view_node *n)
+static uint64_t larger(uint64_t a, uint64_t b)
 {
-	const struct cluster_budgets *b = &n->facts->budgets;
-	if (b->weights_bytes && b->kv_bytes)
-		return n->facts->memory_limit_bytes;
-	return n->memory_available_bytes - n->memory_available_bytes / 16;
+	return a > b ? a : b;
 }
 
-/* Nodes of the last plan first, in its order: where the order is free, layers stay where their files are. */
+static void add_most(const struct server_entry *y, const char *node, struct server_holding *sum)
+{
+	const struct server_holding *const lists[] = {y->planned, y->running};
+	struct server_holding h[2] = {0};
+	for (size_t l = 0; l < base_array_size(lists); l++) {
+		for (uint32_t i = 0; i < ENGINE_MAX_RANKS; i++) {
+			const struct server_holding *x = &lists[l][i];
+			if (strcmp(x->node, node) != 0)
+				continue;
+			h[l].weights_bytes += x->weights_bytes;
+			h[l].kv_bytes += x->kv_bytes;
+			h[l].workspace_bytes += x->workspace_bytes;
+			h[l].process_bytes += x->process_bytes;
+		}
+	}
+	sum->weights_bytes += larger(h[0].weights_bytes, h[1].weights_bytes);
+	sum->kv_bytes += larger(h[0].kv_bytes, h[1].kv_bytes);
+	sum->workspace_bytes += larger(h[0].workspace_bytes, h[1].workspace_bytes);
+	sum->process_bytes += larger(h[0].process_bytes, h[1].process_bytes);
+}
+
+/* What other models have of a node, or will have when their next plan runs. */
+static struct server_holding others_hold(const struct server_fleet *f, const char *node)
+{
+	struct server *s = f->entry->server;
+	struct server_holding sum = {0};
+	pthread_mutex_lock(&s->lock);
+	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
+		if (s->entry[i] && s->entry[i] != f->entry)
+			add_most(s->entry[i], node, &sum);
+	}
+	pthread_mutex_unlock(&s->lock);
+	return sum;
+}
+
+static uint64_t minus(uint64_t a, uint64_t b)
+{
+	return a > b ? a - b : 0;
+}
+
+/* Nodes of the last plan first, in its order: where the order is free, layers stay where their files are. Returns how many they are. */
 static uint32_t order_nodes(const struct cluster_view *view, uint32_t order[static CLUSTER_MAX_NODES])
 {
 	bool taken[CLUSTER_MAX_NODES] = {0};
@@ -63,25 +111,32 @@ static uint32_t order_nodes(const struct cluster_view *view, uint32_t order[stat
 			order[n++] = k;
 		}
 	}
-	for (uint32_t k = 0; k < view->count; k++) {
+	for (uint32_t k = 0, at = n; k < view->count; k++) {
 		if (!taken[k])
-			order[n++] = k;
+			order[at++] = k;
 	}
 	return n;
 }
 
-static void fill_device(const struct cluster_view_node *n, struct fleet_device *d)
+/* Explicit budgets are taken at their word, against the limit; without them it is what the node has now, where all ranks' own
+ * memory is counted as free: what other models have of it is not this one's. Returns that. */
+static uint64_t fill_device(const struct server_fleet *f, const struct cluster_view_node *n, struct fleet_device *d)
 {
 	const struct cluster_budgets *b = &n->facts->budgets;
+	const struct server_holding others = others_hold(f, n->name);
+	uint64_t held = others.weights_bytes + others.kv_bytes + others.workspace_bytes + others.process_bytes;
 	*d = (struct fleet_device){
-		.memory_bytes = usable_memory(n),
-		.weights_budget_bytes = b->weights_bytes,
-		.kv_budget_bytes = b->kv_bytes,
-		.workspace_budget_bytes = b->workspace_bytes,
+		.weights_budget_bytes = server_left_of(f->weights_bytes, b->weights_bytes, others.weights_bytes),
+		.kv_budget_bytes = server_left_of(f->kv_bytes, b->kv_bytes, others.kv_bytes),
+		.workspace_budget_bytes = server_left_of(0, b->workspace_bytes, others.workspace_bytes),
 		.bandwidths = n->facts->bandwidths,
 	};
+	d->memory_bytes = d->weights_budget_bytes && d->kv_budget_bytes
+				  ? minus(n->facts->memory_limit_bytes, held)
+				  : minus(n->memory_available_bytes - n->memory_available_bytes / 16, held);
 	snprintf(d->name, sizeof d->name, "%s", n->name);
 	snprintf(d->host, sizeof d->host, "%s", n->name);
+	return held;
 }
 
 static void take_plan(const struct fleet_plan *p, const uint32_t *order, struct cluster_plan *ret)
@@ -109,48 +164,77 @@ static void take_plan(const struct fleet_plan *p, const uint32_t *order, struct 
 	}
 }
 
-/* What status, placement and the next plans of other models see. */
-static void publish(struct server_fleet *f, const struct cluster_plan *p)
+static void fill_input(
+	const struct server_fleet *f, const struct fleet_device *devices, uint32_t count, struct fleet_input *ret_input)
 {
-	struct server_entry *x = f->entry;
-	struct topology_plan t = {.kv_blocks = p->kv_blocks,
-		.pass_ns_disk = p->pass_ns_disk,
-		.pass_ns_memory = p->pass_ns_memory,
-		.token_ns_compute = p->token_ns_compute,
-		.tokens_per_s_one = p->tokens_per_s_one,
-		.tokens_per_s_full = p->tokens_per_s_full};
-	for (uint32_t i = 0; i < p->stages_count; i++) {
-		t.weights_bytes += p->stages[i].weights_bytes;
-		t.kv_bytes += p->stages[i].kv_bytes;
-		t.workspace_bytes += p->stages[i].workspace_bytes;
-		t.hot_bytes += p->stages[i].hot_bytes;
-		t.cold_bytes += p->stages[i].cold_bytes;
-	}
-	pthread_mutex_lock(&x->server->lock);
-	x->info->plan = t;
-	x->info->plan_input.pass_bytes = t.hot_bytes + t.cold_bytes;
-	x->info->plan_input.context_tokens = x->rank.context_tokens;
-	x->info->plan_input.sequences = x->rank.sequences;
-	pthread_mutex_unlock(&x->server->lock);
-}
-
-static int build(struct server_fleet *f, const struct fleet_device *devices, uint32_t count,
-	struct fleet_plan *ret_plan, struct base_error *e)
-{
-	struct server_entry *x = f->entry;
-	struct fleet_input in = {
+	*ret_input = (struct fleet_input){
 		.model = &f->sizes.sizes,
 		.devices = devices,
 		.devices_count = count,
 		.links[FLEET_LINK_CLUSTER] = {LINK_LATENCY_NS, LINK_BYTES_PER_S},
 		.objective = FLEET_OBJECTIVE_FULL,
-		.sequences = x->rank.sequences,
+		.sequences = f->entry->rank.sequences,
 		.tp_most = 1,
 	};
-	int status = fleet_map_find(x->server->config.cluster.device_map, &in.map);
-	return status ? base_error_set(
-				e, status, "cluster.device_map: %s is none", x->server->config.cluster.device_map)
+}
+
+static int build(struct server_fleet *f, const struct fleet_device *devices, uint32_t count,
+	struct fleet_plan *ret_plan, struct base_error *e)
+{
+	const char *map = f->entry->server->config.cluster.device_map;
+	struct fleet_input in;
+	fill_input(f, devices, count, &in);
+	int status = fleet_map_find(map, &in.map);
+	return status ? base_error_set(e, status, "cluster.device_map: %s is none", map)
 		      : fleet_plan_build(&in, ret_plan, e);
+}
+
+/* Lock held. */
+static void show(struct server_fleet *f)
+{
+	struct server_model_info *info = f->entry->info;
+	info->plan = f->next.plan;
+	info->plan_input = f->next.input;
+	memcpy(info->explanation, f->next.explanation, sizeof info->explanation);
+}
+
+/* Until a group has run, what is planned is shown: a plan beside one that runs may never come to be. */
+static int summarise(struct server_fleet *f, const struct fleet_device *devices, uint32_t count,
+	const struct fleet_plan *p, struct cluster_plan *plan, struct base_error *e)
+{
+	_cleanup_free_ struct summary *s = calloc(1, sizeof *s);
+	_cleanup_free_ char *text = NULL;
+	size_t bytes = 0;
+	struct fleet_input in;
+	fill_input(f, devices, count, &in);
+	fleet_map_find(f->entry->server->config.cluster.device_map, &in.map);
+	FILE *out = s ? open_memstream(&text, &bytes) : NULL;
+	if (!out)
+		return base_error_set(e, -ENOMEM, "no memory for a plan");
+	fleet_plan_explain(&in, p, out);
+	int status = fclose(out) ? -ENOMEM : fleet_plan_sum(&in, p, &s->input, &s->plan);
+	if (status)
+		return base_error_set(e, status, "no memory for a plan");
+	snprintf(s->explanation, sizeof s->explanation, "%s", text);
+	pthread_mutex_lock(&f->entry->server->lock);
+	s->number = plan->number = f->next.number + 1;
+	f->next = *s;
+	if (!f->ran)
+		show(f);
+	pthread_mutex_unlock(&f->entry->server->lock);
+	return 0;
+}
+
+static void hold(
+	const struct server_fleet *f, struct server_holding *h, const char *node, const struct cluster_plan_stage *s)
+{
+	*h = (struct server_holding){
+		.weights_bytes = s->weights_bytes,
+		.kv_bytes = s->kv_bytes,
+		.workspace_bytes = s->workspace_bytes,
+		.process_bytes = server_process_bytes(f->entry),
+	};
+	snprintf(h->node, sizeof h->node, "%s", node);
 }
 
 static int set_context(struct server_fleet *f, uint32_t context, struct base_error *e)
@@ -172,38 +256,92 @@ static int set_context(struct server_fleet *f, uint32_t context, struct base_err
 	return 0;
 }
 
-static int plan(void *context, const struct cluster_view *view, struct cluster_plan *ret_plan, struct base_error *e)
+static int plan_for(struct server_fleet *f, const struct fleet_device *devices, uint32_t count,
+	struct fleet_plan *ret_plan, struct base_error *e)
 {
-	struct server_fleet *f = context;
 	struct server_entry *x = f->entry;
-	_cleanup_free_ struct fleet_device *devices = calloc(view->count + 1, sizeof *devices);
-	struct fleet_plan p = {0};
-	struct base_error first = {0};
-	uint32_t order[CLUSTER_MAX_NODES], n = order_nodes(view, order);
-	if (!devices)
-		return base_error_set(e, -ENOMEM, "no memory for a plan");
-	n = n > CLUSTER_MAX_STAGES ? CLUSTER_MAX_STAGES : n;
-	for (uint32_t i = 0; i < n; i++)
-		fill_device(&view->nodes[order[i]], &devices[i]);
-	int status = build(f, devices, n, &p, &first);
+	struct base_error later;
+	int status = build(f, devices, count, ret_plan, e);
 	/* Only the first plan may choose the context: requests count on it later. */
 	while (status == -ENOMEM && !f->context_fixed && !x->server->config.scheduler.context_tokens &&
 		x->rank.context_tokens / 2 >= SERVER_MIN_AUTO_CONTEXT) {
 		status = set_context(f, x->rank.context_tokens / 2, e);
 		if (!status)
-			status = build(f, devices, n, &p, e);
+			status = build(f, devices, count, ret_plan, &later);
 	}
-	if (status) {
-		if (e && first.message[0])
-			*e = first;
-		fleet_plan_finish(&p);
-		return status;
+	return status;
+}
+
+static uint64_t room_of(const struct fleet_device *d)
+{
+	return d->weights_budget_bytes && d->weights_budget_bytes < d->memory_bytes ? d->weights_budget_bytes
+										    : d->memory_bytes;
+}
+
+/* A group has so many stages at most: of more nodes those are taken that the last plan had, then those with the most room. */
+static uint32_t leave_out(
+	struct server_fleet *f, struct fleet_device *devices, uint32_t *order, uint32_t used, uint32_t n)
+{
+	char names[sizeof f->left_out] = "", text[sizeof names + 96];
+	size_t at = 0;
+	for (uint32_t least; n > CLUSTER_MAX_STAGES; n--) {
+		least = used;
+		for (uint32_t i = used; i < n; i++)
+			least = room_of(&devices[i]) < room_of(&devices[least]) ? i : least;
+		if (at < sizeof names)
+			at += (size_t)snprintf(
+				names + at, sizeof names - at, "%s%s", at ? ", " : "", devices[least].name);
+		memmove(devices + least, devices + least + 1, (n - least - 1) * sizeof *devices);
+		memmove(order + least, order + least + 1, (n - least - 1) * sizeof *order);
 	}
-	f->context_fixed = true;
-	take_plan(&p, order, ret_plan);
+	if (names[0] && strcmp(names, f->left_out) != 0) {
+		snprintf(text, sizeof text, "a model uses %u nodes at most: not %s, which have the least memory",
+			CLUSTER_MAX_STAGES, names);
+		server_emit_event(f->entry->server, "warning", "nodes_left_out", f->entry->info->name, text);
+	}
+	memcpy(f->left_out, names, sizeof f->left_out);
+	return n;
+}
+
+/* plan_lock held. */
+static int plan_alone(
+	struct server_fleet *f, const struct cluster_view *view, struct cluster_plan *ret_plan, struct base_error *e)
+{
+	_cleanup_free_ struct fleet_device *devices = calloc(view->count + 1, sizeof *devices);
+	struct fleet_plan p = {0};
+	uint64_t others = 0;
+	uint32_t order[CLUSTER_MAX_NODES], used = order_nodes(view, order);
+	if (!devices)
+		return base_error_set(e, -ENOMEM, "no memory for a plan");
+	for (uint32_t i = 0; i < view->count; i++)
+		others += fill_device(f, &view->nodes[order[i]], &devices[i]);
+	uint32_t n = leave_out(f, devices, order, used, view->count);
+	int status = plan_for(f, devices, n, &p, e);
+	if (status == -ENOMEM && others)
+		base_error_prefix(e, "beside the models that are loaded");
+	if (!status) {
+		take_plan(&p, order, ret_plan);
+		status = summarise(f, devices, n, &p, ret_plan, e);
+	}
 	fleet_plan_finish(&p);
-	publish(f, ret_plan);
+	if (status)
+		return status;
+	f->context_fixed = true;
+	pthread_mutex_lock(&f->entry->server->lock);
+	memset(f->entry->planned, 0, sizeof f->entry->planned);
+	for (uint32_t i = 0; i < ret_plan->stages_count; i++)
+		hold(f, &f->entry->planned[i], view->nodes[ret_plan->stages[i].node].name, &ret_plan->stages[i]);
+	pthread_mutex_unlock(&f->entry->server->lock);
 	return 0;
+}
+
+static int plan(void *context, const struct cluster_view *view, struct cluster_plan *ret_plan, struct base_error *e)
+{
+	struct server_fleet *f = context;
+	pthread_mutex_lock(&f->entry->server->plan_lock);
+	int status = plan_alone(f, view, ret_plan, e);
+	pthread_mutex_unlock(&f->entry->server->plan_lock);
+	return status;
 }
 
 /* ---- the group ---- */
@@ -211,7 +349,7 @@ static int plan(void *context, const struct cluster_view *view, struct cluster_p
 static int listen_for_group(void *context, struct cluster_member *ret_self, struct base_error *e)
 {
 	struct server_fleet *f = context;
-	const char *host = f->entry->server->config.cluster.address;
+	const char *host = f->entry->server->address;
 	char address[CLUSTER_RESOLVED_BYTES];
 	int status = 0;
 	if (f->listen_fd < 0) {
@@ -293,6 +431,38 @@ static void fill_assign(struct server_fleet *f, uint32_t stage)
 	memcpy(r->cpus, n->cpus, n->cpus_count * sizeof *r->cpus);
 }
 
+/* Ranks take their memory from here on. */
+static void started(struct server_fleet *f)
+{
+	struct server_entry *x = f->entry;
+	pthread_mutex_lock(&x->server->lock);
+	memset(x->running, 0, sizeof x->running);
+	for (uint32_t i = 0; i < f->group.stages; i++)
+		hold(f, &x->running[i], f->group.node[i], &f->group.plan.stages[i]);
+	pthread_mutex_unlock(&x->server->lock);
+}
+
+static void connected(struct server_fleet *f)
+{
+	struct server_entry *x = f->entry;
+	pthread_mutex_lock(&x->server->lock);
+	for (uint32_t i = 0; i < f->group.stages; i++)
+		memcpy(x->info->node[i], f->group.node[i], sizeof x->info->node[i]);
+	if (f->next.number == f->group.plan.number) // else a newer one follows soon
+		show(f);
+	f->ran = true;
+	pthread_mutex_unlock(&x->server->lock);
+}
+
+static void scatter(void *context)
+{
+	struct server_fleet *f = context;
+	cluster_fleet_scatter(f->fleet);
+	pthread_mutex_lock(&f->entry->server->lock);
+	memset(f->entry->running, 0, sizeof f->entry->running);
+	pthread_mutex_unlock(&f->entry->server->lock);
+}
+
 static int gather(void *context, struct engine_gathered *ret_gathered, struct base_error *e)
 {
 	struct server_fleet *f = context;
@@ -302,18 +472,16 @@ static int gather(void *context, struct engine_gathered *ret_gathered, struct ba
 	if (status)
 		return status;
 	const struct cluster_plan *p = &f->group.plan;
+	started(f);
 	status = connect_group(f, &ret_gathered->group, e);
 	if (status) {
-		cluster_fleet_scatter(f->fleet);
+		scatter(f);
 		base_error_prefix(e, "epoch %llu", (unsigned long long)f->group.epoch);
 		return status == -EAGAIN || status == -EHOSTDOWN ? -ECONNRESET : status;
 	}
 	for (uint32_t i = 0; i < f->group.stages; i++)
 		fill_assign(f, i);
-	pthread_mutex_lock(&f->entry->server->lock);
-	for (uint32_t i = 0; i < f->group.stages; i++)
-		memcpy(f->entry->info->node[i], f->group.node[i], sizeof f->entry->info->node[i]);
-	pthread_mutex_unlock(&f->entry->server->lock);
+	connected(f);
 	ret_gathered->epoch = f->group.epoch;
 	ret_gathered->stages = f->group.stages;
 	ret_gathered->parts = 1;
@@ -321,13 +489,7 @@ static int gather(void *context, struct engine_gathered *ret_gathered, struct ba
 	ret_gathered->bound_pass_ns_disk = p->pass_ns_disk;
 	ret_gathered->bound_pass_ns_memory = p->pass_ns_memory;
 	ret_gathered->bound_token_ns_compute = p->token_ns_compute;
-	publish(f, p);
 	return 0;
-}
-
-static void scatter(void *context)
-{
-	cluster_fleet_scatter(((struct server_fleet *)context)->fleet);
 }
 
 struct engine_starter server_fleet_starter(struct server_fleet *f)
@@ -342,6 +504,10 @@ void server_fleet_destroy(struct server_fleet *f)
 	if (!f)
 		return;
 	cluster_fleet_destroy(f->fleet);
+	pthread_mutex_lock(&f->entry->server->lock);
+	memset(f->entry->planned, 0, sizeof f->entry->planned);
+	memset(f->entry->running, 0, sizeof f->entry->running);
+	pthread_mutex_unlock(&f->entry->server->lock);
 	if (f->has_sizes)
 		plan_model_finish(&f->sizes);
 	if (f->listen_fd >= 0)
@@ -400,4 +566,17 @@ int server_fleet_wait(struct server_fleet *f, bool (*cancelled)(struct server_en
 		memcpy(told, why.message, sizeof told);
 		nanosleep(&(struct timespec){.tv_nsec = LOOK_NS}, NULL);
 	}
+}
+
+int server_fleet_plan(struct server_entry *x, uint64_t weights_bytes, uint64_t kv_bytes, struct base_error *e)
+{
+	struct server_fleet *f;
+	int status = server_fleet_create(x, &f, e);
+	if (status)
+		return status;
+	f->weights_bytes = weights_bytes;
+	f->kv_bytes = kv_bytes;
+	status = cluster_fleet_try(f->fleet, e);
+	server_fleet_destroy(f);
+	return status == -EAGAIN ? -EHOSTDOWN : status;
 }

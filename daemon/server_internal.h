@@ -25,6 +25,12 @@
 #define SERVER_EVENTS 1024u
 #define SERVER_MAX_ENTRIES (2 * CONFIG_MAX_MODELS) // those that are being unloaded among them
 
+struct server_holding { // what a model has of a node of the cluster
+	char node[64];
+	uint64_t weights_bytes, kv_bytes, workspace_bytes; // of its budgets
+	uint64_t process_bytes; // beside them
+};
+
 /* phase: QUEUED -> DIGEST -> PACK -> LOAD -> READY; any -> FAILED; any -> UNLOADED, after which the unloader takes it out of the table.
  * The fields below `gguf` are the loader's while it is busy, then the unloader's; the others are the lock's. */
 struct server_entry {
@@ -53,6 +59,8 @@ struct server_entry {
 	uint32_t packing_part; // for progress
 	struct supervisor *supervisor; // lock, for pids
 	struct server_fleet *fleet; // of a coordinator, instead
+	struct server_holding planned[ENGINE_MAX_RANKS],
+		running[ENGINE_MAX_RANKS]; // lock; of the last plan, of the group
 };
 
 struct server {
@@ -61,6 +69,8 @@ struct server {
 	struct topology_machine machine;
 	char rank_path[512];
 	char drive[64]; // of the store
+	char address
+		[CONFIG_TEXT_BYTES]; // cluster.address as a number, so that nobody asks a resolver while a group connects
 	struct cluster_coordinator *coordinator; // NULL: none
 	char join[2 * CONFIG_TEXT_BYTES]; // of the worker: this node's socket, other coordinators
 	struct cluster_worker *worker; // lock; NULL: none
@@ -69,6 +79,8 @@ struct server {
 
 	pthread_mutex_t lock;
 	pthread_cond_t changed; // for the loader and the unloader
+	pthread_mutex_t
+		plan_lock; // before lock: of models that are planned over the nodes at once, each sees what the others take
 	struct server_entry *entry[SERVER_MAX_ENTRIES];
 	uint64_t queued; // ever
 	_Atomic bool draining;
@@ -109,6 +121,8 @@ int server_probe(
 void server_fill_rank_config(struct server_entry *x, uint32_t context_tokens);
 /* What the processes of a rank and its thawd hold beside the budgets' contents. */
 uint64_t server_process_bytes(const struct server_entry *x);
+/* What is left of a budget (0: none is set) of which so much is used, or what was asked for instead. */
+uint64_t server_left_of(uint64_t asked, uint64_t budget, uint64_t used);
 #define SERVER_MIN_AUTO_CONTEXT 2048u
 
 /* server.c */
@@ -128,6 +142,8 @@ void server_fleet_destroy(struct server_fleet *f); // after the engine; NULL is 
 /* Until the nodes are there and a plan fits: says what is waited for. -ECANCELED, -ENOMEM with the numbers. */
 int server_fleet_wait(struct server_fleet *f, bool (*cancelled)(struct server_entry *x), struct base_error *e);
 struct engine_starter server_fleet_starter(struct server_fleet *f);
+/* Only to see what would come of it: the plan with what the nodes have now, into the entry's info. Any thread. -EHOSTDOWN, -ENOMEM. */
+int server_fleet_plan(struct server_entry *x, uint64_t weights_bytes, uint64_t kv_bytes, struct base_error *e);
 
 /* server_probe.c */
 int server_probe_drive(const char *directory, const char *engine, double *ret_bytes_per_s);

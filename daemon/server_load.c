@@ -273,7 +273,7 @@ static bool holds_memory(const struct server_entry *x)
 void server_count_daemon(struct server *s)
 {
 	struct server_entry *first = NULL;
-	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
+	for (uint32_t i = 0; !s->coordinator && i < SERVER_MAX_ENTRIES; i++) { // else every node has a thawd to count
 		struct server_entry *x = s->entry[i];
 		if (!holds_memory(x))
 			continue;
@@ -309,7 +309,7 @@ static void sum_others(struct server_entry *x, struct topology_plan *ret_others)
 }
 
 /* What is left of a budget for this model; one that is used up must not look like "choose one" (0). */
-static uint64_t left_of(uint64_t asked, uint64_t budget, uint64_t used)
+uint64_t server_left_of(uint64_t asked, uint64_t budget, uint64_t used)
 {
 	return asked ? asked : !budget ? 0 : budget > used ? budget - used : 1;
 }
@@ -386,9 +386,10 @@ static int plan_with_context(
 		.kv_block_tokens = KV_BLOCK_TOKENS,
 		.context_tokens = context,
 		.sequences = x->rank.sequences,
-		.weights_budget_bytes = left_of(weights_bytes, s->config.memory.weights_bytes, others.weights_bytes),
-		.kv_budget_bytes = left_of(kv_bytes, s->config.memory.kv_bytes, others.kv_bytes),
-		.workspace_budget_bytes = left_of(0, s->config.memory.workspace_bytes, others.workspace_bytes),
+		.weights_budget_bytes =
+			server_left_of(weights_bytes, s->config.memory.weights_bytes, others.weights_bytes),
+		.kv_budget_bytes = server_left_of(kv_bytes, s->config.memory.kv_bytes, others.kv_bytes),
+		.workspace_budget_bytes = server_left_of(0, s->config.memory.workspace_bytes, others.workspace_bytes),
 		.bandwidths = server_bandwidths(s),
 	};
 	in.memory_bytes = usable_memory(&in, &others);

@@ -142,6 +142,12 @@ static uint64_t meminfo(const char *root, const char *key)
 	return NO_LIMIT;
 }
 
+uint64_t topology_cgroup_available(const char *root)
+{
+	uint64_t limit = topology_cgroup_limit(root), available = meminfo(root, "MemAvailable");
+	return available == NO_LIMIT ? 0 : available < limit ? available : limit;
+}
+
 void topology_cgroup_apply(const char *root, struct topology_machine *m)
 {
 	uint64_t limit = topology_cgroup_limit(root), available = meminfo(root, "MemAvailable"),

@@ -116,6 +116,7 @@ struct cluster_plan_stage {
 };
 
 struct cluster_plan {
+	uint64_t number; // plan()'s own, to know it again
 	struct cluster_plan_stage stages[CLUSTER_MAX_STAGES];
 	uint32_t stages_count;
 	uint32_t kv_blocks;

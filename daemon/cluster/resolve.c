@@ -5,10 +5,16 @@
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 
 static int print(const struct sockaddr *a, char out[static CLUSTER_RESOLVED_BYTES])
 {
@@ -17,11 +23,101 @@ static int print(const struct sockaddr *a, char out[static CLUSTER_RESOLVED_BYTE
 	return inet_ntop(a->sa_family, bytes, out, CLUSTER_RESOLVED_BYTES) ? 0 : -errno;
 }
 
+/* getaddrinfo waits as long as resolv.conf says, and cannot be stopped: a thread asks, which is left behind when it takes too long. */
+struct question {
+	pthread_mutex_t lock;
+	pthread_cond_t changed; // CLOCK_MONOTONIC
+	bool done, left; // who comes second frees
+	int result;
+	struct addrinfo *list;
+	char host[256];
+};
+
+static void question_free(struct question *q)
+{
+	pthread_cond_destroy(&q->changed);
+	pthread_mutex_destroy(&q->lock);
+	free(q);
+}
+
+static void *asker(void *question)
+{
+	struct question *q = question;
+	const struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
+	struct addrinfo *list = NULL;
+	int result = getaddrinfo(q->host, "9", &hints, &list);
+	pthread_mutex_lock(&q->lock);
+	bool left = q->left;
+	q->done = true;
+	q->result = result;
+	q->list = list;
+	pthread_cond_signal(&q->changed);
+	pthread_mutex_unlock(&q->lock);
+	if (!left)
+		return NULL;
+	if (result == 0)
+		freeaddrinfo(list);
+	question_free(q);
+	return NULL;
+}
+
+static struct question *question_create(const char *host)
+{
+	pthread_condattr_t monotonic;
+	struct question *q = calloc(1, sizeof *q);
+	if (!q)
+		return NULL;
+	snprintf(q->host, sizeof q->host, "%s", host);
+	pthread_condattr_init(&monotonic);
+	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+	pthread_mutex_init(&q->lock, NULL);
+	pthread_cond_init(&q->changed, &monotonic);
+	pthread_condattr_destroy(&monotonic);
+	return q;
+}
+
+static int start(struct question *q)
+{
+	pthread_attr_t detached;
+	pthread_t thread;
+	pthread_attr_init(&detached);
+	pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+	int r = pthread_create(&thread, &detached, asker, q);
+	pthread_attr_destroy(&detached);
+	return -r;
+}
+
+static int ask(const char *host, struct addrinfo **ret_list, struct base_error *e)
+{
+	struct question *q = question_create(host);
+	int status = q ? start(q) : -ENOMEM, r = 0;
+	if (status) {
+		if (q)
+			question_free(q);
+		return base_error_set(e, status, "host %.200s: no thread to ask for it", host);
+	}
+	uint64_t until = base_clock_now_ns() + CLUSTER_RESOLVE_NS;
+	const struct timespec at = {
+		.tv_sec = (time_t)(until / BASE_NS_PER_SECOND), .tv_nsec = (long)(until % BASE_NS_PER_SECOND)};
+	pthread_mutex_lock(&q->lock);
+	while (!q->done && r == 0)
+		r = pthread_cond_timedwait(&q->changed, &q->lock, &at);
+	bool done = q->done;
+	q->left = !done;
+	pthread_mutex_unlock(&q->lock);
+	if (!done)
+		return base_error_set(e, -ETIMEDOUT,
+			"host %.200s: no answer from the resolver; write a numeric address, or mend DNS", host);
+	r = q->result;
+	*ret_list = r ? NULL : q->list;
+	question_free(q);
+	return r ? base_error_set(e, -EINVAL, "host %.200s: %s", host, gai_strerror(r)) : 0;
+}
+
 static int look_up(const char *host, struct addrinfo **ret_list, struct base_error *e)
 {
-	const struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
-	int r = getaddrinfo(host, "9", &hints, ret_list);
-	return r ? base_error_set(e, -EINVAL, "host %.200s: %s", host, gai_strerror(r)) : 0;
+	const struct addrinfo numeric = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICHOST};
+	return getaddrinfo(host, "9", &numeric, ret_list) == 0 ? 0 : ask(host, ret_list, e);
 }
 
 int cluster_resolve(const char *host, char out[static CLUSTER_RESOLVED_BYTES], struct base_error *e)

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Names of hosts to numeric addresses. Asks the resolver: not for a thread that must not block.
+ * Names of hosts to numeric addresses. What is one already costs nothing; for a name the resolver is asked, for CLUSTER_RESOLVE_NS at
+ * most: not for a thread that must not block.
  */
 #pragma once
 
 #include "base/error.h"
 
 #define CLUSTER_RESOLVED_BYTES 46u
+#define CLUSTER_RESOLVE_NS (2 * 1000000000ull)
 
-/* The first address of a host. -EINVAL with the resolver's words. */
+/* The first address of a host. -EINVAL with the resolver's words, -ETIMEDOUT. */
 int cluster_resolve(const char *host, char out[static CLUSTER_RESOLVED_BYTES], struct base_error *e);
 /* Which of this machine's addresses reaches that host, as the routes are now. */
 int cluster_resolve_own(const char *towards, char out[static CLUSTER_RESOLVED_BYTES], struct base_error *e);

@@ -272,7 +272,10 @@ void rpc_convert_placement(
 	size_t bytes = 0;
 	FILE *text = open_memstream(&out->explanation, &bytes);
 	if (text) {
-		topology_plan_explain(&i->plan_input, &i->plan, text);
+		if (i->explanation[0])
+			fputs(i->explanation, text);
+		else
+			topology_plan_explain(&i->plan_input, &i->plan, text);
 		fclose(text);
 	}
 	if (out->explanation)

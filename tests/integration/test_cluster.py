@@ -121,6 +121,26 @@ class Fleet(unittest.TestCase):
                 self.assertEqual(d.stop(), 0)
             c.close()
 
+    def test_models_share_the_budgets(self):
+        """What one model has of a node's budgets, another cannot have; plan says so before, and is of all nodes."""
+        c = self.cluster()
+        a = c.start(2, "memory.kv=12MiB")
+        model = a.sets[-1].split("=", 1)[1]
+        shown = json.loads(a.ctl("placement").stdout)["placements"][0]
+        self.assertGreater(shown["input"]["weights_all_bytes"], shown["input"]["pass_bytes"])
+        self.assertEqual(shown["input"]["kv_budget_bytes"], 24 << 20)
+        self.assertIn("DEVICE", shown["explanation"])
+        for verb in (["plan", model], ["load", model, "--name", "two"]):
+            p = a.ctl(*verb, check=False)
+            self.assertEqual(p.returncode, 5, p.stdout)
+            self.assertIn("beside the models that are loaded: ", p.stderr)
+        p = json.loads(a.ctl("plan", model, "--weights", "16MiB", "--kv", "4MiB").stdout)["placement"]
+        self.assertEqual(p["plan"]["cold_bytes"], 0)
+        self.assertEqual(p["plan"]["hot_bytes"], p["input"]["pass_bytes"])
+        self.assertEqual(p["plan"]["kv_bytes"], 8 << 20)
+        a.ctl("unload", "tiny")
+        wait_for("its memory", lambda: not a.ctl("plan", model, check=False).returncode)
+
     @unittest.skipUnless(MODEL, "THAW_TEST_MODEL is not set")
     def test_real_model(self):
         """SmolLM2 over two and three hosts: greedy tokens as on one."""

@@ -118,3 +118,64 @@ void fleet_plan_explain(const struct fleet_input *in, const struct fleet_plan *p
 				       : "cuts are exact, the order of the devices is the best of those tried");
 	print_alternatives(p, out);
 }
+
+static void sum_rank(const struct fleet_work *f, const struct fleet_plan *p, uint32_t rank,
+	struct topology_plan_input *in, struct topology_plan *plan)
+{
+	const struct fleet_rank *r = &p->ranks[rank];
+	const struct fleet_stage *s = &p->stages[r->stage];
+	const struct topology_bandwidths *w = &f->given->devices[r->device].bandwidths;
+	struct topology_plan_input x;
+	fleet_share_input(f, r->device, s->first_layer, s->first_layer + s->layers, s->tp, 0, &x);
+	in->pass_bytes += x.pass_bytes;
+	in->weights_all_bytes += x.weights_all_bytes;
+	in->weights_min_bytes += x.weights_min_bytes;
+	in->slots_bytes += x.slots_bytes;
+	in->rows_bytes += x.rows_bytes;
+	in->workspace_bytes += x.workspace_bytes;
+	in->kv_block_bytes += x.kv_block_bytes;
+	in->token_macs += x.token_macs;
+	in->memory_bytes += x.memory_bytes;
+	uint64_t *const sums[] = {&in->weights_budget_bytes, &in->kv_budget_bytes, &in->workspace_budget_bytes};
+	const uint64_t budgets[] = {x.weights_budget_bytes, x.kv_budget_bytes, x.workspace_budget_bytes};
+	for (size_t i = 0; i < 3; i++)
+		*sums[i] = budgets[i] && (*sums[i] || !rank) ? *sums[i] + budgets[i] : 0;
+	in->bandwidths.drive_bytes_per_s += w->drive_bytes_per_s;
+	in->bandwidths.memory_bytes_per_s += w->memory_bytes_per_s;
+	in->bandwidths.compute_macs_per_s += w->compute_macs_per_s;
+	plan->hot_bytes += r->share.hot_bytes;
+	plan->cold_bytes += r->share.cold_bytes;
+	plan->host_bytes += r->share.host_bytes;
+	plan->slots_bytes += r->share.slots_bytes;
+	plan->weights_bytes += r->share.weights_bytes;
+	plan->kv_bytes += p->kv_blocks * r->kv_block_bytes;
+	plan->workspace_bytes += r->share.workspace_bytes;
+	/* Drives work at the same time; memory and compute of one stream do so one after the other. */
+	if (r->share.pass_ns_disk > plan->pass_ns_disk)
+		plan->pass_ns_disk = r->share.pass_ns_disk;
+	plan->pass_ns_memory += r->share.pass_ns_memory / s->tp;
+	plan->token_ns_compute += r->share.token_ns_compute / s->tp;
+}
+
+int fleet_plan_sum(const struct fleet_input *input, const struct fleet_plan *p, struct topology_plan_input *ret_input,
+	struct topology_plan *ret_plan)
+{
+	struct fleet_work f;
+	int status = fleet_work_init(&f, input, NULL);
+	if (status == 0) {
+		*ret_input = (struct topology_plan_input){.kv_block_tokens = input->model->kv_block_tokens,
+			.context_tokens = input->model->context_tokens,
+			.sequences = fleet_sequences(input)};
+		*ret_plan = (struct topology_plan){.epoch = p->epoch,
+			.kv_blocks = p->kv_blocks,
+			.tokens_per_s_one = p->one.tokens_per_s,
+			.tokens_per_s_full = p->full.tokens_per_s,
+			.binding_one = p->one.binding,
+			.binding_full = p->full.binding};
+		memcpy(ret_plan->lift, p->lift, sizeof ret_plan->lift);
+		for (uint32_t i = 0; i < p->ranks_count; i++)
+			sum_rank(&f, p, i, ret_input, ret_plan);
+	}
+	fleet_work_finish(&f);
+	return status;
+}

@@ -194,5 +194,9 @@ int fleet_plan_evaluate(const struct fleet_input *input, const struct fleet_map_
 void fleet_plan_time(const struct fleet_input *input, const struct fleet_plan *p, uint32_t micro_batches,
 	uint32_t positions, struct fleet_timing *ret);
 
+/* The plan as of one machine: sizes, budgets (0 if one of them is), memory and rates of its ranks added up. -ENOMEM. */
+int fleet_plan_sum(const struct fleet_input *input, const struct fleet_plan *p, struct topology_plan_input *ret_input,
+	struct topology_plan *ret_plan);
+
 /* Text: the table of ranks, timings, alternatives, who is left out and why. */
 void fleet_plan_explain(const struct fleet_input *input, const struct fleet_plan *p, FILE *out);

@@ -51,6 +51,7 @@ static const char mount_v2[] = "24 30 0:22 / /sys/fs/cgroup rw,nosuid shared:9 -
 static void nothing_there_means_no_limit(void **state)
 {
 	assert_int_equal(topology_cgroup_limit(*state), UINT64_MAX);
+	assert_int_equal(topology_cgroup_available(*state), 0);
 }
 
 static void v2_takes_the_smallest_of_all_levels(void **state)
@@ -83,6 +84,7 @@ static void apply_lowers_and_never_raises(void **state)
 	struct topology_machine m = {.memory_bytes = 8192 * MIB};
 	m.memory_limit_bytes = m.memory_available_bytes = m.memory_bytes;
 	put(*state, "proc/meminfo", "MemTotal: 8388608 kB\nMemFree: 1 kB\nMemAvailable:    4194304 kB\n");
+	assert_int_equal(topology_cgroup_available(*state), 4096 * MIB);
 	topology_cgroup_apply(*state, &m);
 	assert_int_equal(m.memory_limit_bytes, 8192 * MIB);
 	assert_int_equal(m.memory_available_bytes, 4096 * MIB);
@@ -93,6 +95,7 @@ static void apply_lowers_and_never_raises(void **state)
 	put(*state, "proc/self/cgroup", "0::/\n");
 	put(*state, "proc/self/mountinfo", mount_v2);
 	put(*state, "sys/fs/cgroup/memory.max", "1073741824\n");
+	assert_int_equal(topology_cgroup_available(*state), 1024 * MIB);
 	topology_cgroup_apply(*state, &m);
 	assert_int_equal(m.memory_limit_bytes, 1024 * MIB);
 	assert_int_equal(m.memory_available_bytes, 1024 * MIB);

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// Names to addresses, with a resolver that never answers in time.
+#include "tests/lib/testing.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/clock.h"
+#include "daemon/cluster/resolve.h"
+
+static _Atomic uint32_t asked, answered;
+
+/* In the place of libc's. */
+int getaddrinfo(const char *host, const char *port, const struct addrinfo *hints, struct addrinfo **ret_list)
+{
+	static struct sockaddr_in six = {.sin_family = AF_INET};
+	static struct addrinfo info = {
+		.ai_family = AF_INET, .ai_addrlen = sizeof six, .ai_addr = (struct sockaddr *)&six};
+	bool numeric = strcmp(host, "10.0.0.6") == 0;
+	if (!numeric && hints->ai_flags & AI_NUMERICHOST)
+		return EAI_NONAME;
+	six.sin_addr.s_addr = htonl(0x0a000006);
+	*ret_list = &info;
+	if (numeric)
+		return 0;
+	atomic_fetch_add(&asked, 1);
+	if (strcmp(host, "slow.test") == 0)
+		nanosleep(&(struct timespec){.tv_sec = 3}, NULL);
+	atomic_fetch_add(&answered, 1);
+	return strcmp(host, "unknown.test") == 0 ? EAI_NONAME : 0;
+}
+
+void freeaddrinfo(struct addrinfo *list)
+{
+}
+
+static void a_number_asks_nobody(void **state)
+{
+	char text[CLUSTER_RESOLVED_BYTES];
+	struct base_error e = {0};
+	assert_int_equal(cluster_resolve("10.0.0.6", text, &e), 0);
+	assert_string_equal(text, "10.0.0.6");
+	assert_int_equal(atomic_load(&asked), 0);
+	assert_int_equal(cluster_resolve("six.test", text, &e), 0);
+	assert_string_equal(text, "10.0.0.6");
+	assert_int_equal(atomic_load(&asked), 1);
+	assert_int_equal(cluster_resolve("unknown.test", text, &e), -EINVAL);
+	assert_non_null(strstr(e.message, "host unknown.test: "));
+}
+
+static void a_resolver_that_is_silent_is_not_waited_for(void **state)
+{
+	char text[CLUSTER_RESOLVED_BYTES] = "as it was";
+	struct base_error e = {0};
+	uint32_t before = atomic_load(&answered);
+	assert_int_equal(cluster_resolve("slow.test", text, &e), -ETIMEDOUT);
+	assert_int_equal(atomic_load(&answered), before);
+	assert_string_equal(text, "as it was");
+	assert_non_null(strstr(e.message, "host slow.test: no answer from the resolver"));
+	for (uint64_t end = base_clock_now_ns() + 20 * BASE_NS_PER_SECOND;
+		atomic_load(&answered) == before && base_clock_now_ns() < end;)
+		nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+	nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL); // its thread frees what it has
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_number_asks_nobody),
+		cmocka_unit_test(a_resolver_that_is_silent_is_not_waited_for),
+	};
+	return cmocka_run_group_tests_name("cluster_resolve", tests, NULL, NULL);
+}
