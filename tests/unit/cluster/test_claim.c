@@ -103,6 +103,14 @@ static void expect_event(const char *text)
 	fail_msg("no event has \"%s\":\n%s", text, world.events);
 }
 
+static uint32_t recorded_nodes(void)
+{
+	pthread_mutex_lock(&world.lock);
+	uint32_t n = world.record.nodes_count;
+	pthread_mutex_unlock(&world.lock);
+	return n;
+}
+
 static void turn(const char *holder, const char *away, bool fresh)
 {
 	pthread_mutex_lock(&world.lock);
@@ -300,7 +308,7 @@ static void the_other_takes_over_and_the_first_sends_its_nodes_away(void **state
 	side_open(&a, "a");
 	side_open(&b, "b");
 	assert_int_equal(side_join(&a), 0);
-	for (int i = 0; i < 1000 && !world.written; i++)
+	for (int i = 0; i < 1000 && recorded_nodes() == 0; i++)
 		nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
 	pthread_mutex_lock(&world.lock);
 	world.record.epoch = 40; // that a had used
