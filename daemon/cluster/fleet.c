@@ -574,7 +574,14 @@ void cluster_fleets_failed(struct cluster_coordinator *c, struct cluster_node *n
 		set_broken(f);
 		return;
 	}
-	add_unfit(f, n, m->code, m->text);
+	if (f->running.parts && !f->broken && uses(&f->running, n)) {
+		// It does its part of what runs: the plan beside that is given up, the node is not.
+		f->replan = false;
+		cluster_coordinator_emit(c, "error", "replan_failed", f->model,
+			"node %s cannot do its part of another plan, what runs goes on: %.300s", n->name, m->text);
+	} else {
+		add_unfit(f, n, m->code, m->text);
+	}
 	drop_coming(f);
 	pthread_cond_broadcast(&c->changed);
 }

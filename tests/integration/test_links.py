@@ -108,7 +108,7 @@ class Links(unittest.TestCase):
         with netns.Hosts(2) as hosts:
             peers = self.peers(hosts, "stream")
             hosts.blackhole(1)
-            time.sleep(0.7)
+            time.sleep(0.4)
             hosts.unblackhole(1)
             time.sleep(3)
             self.assertEqual([p.poll() for p in peers.all], [None, None])
