@@ -235,8 +235,8 @@ static void a_trace_is_a_file(void **state)
 		"\"name\":\"matmul\",\"cat\":\"compute\",\"ts\":-0.500,\"dur\":2.000,\"args\":{\"layer\":7}}",
 		"\"tid\":257,\"name\":\"read\",\"cat\":\"drive\",\"ts\":2.500,\"dur\":2.500,\"args\":{\"bytes\":4096}}",
 		"\"args\":{\"name\":\"drive 2\"}}", // the second read overlaps with it
-		"\"tid\":258,\"name\":\"read\",\"cat\":\"drive\",\"ts\":3.500,\"dur\":4.000,\"args\":{\"bytes\":"
-		"1048576,\"layer\":1}}",
+		("\"tid\":258,\"name\":\"read\",\"cat\":\"drive\",\"ts\":3.500,\"dur\":4.000,\"args\":{\"bytes\":"
+		 "1048576,\"layer\":1}}"),
 		"\"args\":{\"bytes\":64,\"peer\":\"coordinator\"}}",
 		"],\"spans_left_out\":0}\n",
 	};
