@@ -3,31 +3,15 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <string.h>
 
 #include "base/size.h"
+#include "base/text.h"
 #include "base/units.h"
 
 // Where weights and KV share what is left, KV gets no more than this part of it beyond one full sequence: a hot byte is
 // read in every pass, a spare KV block only when there is company.
 #define KV_SHARE 4
-
-struct text { // grows to the end of its room and no further
-	char *at;
-	size_t room;
-};
-
-static void __attribute__((format(printf, 2, 3))) say(struct text *t, const char *fmt, ...)
-{
-	va_list args;
-	va_start(args, fmt);
-	int n = vsnprintf(t->at, t->room, fmt, args);
-	va_end(args);
-	size_t used = n < 0 ? 0 : (size_t)n < t->room ? (size_t)n : t->room - 1;
-	t->at += used;
-	t->room -= used;
-}
 
 const char *topology_resource_name(enum topology_resource r)
 {
@@ -87,28 +71,30 @@ static int refuse_sum(const struct topology_plan_input *in, const struct need *k
 	char a[BASE_UNITS_TEXT_BYTES], b[BASE_UNITS_TEXT_BYTES], c[BASE_UNITS_TEXT_BYTES], d[BASE_UNITS_TEXT_BYTES];
 	uint64_t gap = weights + kv_bytes + workspace - in->memory_bytes;
 	char message[BASE_ERROR_BYTES];
-	struct text t = {message, sizeof message};
-	say(&t,
+	struct base_text t = {message, sizeof message};
+	base_text_add(&t,
 		"does not fit: %" PRIu64
 		" bytes short: memory.weights %s + memory.kv %s + memory.workspace %s of %s; would help:",
 		gap, base_units_format_bytes(weights, a), base_units_format_bytes(kv_bytes, b),
 		base_units_format_bytes(workspace, c), base_units_format_bytes(in->memory_bytes, d));
 	const char *comma = "";
 	if (minus(weights, in->weights_min_bytes) >= gap) {
-		say(&t, " lower memory.weights by %s", base_units_format_bytes(gap, a));
+		base_text_add(&t, " lower memory.weights by %s", base_units_format_bytes(gap, a));
 		comma = ", or";
 	}
 	if (in->kv_budget_bytes && minus(kv_bytes, kv->one_bytes) >= gap) {
-		say(&t, "%s lower memory.kv by %s (fewer sequences at a time)", comma, base_units_format_bytes(gap, a));
+		base_text_add(&t, "%s lower memory.kv by %s (fewer sequences at a time)", comma,
+			base_units_format_bytes(gap, a));
 		comma = ", or";
 	} else if (kv_bytes > gap && context_for(in, kv_bytes - gap) > 0) {
-		say(&t, "%s lower the context from %" PRIu32 " to %" PRIu64 " tokens", comma, in->context_tokens,
+		base_text_add(&t, "%s lower the context from %" PRIu32 " to %" PRIu64 " tokens", comma,
+			in->context_tokens,
 			context_for(in, minus(kv_bytes < kv->one_bytes ? kv_bytes : kv->one_bytes, gap)));
 		comma = ", or";
 	}
-	say(&t, "%s give it %s more memory", comma, base_units_format_bytes(gap, a));
+	base_text_add(&t, "%s give it %s more memory", comma, base_units_format_bytes(gap, a));
 	if (in->sequences > 1)
-		say(&t, "; fewer sequences lower the workspace");
+		base_text_add(&t, "; fewer sequences lower the workspace");
 	return base_error_set(e, -ENOMEM, "%s", message);
 }
 
@@ -251,40 +237,41 @@ static uint64_t free_positions(const struct topology_plan *p)
 
 static void advise(const struct topology_plan_input *in, struct topology_plan *p)
 {
-	struct text t = {p->lift, sizeof p->lift};
+	struct base_text t = {p->lift, sizeof p->lift};
 	char a[BASE_UNITS_TEXT_BYTES], b[BASE_UNITS_TEXT_BYTES];
 	uint64_t n = free_positions(p);
 	if (topology_plan_bound_ns(p, 1, NULL) <= 0) {
-		say(&t, "nothing was measured: run the probe");
+		base_text_add(&t, "nothing was measured: run the probe");
 		return;
 	}
 	switch (p->binding_one) {
 	case TOPOLOGY_RESOURCE_DISK:
-		say(&t, "raise memory.weights by %s to %s: then all is hot",
+		base_text_add(&t, "raise memory.weights by %s to %s: then all is hot",
 			base_units_format_bytes(in->weights_all_bytes - p->weights_bytes, a),
 			base_units_format_bytes(in->weights_all_bytes, b));
 		uint64_t whole = in->weights_all_bytes + p->kv_bytes + p->workspace_bytes;
 		if (whole > in->memory_bytes)
-			say(&t, " (with %s more memory)", base_units_format_bytes(whole - in->memory_bytes, a));
+			base_text_add(
+				&t, " (with %s more memory)", base_units_format_bytes(whole - in->memory_bytes, a));
 		double other = p->pass_ns_memory > p->token_ns_compute ? p->pass_ns_memory : p->token_ns_compute;
 		if (other > 0)
-			say(&t, "; a drive of %s/s would do as well",
+			base_text_add(&t, "; a drive of %s/s would do as well",
 				base_units_format_bytes((uint64_t)((double)p->cold_bytes / other * 1e9), a));
 		break;
 	case TOPOLOGY_RESOURCE_MEMORY:
-		say(&t, "%s", p->cold_bytes ? "keep more hot, or " : "");
-		say(&t, "fewer bits per weight, or faster memory");
+		base_text_add(&t, "%s", p->cold_bytes ? "keep more hot, or " : "");
+		base_text_add(&t, "fewer bits per weight, or faster memory");
 		break;
 	case TOPOLOGY_RESOURCE_PCIE:
-		say(&t, "more memory on the card");
+		base_text_add(&t, "more memory on the card");
 		break;
 	case TOPOLOGY_RESOURCE_COMPUTE:
 	case TOPOLOGY_RESOURCE_LINK:
-		say(&t, "more cores or a faster backend");
+		base_text_add(&t, "more cores or a faster backend");
 		return;
 	}
 	if (n > 1)
-		say(&t, "; up to %" PRIu64 " positions in a pass cost no more than one", n);
+		base_text_add(&t, "; up to %" PRIu64 " positions in a pass cost no more than one", n);
 }
 
 int topology_plan_place(const struct topology_plan_input *input, struct topology_plan *ret_plan, struct base_error *e)

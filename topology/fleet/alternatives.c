@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/text.h"
 #include "base/units.h"
 #include "topology/fleet/internal.h"
 
@@ -15,17 +16,6 @@
 #define TP_NAMED 4u
 #define MOST_FASTER 20 // times: what is worth to be said of a drive
 #define CLOSE 0.999 // of the plan's speed: as good
-
-void fleet_say(struct fleet_text *t, const char *fmt, ...)
-{
-	va_list args;
-	va_start(args, fmt);
-	int n = vsnprintf(t->at, t->room, fmt, args);
-	va_end(args);
-	size_t used = n < 0 ? 0 : (size_t)n < t->room ? (size_t)n : t->room - 1;
-	t->at += used;
-	t->room -= used;
-}
 
 static struct fleet_alternative *add(struct fleet_plan *p, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 static struct fleet_alternative *add(struct fleet_plan *p, const char *fmt, ...)
@@ -207,38 +197,38 @@ void fleet_add_alternatives(const struct fleet_work *f, struct fleet_plan *p)
 
 void fleet_advise(const struct fleet_work *f, struct fleet_plan *p)
 {
-	struct fleet_text t = {p->lift, sizeof p->lift};
+	struct base_text t = {p->lift, sizeof p->lift};
 	const struct fleet_timing *time = f->in->objective == FLEET_OBJECTIVE_ONE ? &p->one : &p->full;
 	const struct fleet_stage *s = &p->stages[time->binding_stage];
 	const struct fleet_rank *r = &p->ranks[s->first_rank];
 	const struct fleet_device *d = &f->in->devices[r->device];
 	char a[BASE_UNITS_TEXT_BYTES], b[BASE_UNITS_TEXT_BYTES];
 	if (!p->measured || time->period_ns <= 0) {
-		fleet_say(&t, "not all of it was measured: run the probe");
+		base_text_add(&t, "not all of it was measured: run the probe");
 		return;
 	}
 	switch (time->binding) {
 	case TOPOLOGY_RESOURCE_DISK: {
 		double other = r->share.pass_ns_memory / 1e9;
-		fleet_say(&t, "%s more memory on %s keeps all of its layers hot",
+		base_text_add(&t, "%s more memory on %s keeps all of its layers hot",
 			base_units_format_bytes(r->share.cold_bytes + r->share.slots_bytes, a), d->name);
 		double rate = other > 0 ? (double)r->share.cold_bytes / other : 0;
 		if (rate > 0 && rate < MOST_FASTER * d->bandwidths.drive_bytes_per_s)
-			fleet_say(&t, ", or a drive of %s/s there", base_units_format_bytes((uint64_t)rate, b));
+			base_text_add(&t, ", or a drive of %s/s there", base_units_format_bytes((uint64_t)rate, b));
 		break;
 	}
 	case TOPOLOGY_RESOURCE_MEMORY:
-		fleet_say(&t, "faster memory on %s, fewer bits per weight, or one device more", d->name);
+		base_text_add(&t, "faster memory on %s, fewer bits per weight, or one device more", d->name);
 		break;
 	case TOPOLOGY_RESOURCE_PCIE:
-		fleet_say(
+		base_text_add(
 			&t, "%s more memory on the card %s", base_units_format_bytes(r->share.host_bytes, a), d->name);
 		break;
 	case TOPOLOGY_RESOURCE_COMPUTE:
-		fleet_say(&t, "more cores on %s, or one device more", d->name);
+		base_text_add(&t, "more cores on %s, or one device more", d->name);
 		break;
 	case TOPOLOGY_RESOURCE_LINK:
-		fleet_say(&t, "a faster link (%s) at %s", fleet_link_class_name(s->tp > 1 ? s->link : s->link_next),
+		base_text_add(&t, "a faster link (%s) at %s", fleet_link_class_name(s->tp > 1 ? s->link : s->link_next),
 			d->name);
 		break;
 	}
@@ -247,6 +237,6 @@ void fleet_advise(const struct fleet_work *f, struct fleet_plan *p)
 	for (uint32_t i = 0; i < p->alternatives_count; i++) {
 		const struct fleet_alternative *x = &p->alternatives[i];
 		if (strncmp(x->name, "layers dealt", 12) == 0)
-			fleet_say(&t, "; for one stream %s would give %.1f tokens/s", x->name, x->tokens_per_s_one);
+			base_text_add(&t, "; for one stream %s would give %.1f tokens/s", x->name, x->tokens_per_s_one);
 	}
 }

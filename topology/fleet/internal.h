@@ -105,9 +105,3 @@ struct fleet_stage_time {
 };
 struct fleet_stage_time fleet_time_stage(
 	const struct fleet_work *f, const struct fleet_plan *p, uint32_t number, uint32_t n);
-
-struct fleet_text { // grows to the end of its room and no further
-	char *at;
-	size_t room;
-};
-void fleet_say(struct fleet_text *t, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -7,6 +7,7 @@
 
 #include "base/cleanup.h"
 #include "base/size.h"
+#include "base/text.h"
 #include "base/units.h"
 #include "topology/fleet/internal.h"
 
@@ -85,7 +86,7 @@ static uint32_t context_that_fits(struct trial *t)
 }
 
 // Each device of the placement that would fit with its share, by what it lacks.
-static void say_devices(struct trial *t, struct fleet_text *text)
+static void say_devices(struct trial *t, struct base_text *text)
 {
 	const struct fleet_input *in = t->f->in;
 	unsigned said = 0;
@@ -101,22 +102,23 @@ static void say_devices(struct trial *t, struct fleet_text *text)
 			if (need <= x.memory_bytes)
 				continue;
 			if (said == 4) {
-				fleet_say(text, ", and others");
+				base_text_add(text, ", and others");
 				return;
 			}
-			fleet_say(text, "%s%s (layers %" PRIu32 "-%" PRIu32 ") %" PRIu64 " bytes", said++ ? ", " : "",
-				in->devices[s->devices[k]].name, s->first, s->end - 1, need - x.memory_bytes);
+			base_text_add(text, "%s%s (layers %" PRIu32 "-%" PRIu32 ") %" PRIu64 " bytes",
+				said++ ? ", " : "", in->devices[s->devices[k]].name, s->first, s->end - 1,
+				need - x.memory_bytes);
 		}
 	}
 	if (!said)
-		fleet_say(text, "a budget that is set");
+		base_text_add(text, "a budget that is set");
 }
 
 int fleet_refuse(const struct fleet_work *f, struct base_error *e)
 {
 	const struct fleet_input *in = f->in;
 	char message[BASE_ERROR_BYTES - 1], a[BASE_UNITS_TEXT_BYTES];
-	struct fleet_text text = {message, sizeof message};
+	struct base_text text = {message, sizeof message};
 	if (in->devices_count == 1 && in->entries_count == 0) { // its own words say it best
 		struct fleet_run run;
 		int r = fleet_run_cost(f, 0, 0, f->layers, 1, &run, NULL, e);
@@ -134,15 +136,15 @@ int fleet_refuse(const struct fleet_work *f, struct base_error *e)
 	uint64_t more = memory_that_fits(&t, in->model->context_tokens);
 	if (!more)
 		return base_error_set(e, -ENOMEM, "does not fit: no amount of memory would do; the pins leave no way");
-	fleet_say(&text, "does not fit: short on ");
+	base_text_add(&text, "does not fit: short on ");
 	say_devices(&t, &text);
-	fleet_say(&text, "; would help: %s more on each device", base_units_format_bytes(more, a));
+	base_text_add(&text, "; would help: %s more on each device", base_units_format_bytes(more, a));
 	uint32_t context = context_that_fits(&t);
 	if (context)
-		fleet_say(&text, ", or a context of %" PRIu32 " tokens instead of %" PRIu32, context,
+		base_text_add(&text, ", or a context of %" PRIu32 " tokens instead of %" PRIu32, context,
 			in->model->context_tokens);
 	if (fleet_sequences(in) > 1)
-		fleet_say(&text, ", or fewer sequences (workspace)");
-	fleet_say(&text, ", or one device more");
+		base_text_add(&text, ", or fewer sequences (workspace)");
+	base_text_add(&text, ", or one device more");
 	return base_error_set(e, -ENOMEM, "%s", message);
 }
