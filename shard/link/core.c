@@ -706,6 +706,30 @@ int link_core_check(
 	return 0;
 }
 
+int link_core_agree(struct link_core *c, uint32_t peer, const struct link_core_hello *h, uint32_t magic,
+	uint32_t version, struct base_error *e)
+{
+	if (h->magic != magic)
+		return base_error_set(e, -EPROTO, "link: what member %u sent is not a hello", peer);
+	if (h->version != version)
+		return base_error_set(e, -EPROTO,
+			"link: member %u speaks version %u, this is version %u: restart both with the same build", peer,
+			h->version, version);
+	if (h->members != c->group.members || h->from != peer || h->to != c->group.me)
+		return base_error_set(e, -EPROTO, "link: member %u of %u is told of as member %u of %u to %u", peer,
+			c->group.members, h->from, h->members, h->to);
+	if (h->epoch == 0 || (c->group.epoch && h->epoch != c->group.epoch))
+		return base_error_set(e, -EPROTO, "link: member %u is of epoch %llu, this is epoch %llu", peer,
+			(unsigned long long)h->epoch, (unsigned long long)c->group.epoch);
+	if (h->ring_bytes < LINK_MIN_RING_BYTES || h->ring_bytes > LINK_MAX_RING_BYTES ||
+		(h->ring_bytes & (h->ring_bytes - 1)) || (c->ring_bytes && h->ring_bytes != c->ring_bytes))
+		return base_error_set(e, -EPROTO, "link: member %u wants rings of %llu bytes, this is for %zu", peer,
+			(unsigned long long)h->ring_bytes, c->ring_bytes);
+	c->group.epoch = h->epoch;
+	c->ring_bytes = (size_t)h->ring_bytes;
+	return 0;
+}
+
 void link_core_init(struct link_core *c, const struct link_ops *ops, const struct link_core_engine *engine,
 	uint32_t members, uint32_t me, uint64_t epoch, size_t ring_bytes)
 {

@@ -100,6 +100,15 @@ static inline bool link_core_is_dead(struct link_core *c)
 	return atomic_load_explicit(&c->dead, memory_order_acquire);
 }
 
+/* What members tell each other first, whatever the engine adds. */
+struct link_core_hello {
+	uint32_t magic, version, members, from, to, zero;
+	uint64_t epoch, ring_bytes;
+};
+
+/* Checks a peer's hello against the group, and takes over epoch and ring where the group has none. -EPROTO with text. */
+int link_core_agree(struct link_core *c, uint32_t peer, const struct link_core_hello *h, uint32_t magic,
+	uint32_t version, struct base_error *e);
 /* Checks what create() was given and rounds the ring's size up. */
 int link_core_check(
 	const int *fds, uint32_t members, uint32_t me, size_t ring_bytes, size_t *ret_ring_bytes, struct base_error *e);

@@ -18,13 +18,8 @@
 
 /* The lower member of a pair sends it with the memfd; the higher one sends it back as its agreement. Members go through
  * their peers in ascending order, so whoever takes over epoch and ring from member 0 knows them before it leads a pair. */
-struct hello {
-	uint32_t magic, version, members, from, to, zero;
-	uint64_t epoch, ring_bytes;
-};
-
 static int send_hello(
-	int fd, uint32_t peer, const struct hello *h, int memfd, uint64_t deadline_ns, struct base_error *e)
+	int fd, uint32_t peer, const struct link_core_hello *h, int memfd, uint64_t deadline_ns, struct base_error *e)
 {
 	union {
 		char bytes[CMSG_SPACE(sizeof(int))];
@@ -76,11 +71,11 @@ static void take_fds(struct msghdr *m, int *fd)
 	}
 }
 
-static int receive_hello(
-	int fd, uint32_t peer, uint64_t deadline_ns, struct hello *ret_hello, int *ret_memfd, struct base_error *e)
+static int receive_hello(int fd, uint32_t peer, uint64_t deadline_ns, struct link_core_hello *ret_hello, int *ret_memfd,
+	struct base_error *e)
 {
 	_cleanup_close_ int memfd = -1;
-	uint8_t bytes[sizeof(struct hello)];
+	uint8_t bytes[sizeof(struct link_core_hello)];
 	size_t got = 0;
 	while (got < sizeof bytes) {
 		union {
@@ -108,27 +103,6 @@ static int receive_hello(
 	}
 	memcpy(ret_hello, bytes, sizeof bytes);
 	*ret_memfd = base_steal_fd(memfd);
-	return 0;
-}
-
-static int check_hello(const struct link_local_group *g, const struct hello *h, uint32_t peer, struct base_error *e)
-{
-	if (h->magic != HELLO_MAGIC)
-		return base_error_set(e, -EPROTO, "link: what member %u sent is not a hello", peer);
-	if (h->version != HELLO_VERSION)
-		return base_error_set(e, -EPROTO,
-			"link: member %u speaks version %u, this is version %u: restart both with the same build", peer,
-			h->version, HELLO_VERSION);
-	if (h->members != g->core.group.members || h->from != peer || h->to != g->core.group.me)
-		return base_error_set(e, -EPROTO, "link: member %u of %u is told of as member %u of %u to %u", peer,
-			g->core.group.members, h->from, h->members, h->to);
-	if (h->epoch == 0 || (g->core.group.epoch && h->epoch != g->core.group.epoch))
-		return base_error_set(e, -EPROTO, "link: member %u is of epoch %llu, this is epoch %llu", peer,
-			(unsigned long long)h->epoch, (unsigned long long)g->core.group.epoch);
-	if (h->ring_bytes < LINK_MIN_RING_BYTES || h->ring_bytes > LINK_MAX_RING_BYTES ||
-		(h->ring_bytes & (h->ring_bytes - 1)) || (g->core.ring_bytes && h->ring_bytes != g->core.ring_bytes))
-		return base_error_set(e, -EPROTO, "link: member %u wants rings of %llu bytes, this is for %zu", peer,
-			(unsigned long long)h->ring_bytes, g->core.ring_bytes);
 	return 0;
 }
 
@@ -170,16 +144,14 @@ static int make_memory(size_t bytes, int *ret_fd, struct base_error *e)
 
 static int follow(struct link_local_group *g, uint32_t peer, int fd, uint64_t deadline_ns, struct base_error *e)
 {
-	struct hello h;
+	struct link_core_hello h;
 	_cleanup_close_ int memfd = -1;
 	int r = receive_hello(fd, peer, deadline_ns, &h, &memfd, e);
 	if (r < 0)
 		return r;
-	r = check_hello(g, &h, peer, e);
+	r = link_core_agree(&g->core, peer, &h, HELLO_MAGIC, HELLO_VERSION, e);
 	if (r < 0)
 		return r;
-	g->core.group.epoch = h.epoch;
-	g->core.ring_bytes = (size_t)h.ring_bytes;
 	r = map_pair(g, peer, memfd, e);
 	if (r < 0)
 		return r;
@@ -197,7 +169,7 @@ static int lead(struct link_local_group *g, uint32_t peer, int fd, uint64_t dead
 	r = map_pair(g, peer, memfd, e);
 	if (r < 0)
 		return r;
-	struct hello h = {HELLO_MAGIC, HELLO_VERSION, g->core.group.members, g->core.group.me, peer, 0,
+	struct link_core_hello h = {HELLO_MAGIC, HELLO_VERSION, g->core.group.members, g->core.group.me, peer, 0,
 		g->core.group.epoch, g->core.ring_bytes};
 	return send_hello(fd, peer, &h, memfd, deadline_ns, e);
 }
@@ -217,11 +189,12 @@ int link_local_hello(struct link_local_group *g, const int *fds, uint64_t deadli
 			return r;
 	}
 	for (uint32_t i = me + 1; i < g->core.group.members; i++) {
-		struct hello h;
+		struct link_core_hello h;
 		_cleanup_close_ int none = -1;
 		if (fds[i] < 0)
 			continue;
-		if ((r = receive_hello(fds[i], i, deadline_ns, &h, &none, e)) < 0 || (r = check_hello(g, &h, i, e)) < 0)
+		if ((r = receive_hello(fds[i], i, deadline_ns, &h, &none, e)) < 0 ||
+			(r = link_core_agree(&g->core, i, &h, HELLO_MAGIC, HELLO_VERSION, e)) < 0)
 			return r;
 	}
 	return 0;

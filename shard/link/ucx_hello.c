@@ -14,31 +14,17 @@
 
 int link_ucx_check_hello(struct link_ucx_group *g, const struct link_ucx_hello *h, uint32_t peer, struct base_error *e)
 {
-	struct link_core *c = &g->core;
-	if (h->magic != HELLO_MAGIC)
-		return base_error_set(e, -EPROTO, "link: what member %u sent is not a hello", peer);
-	if (h->version != HELLO_VERSION)
-		return base_error_set(e, -EPROTO,
-			"link: member %u speaks version %u, this is version %u: restart both with the same build", peer,
-			h->version, HELLO_VERSION);
+	const struct link_core_hello common = {
+		h->magic, h->version, h->members, h->from, h->to, 0, h->epoch, h->ring_bytes};
+	int r = link_core_agree(&g->core, peer, &common, HELLO_MAGIC, HELLO_VERSION, e);
+	if (r < 0)
+		return r;
 	if (h->ucx_version != g->version)
 		return base_error_set(e, -EPROTO, "link: member %u has UCX %u.%u, here it is %u.%u: install the same",
 			peer, h->ucx_version >> 16, h->ucx_version >> 8 & 255, g->version >> 16, g->version >> 8 & 255);
-	if (h->members != c->group.members || h->from != peer || h->to != c->group.me)
-		return base_error_set(e, -EPROTO, "link: member %u of %u is told of as member %u of %u to %u", peer,
-			c->group.members, h->from, h->members, h->to);
-	if (h->epoch == 0 || (c->group.epoch && h->epoch != c->group.epoch))
-		return base_error_set(e, -EPROTO, "link: member %u is of epoch %llu, this is epoch %llu", peer,
-			(unsigned long long)h->epoch, (unsigned long long)c->group.epoch);
-	if (h->ring_bytes < LINK_MIN_RING_BYTES || h->ring_bytes > LINK_MAX_RING_BYTES ||
-		(h->ring_bytes & (h->ring_bytes - 1)) || (c->ring_bytes && h->ring_bytes != c->ring_bytes))
-		return base_error_set(e, -EPROTO, "link: member %u wants rings of %llu bytes, this is for %zu", peer,
-			(unsigned long long)h->ring_bytes, c->ring_bytes);
 	if (h->address_bytes == 0 || h->address_bytes > LINK_UCX_MAX_ADDRESS_BYTES || h->zero)
 		return base_error_set(e, -EPROTO, "link: member %u has an address of %u bytes, at most %u", peer,
 			h->address_bytes, LINK_UCX_MAX_ADDRESS_BYTES);
-	c->group.epoch = h->epoch;
-	c->ring_bytes = (size_t)h->ring_bytes;
 	g->pairs[peer].its_token = h->token;
 	return 0;
 }
