@@ -24,7 +24,6 @@ import sys
 PREFIX = "thawt"
 GUARD = r"""
 import os, subprocess, signal, sys
-os.setsid()
 for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(s, signal.SIG_IGN)
 sys.stdin.buffer.read()  # until whoever holds the other end is gone
@@ -64,8 +63,10 @@ class Hosts:
         stem = f"{PREFIX}{os.getpid()}x{os.urandom(2).hex()}"
         self.switch = stem + "s"
         self.names = [f"{stem}h{i}" for i in range(count)]
-        # The guard is there before the first namespace; it alone takes them down.
-        self._guard = subprocess.Popen([sys.executable, "-c", GUARD] + self.names + [self.switch], stdin=subprocess.PIPE)
+        # The guard is there before the first namespace; it alone takes them down. It leaves this process group before its
+        # exec, that is before Popen returns: a kill of the group never meets it.
+        self._guard = subprocess.Popen([sys.executable, "-c", GUARD] + self.names + [self.switch], stdin=subprocess.PIPE,
+                                       start_new_session=True)
         try:
             self._make()
         except BaseException:
