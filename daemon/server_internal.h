@@ -115,7 +115,7 @@ int server_entry_prepare(struct server_entry *x, uint64_t weights_bytes, uint64_
 void server_count_daemon(struct server *s);
 void server_set_phase(struct server_entry *x, enum server_phase phase, const struct base_error *error);
 
-/* Measures drive (directory "": not), memory and compute, or reads what was measured lately. The last result is server_bandwidths. */
+/* Measures drive (with files of the directory; "": with any of the store), memory and compute, or reads what was measured lately. The last result is server_bandwidths. */
 int server_probe(
 	struct server *s, const char *directory, struct topology_bandwidths *ret_bandwidths, struct base_error *e);
 void server_fill_rank_config(struct server_entry *x, uint32_t context_tokens);

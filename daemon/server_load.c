@@ -546,9 +546,8 @@ static int probe_compute(void *context, double *ret_macs_per_s)
 int server_probe(
 	struct server *s, const char *directory, struct topology_bandwidths *ret_bandwidths, struct base_error *e)
 {
-	struct probe p = {.server = s, .directory = directory};
-	const struct topology_probe_source source = {
-		.drive = directory[0] ? probe_drive : NULL, .compute = probe_compute, .context = &p};
+	struct probe p = {.server = s, .directory = directory[0] ? directory : s->config.store.path};
+	const struct topology_probe_source source = {.drive = probe_drive, .compute = probe_compute, .context = &p};
 	char cache[CONFIG_TEXT_BYTES + 32];
 	snprintf(cache, sizeof cache, "%s/probe.json", s->config.store.path);
 	int status = topology_probe(&s->machine, cache, &source, ret_bandwidths, e);

@@ -16,7 +16,13 @@
 #include "offload/memory.h"
 #include "shard/backend/backend.h"
 
-#define DRIVE_NS 250000000ull
+#define DRIVE_WARM_NS 50000000ull // not counted: what a drive's own memory, or its allowance for bursts, gives at first
+#define DRIVE_NS 250000000ull // from the start
+/* Of a slow drive that is too few reads, and the allowance too much of them. */
+#define DRIVE_SLOW_BYTES_PER_S 500e6
+#define DRIVE_SLOW_WARM_NS 250000000ull
+#define DRIVE_SLOW_NS 1000000000ull
+#define DRIVE_REAP_NS (5 * BASE_NS_PER_SECOND)
 #define DRIVE_DEPTH 16u
 #define DRIVE_BLOCK_BYTES (1u << 20)
 #define COMPUTE_NS 100000000ull
@@ -24,31 +30,37 @@
 #define COMPUTE_COLS 2048u
 #define COMPUTE_TOKENS 32u
 
-/* The largest file of a directory: the longest run to read. */
-static int open_largest(const char *directory, int *ret_fd, uint64_t *ret_bytes)
+struct largest {
+	int fd; // -1: none yet
+	uint64_t bytes;
+};
+
+/* The largest file of a directory and of those in it, `depth` below: the longest run to read. Takes fd over. */
+static void find_largest(int fd, unsigned depth, struct largest *l)
 {
-	DIR *d = opendir(directory);
-	if (!d)
-		return -errno;
-	char name[256] = "";
-	uint64_t most = 0;
+	DIR *d = fdopendir(fd);
+	if (!d) {
+		close(fd);
+		return;
+	}
 	for (struct dirent *n; (n = readdir(d));) {
 		struct stat st;
-		if (fstatat(dirfd(d), n->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISREG(st.st_mode))
+		if (n->d_name[0] == '.' || fstatat(dirfd(d), n->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0)
 			continue;
-		if ((uint64_t)st.st_size > most) {
-			most = (uint64_t)st.st_size;
-			snprintf(name, sizeof name, "%s", n->d_name);
+		bool larger = S_ISREG(st.st_mode) && (uint64_t)st.st_size > l->bytes;
+		int flags = S_ISDIR(st.st_mode) ? O_DIRECTORY : O_DIRECT;
+		if (!larger && !(S_ISDIR(st.st_mode) && depth))
+			continue;
+		int found = openat(dirfd(d), n->d_name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | flags);
+		if (found >= 0 && !larger) {
+			find_largest(found, depth - 1, l);
+		} else if (found >= 0) {
+			if (l->fd >= 0)
+				close(l->fd);
+			*l = (struct largest){found, (uint64_t)st.st_size};
 		}
 	}
-	int fd = most ? openat(dirfd(d), name, O_RDONLY | O_DIRECT | O_CLOEXEC) : -1;
-	int status = fd < 0 ? (most ? -errno : -ENOENT) : 0;
 	closedir(d);
-	if (status)
-		return status;
-	*ret_fd = fd;
-	*ret_bytes = most;
-	return 0;
 }
 
 struct drive {
@@ -70,40 +82,66 @@ static int submit_next(struct drive *d, struct offload_read *r)
 	return n == 1 ? 0 : n < 0 ? n : -EAGAIN;
 }
 
+struct window { // of the time that is counted
+	uint64_t start_ns, warm_ns, end_ns; // the last two since the start
+	uint64_t from_ns, from_bytes; // 0: still warming up
+};
+
+/* After a completion. True: there is a rate. */
+static bool look(struct window *w, uint64_t now, uint64_t bytes, double *ret_bytes_per_s)
+{
+	uint64_t since = now - w->start_ns;
+	if (since >= w->warm_ns && !w->from_ns) {
+		w->from_ns = now;
+		w->from_bytes = bytes;
+	}
+	if (since < w->end_ns || now <= w->from_ns)
+		return false;
+	*ret_bytes_per_s = (double)(bytes - w->from_bytes) * 1e9 / (double)(now - w->from_ns);
+	if (*ret_bytes_per_s >= DRIVE_SLOW_BYTES_PER_S || w->end_ns == DRIVE_SLOW_NS)
+		return true;
+	*w = (struct window){
+		.start_ns = w->start_ns, .warm_ns = DRIVE_SLOW_WARM_NS, .end_ns = DRIVE_SLOW_NS, now, bytes};
+	return false;
+}
+
 static int read_for(struct drive *d, double *ret_bytes_per_s)
 {
-	uint64_t from = base_clock_now_ns(), now = from;
+	struct window w = {.start_ns = base_clock_now_ns(), .warm_ns = DRIVE_WARM_NS, .end_ns = DRIVE_NS};
 	uint32_t in_flight = 0;
+	bool over = false;
 	int status = 0;
 	for (uint32_t i = 0; i < DRIVE_DEPTH && !status; i++, in_flight += !status)
 		status = submit_next(d, &d->read[i]);
 	while (in_flight) {
 		struct offload_read *done[DRIVE_DEPTH];
-		int n = d->engine->ops->reap(d->engine, done, DRIVE_DEPTH, BASE_NS_PER_SECOND);
+		int n = d->engine->ops->reap(d->engine, done, DRIVE_DEPTH, DRIVE_REAP_NS);
 		if (n <= 0)
 			return n ? n : -ETIMEDOUT;
-		now = base_clock_now_ns();
+		in_flight -= (uint32_t)n;
 		for (int i = 0; i < n; i++) {
-			in_flight--;
 			if (done[i]->result < 0)
 				status = done[i]->result;
 			else
 				d->done_bytes += (uint64_t)done[i]->result;
-			if (!status && now < from + DRIVE_NS && !(status = submit_next(d, done[i])))
-				in_flight++;
 		}
+		over = over || look(&w, base_clock_now_ns(), d->done_bytes, ret_bytes_per_s);
+		for (int i = 0; i < n && !status && !over; i++, in_flight += !status)
+			status = submit_next(d, done[i]);
 	}
-	if (!status)
-		*ret_bytes_per_s = (double)d->done_bytes * 1e9 / (double)(now - from);
 	return status;
 }
 
 int server_probe_drive(const char *directory, const char *engine, double *ret_bytes_per_s)
 {
-	_cleanup_close_ int fd = -1;
-	uint64_t bytes = 0;
+	struct largest l = {.fd = -1};
+	int at = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	*ret_bytes_per_s = 0;
-	if (open_largest(directory, &fd, &bytes) < 0 || bytes < 64 * BASE_PAGE_BYTES)
+	if (at >= 0)
+		find_largest(at, 1, &l);
+	_cleanup_close_ int fd = l.fd;
+	uint64_t bytes = l.bytes;
+	if (bytes < 64 * BASE_PAGE_BYTES)
 		return 0;
 	struct drive d = {.block = DRIVE_BLOCK_BYTES};
 	while (d.block > bytes / 2)

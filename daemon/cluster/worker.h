@@ -30,7 +30,7 @@ struct cluster_worker_config {
 	const struct topology_machine *machine; // outlives the worker
 	struct cluster_budgets budgets;
 	uint32_t threads; // 0: one for each CPU
-	/* directory "": only what is known or needs no drive. Any thread. */
+	/* The drive is measured with files of the directory; "": with any of the store. Any thread. */
 	int (*probe)(
 		void *context, const char *directory, struct topology_bandwidths *ret_bandwidths, struct base_error *e);
 	/* Memory that a new plan could have: what is available, and what the ranks with these pids hold now. */
