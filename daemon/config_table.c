@@ -51,7 +51,8 @@ const struct config_key config_keys[] = {
 	{.path = "store.path", .type = CONFIG_TYPE_PATH, AT(store.path), .value = "/var/lib/thaw",
 		.help = "Directory of the packed shards, on the NVMe drive to stream from; made if only it is missing."},
 	{.path = "store.sources", .type = CONFIG_TYPE_TEXT, AT(store.sources), .value = "",
-		.help = "Directory where a worker looks for a model's file by its name, when the coordinator's path is not here."},
+		.help = "Directory where a worker looks for a model's file by its name, when the coordinator's path is not here. Without a copy it "
+			"pulls its layers from the coordinator."},
 
 	{.path = "cluster.role", .type = CONFIG_TYPE_CHOICE, AT(cluster.role), .value = "none", .choices = roles,
 		.help = "What this node does in a cluster: coordinator, worker (computes), both, or none for one machine."},

@@ -378,6 +378,22 @@ static void write_histograms(const struct snapshot *s, FILE *out)
 	}
 }
 
+static void write_transfer(const struct snapshot *s, FILE *out)
+{
+	struct server_transfer t;
+	server_get_transfer(s->server, &t);
+	if (t.pulls)
+		fprintf(out,
+			"# HELP thaw_pulled_bytes_total Bytes of models' files that came from other nodes.\n"
+			"# TYPE thaw_pulled_bytes_total counter\nthaw_pulled_bytes_total %llu\n",
+			(unsigned long long)t.pulled_bytes);
+	if (t.serves)
+		fprintf(out,
+			"# HELP thaw_served_bytes_total Bytes of models' files that other nodes were given.\n"
+			"# TYPE thaw_served_bytes_total counter\nthaw_served_bytes_total %llu\n",
+			(unsigned long long)t.served_bytes);
+}
+
 /* Of a coordinator only. */
 static void write_cluster(const struct snapshot *s, FILE *out)
 {
@@ -413,6 +429,7 @@ int metrics_write(struct server *server, FILE *out)
 	}
 	write_server(s, out);
 	write_cluster(s, out);
+	write_transfer(s, out);
 	write_states(s, out);
 	write_fields(s, out);
 	write_stage_sums(s, out);

@@ -102,6 +102,11 @@ struct server_cluster_load {
 	uint32_t ready, lost, draining; // nodes
 	uint64_t epoch, losses;
 };
+struct server_transfer { // of models' files between nodes, bytes since the start
+	bool pulls, serves; // this node computes, coordinates
+	uint64_t pulled_bytes, served_bytes;
+};
+void server_get_transfer(struct server *s, struct server_transfer *ret_transfer);
 bool server_cluster_load(struct server *s, struct server_cluster_load *ret_load); // false: no coordinator
 struct cluster_coordinator *server_coordinator(struct server *s); // NULL: this node is none
 const struct config *server_config(const struct server *s);

@@ -37,6 +37,20 @@ bool server_cluster_load(struct server *s, struct server_cluster_load *ret_load)
 	return true;
 }
 
+void server_get_transfer(struct server *s, struct server_transfer *ret_transfer)
+{
+	struct cluster_worker_status w = {0};
+	pthread_mutex_lock(&s->lock);
+	bool pulls = s->worker != NULL;
+	if (pulls)
+		cluster_worker_get_status(s->worker, &w);
+	pthread_mutex_unlock(&s->lock);
+	*ret_transfer = (struct server_transfer){
+		.pulls = pulls, .serves = s->coordinator != NULL, .pulled_bytes = w.pulled_bytes};
+	if (s->coordinator)
+		ret_transfer->served_bytes = cluster_coordinator_served(s->coordinator);
+}
+
 /* Before anyone connects: what is wrong with our own files is said here, in words, and not by TLS at the other end. */
 static int check_identity(const struct server *s, const char *node, enum cluster_role role, struct base_error *e)
 {

@@ -14,6 +14,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <time.h>
 
 #include "base/error.h"
 #include "daemon/cluster/identity.h"
@@ -137,7 +138,8 @@ struct cluster_group { // what a group is, and how its members connect; large: n
 struct cluster_fleet_config {
 	const char *model, *path;
 	uint8_t digest[CLUSTER_DIGEST_BYTES];
-	uint64_t header_hash;
+	uint64_t header_hash, header_bytes, file_bytes;
+	int file_fd; // of path, as it is now, open as long as the fleet is: nodes without a copy pull from it; -1: they cannot
 	/* The engine's thread or the coordinator's, one at a time, without the lock: what goes where. -ENOMEM: these nodes cannot hold it. */
 	int (*plan)(
 		void *context, const struct cluster_view *view, struct cluster_plan *ret_plan, struct base_error *e);
@@ -164,3 +166,22 @@ int cluster_fleet_try(struct cluster_fleet *f, struct base_error *e);
 bool cluster_fleet_broken(struct cluster_fleet *f);
 /* What all nodes have done of packing. */
 void cluster_fleet_progress(struct cluster_fleet *f, uint64_t *ret_done_bytes, uint64_t *ret_total_bytes);
+
+/* ---- files that nodes pull from (source.c) ---- */
+
+struct cluster_source {
+	struct cluster_coordinator *coordinator;
+	int fd; // its own
+	char path[CLUSTER_PATH_BYTES];
+	uint64_t file_bytes;
+	struct timespec changed; // when it was loaded
+};
+/* The file of a model that is loaded, by digest. peer: as for sessions. -EPERM, -ENOENT. */
+int cluster_source_open(struct cluster_coordinator *c, const struct cluster_identity *peer,
+	const struct cluster_pull *pull, struct cluster_source *ret_source, struct base_error *e);
+void cluster_source_close(struct cluster_source *s);
+/* What follows skip_bytes, at most `room`: one read of the drive, and it blocks. -EIO, -ESTALE: the file is another one by now. */
+int cluster_source_read(const struct cluster_source *s, const struct pack_runs *runs, uint64_t skip_bytes, void *out,
+	size_t room, size_t *ret_bytes, struct base_error *e);
+/* What nodes were given since the start. */
+uint64_t cluster_coordinator_served(struct cluster_coordinator *c);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "daemon/cluster/coordinator.h"
 
@@ -60,6 +61,8 @@ struct cluster_coordinator {
 	struct cluster_record record;
 	bool dirty; // the record has changed since it was written
 
+	_Atomic uint64_t served_bytes; // not the lock's
+
 	pthread_mutex_t state_lock; // of state; taken without `lock`
 	struct cluster_state *state;
 
@@ -111,6 +114,7 @@ struct cluster_fleet {
 	enum fleet_state state; // of `coming`
 	struct fleet_try coming, running; // running.parts 0: no group
 	uint64_t running_epoch;
+	struct timespec changed; // the file, when the fleet was made
 	bool broken; // a node of running is lost
 	bool planned; // once, since the start
 	bool replan; // in the background, while running goes on

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -16,7 +17,7 @@
 	(5 * BASE_NS_PER_SECOND) // that a node has to be there before a running plan is looked at again for it
 #define BUSY_TRIES 6u // of a node that is busy: 1 s after the first, each time twice as long
 #define BUSY_FIRST_NS BASE_NS_PER_SECOND
-#define FULL_TRIES 4u // of one whose drive is full
+#define FULL_TRIES 4u // of one whose drive is full, or that could not pull
 #define FULL_FIRST_NS (30 * BASE_NS_PER_SECOND)
 #define SILENT_BEATS 3u // a node that missed that many is waited for until it is lost, or speaks again
 
@@ -55,7 +56,10 @@ static bool uses(const struct fleet_try *t, const struct cluster_node *n)
 static void send_assigns(struct cluster_fleet *f)
 {
 	struct cluster_coordinator *c = f->coordinator;
-	struct cluster_assign a = {.epoch = c->record.epoch, .header_hash = f->config.header_hash};
+	struct cluster_assign a = {.epoch = c->record.epoch,
+		.header_hash = f->config.header_hash,
+		.header_bytes = f->config.header_bytes,
+		.file_bytes = f->config.file_bytes};
 	snprintf(a.model, sizeof a.model, "%s", f->model);
 	snprintf(a.path, sizeof a.path, "%s", f->path);
 	memcpy(a.digest, f->config.digest, sizeof a.digest);
@@ -538,7 +542,7 @@ void cluster_fleets_progress(struct cluster_coordinator *c, struct cluster_node 
 /* The node cannot do this part: it is left out for this model until it starts again; what may pass is tried again some times. */
 static void add_unfit(struct cluster_fleet *f, const struct cluster_node *n, int code, const char *why)
 {
-	bool busy = code == -EBUSY || code == -EAGAIN, passes = busy || code == -ENOSPC;
+	bool busy = code == -EBUSY || code == -EAGAIN, passes = busy || code == -ENOSPC || code == -EREMOTEIO;
 	uint32_t at = 0;
 	while (at < f->unfit_count && f->unfit[at].node != n)
 		at++;
@@ -773,6 +777,9 @@ int cluster_fleet_create(struct cluster_coordinator *c, const struct cluster_fle
 	f->config = *config;
 	snprintf(f->model, sizeof f->model, "%s", config->model);
 	snprintf(f->path, sizeof f->path, "%s", config->path);
+	struct stat st = {0};
+	if (config->file_fd >= 0 && fstat(config->file_fd, &st) == 0)
+		f->changed = st.st_mtim;
 	pthread_mutex_lock(&c->lock);
 	f->next = c->fleets;
 	c->fleets = f;

@@ -7,6 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/size.h"
+#include "offload/hash.h"
+#include "shard/format/gguf.h"
+
 /* ---- checks ---- */
 
 static int take_text(const char *field, const char *text, char *out, size_t room, struct base_error *e)
@@ -139,6 +143,8 @@ int cluster_read_assign(const Thaw__Node__V1__Assign *m, struct cluster_assign *
 	ret->assignment = m->assignment;
 	ret->epoch = m->epoch;
 	ret->header_hash = m->header_hash;
+	ret->header_bytes = m->header_bytes;
+	ret->file_bytes = m->file_bytes;
 	ret->slice = (struct cluster_slice){m->first_layer, m->layers, m->tp_rank, m->tp_size};
 	int status = take_text("model", m->model, ret->model, sizeof ret->model, e);
 	if (!status)
@@ -149,7 +155,42 @@ int cluster_read_assign(const Thaw__Node__V1__Assign *m, struct cluster_assign *
 		status = base_error_set(e, -EBADMSG, "tp_rank: %u of %u", m->tp_rank, m->tp_size);
 	if (!status && (!m->layers || m->first_layer > UINT32_MAX - m->layers))
 		status = base_error_set(e, -EBADMSG, "layers: %u from %u on", m->layers, m->first_layer);
+	if (!status && (!m->header_bytes || m->header_bytes > m->file_bytes ||
+			       m->header_bytes > FORMAT_GGUF_MAX_HEADER_BYTES || m->file_bytes > INT64_MAX))
+		status = base_error_set(e, -EBADMSG, "header_bytes: %llu of a file of %llu",
+			(unsigned long long)m->header_bytes, (unsigned long long)m->file_bytes);
 	return status;
+}
+
+int cluster_read_pull(const Thaw__Node__V1__PullRequest *m, struct cluster_pull *ret, struct base_error *e)
+{
+	uint64_t all, span, end;
+	*ret = (struct cluster_pull){
+		.runs = {m->offset_bytes, m->run_bytes, m->stride_bytes, m->runs}, .skip_bytes = m->skip_bytes};
+	int status = take_bytes("digest", &m->digest, ret->digest, CLUSTER_DIGEST_BYTES, e);
+	if (status)
+		return status;
+	if (!m->run_bytes || !m->runs || m->stride_bytes < m->run_bytes || base_size_mul(m->run_bytes, m->runs, &all) ||
+		base_size_mul(m->stride_bytes, m->runs - 1, &span) || base_size_add(m->offset_bytes, span, &end) ||
+		base_size_add(end, m->run_bytes, &end))
+		return base_error_set(e, -EBADMSG, "runs: %llu of %llu bytes, %llu apart, from %llu on",
+			(unsigned long long)m->runs, (unsigned long long)m->run_bytes,
+			(unsigned long long)m->stride_bytes, (unsigned long long)m->offset_bytes);
+	if (m->skip_bytes >= all)
+		return base_error_set(e, -EBADMSG, "skip_bytes: %llu of %llu", (unsigned long long)m->skip_bytes,
+			(unsigned long long)all);
+	return 0;
+}
+
+int cluster_check_chunk(const Thaw__Node__V1__PullChunk *m, uint64_t left_bytes, struct base_error *e)
+{
+	uint64_t most = left_bytes < CLUSTER_CHUNK_BYTES ? left_bytes : CLUSTER_CHUNK_BYTES;
+	if (m->data.len != most) // less than all that fits is a trickle
+		return base_error_set(
+			e, -EBADMSG, "it sent %zu bytes where %llu are wanted", m->data.len, (unsigned long long)most);
+	if (offload_hash(m->data.data, m->data.len) != m->xxh3)
+		return base_error_set(e, -EBADMSG, "the checksum of %zu bytes does not match", m->data.len);
+	return 0;
 }
 
 int cluster_read_prepared(const Thaw__Node__V1__Prepared *m, struct cluster_prepared *ret, struct base_error *e)
@@ -290,12 +331,26 @@ uint8_t *cluster_pack_assign(const struct cluster_assign *a, size_t *ret_bytes)
 	x.path = (char *)a->path;
 	x.digest = (ProtobufCBinaryData){CLUSTER_DIGEST_BYTES, (uint8_t *)a->digest};
 	x.header_hash = a->header_hash;
+	x.header_bytes = a->header_bytes;
+	x.file_bytes = a->file_bytes;
 	x.first_layer = a->slice.first_layer;
 	x.layers = a->slice.layers;
 	x.tp_rank = a->slice.tp_rank;
 	x.tp_size = a->slice.tp_size;
 	m.what_case = THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_ASSIGN;
 	m.assign = &x;
+	return pack(&m.base, ret_bytes);
+}
+
+uint8_t *cluster_pack_pull(const struct cluster_pull *p, size_t *ret_bytes)
+{
+	Thaw__Node__V1__PullRequest m = THAW__NODE__V1__PULL_REQUEST__INIT;
+	m.digest = (ProtobufCBinaryData){CLUSTER_DIGEST_BYTES, (uint8_t *)p->digest};
+	m.offset_bytes = p->runs.offset_bytes;
+	m.run_bytes = p->runs.run_bytes;
+	m.stride_bytes = p->runs.stride_bytes;
+	m.runs = p->runs.runs;
+	m.skip_bytes = p->skip_bytes;
 	return pack(&m.base, ret_bytes);
 }
 

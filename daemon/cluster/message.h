@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "daemon/cluster/identity.h"
 #include "proto/thaw/node/v1/node.pb-c.h"
+#include "shard/pack/pack.h"
 #include "topology/machine.h"
 
 #define CLUSTER_PROTOCOL 1u
@@ -57,7 +58,7 @@ struct cluster_assign {
 	uint64_t assignment, epoch;
 	char model[CLUSTER_MODEL_BYTES], path[CLUSTER_PATH_BYTES];
 	uint8_t digest[CLUSTER_DIGEST_BYTES];
-	uint64_t header_hash;
+	uint64_t header_hash, header_bytes, file_bytes;
 	struct cluster_slice slice;
 };
 
@@ -82,11 +83,23 @@ struct cluster_start {
 	uint8_t secret[CLUSTER_SECRET_BYTES];
 };
 
+#define CLUSTER_CHUNK_BYTES (512u << 10) // of a model's file in one message
+
+struct cluster_pull { // what of a file is asked for
+	uint8_t digest[CLUSTER_DIGEST_BYTES];
+	struct pack_runs runs; // not beyond 2^64
+	uint64_t skip_bytes; // less than all
+};
+
 /* All of them: -EBADMSG with text that names the field. */
 int cluster_read_register(const Thaw__Node__V1__Register *m, struct cluster_facts *ret, struct base_error *e);
 int cluster_read_assign(const Thaw__Node__V1__Assign *m, struct cluster_assign *ret, struct base_error *e);
 int cluster_read_prepared(const Thaw__Node__V1__Prepared *m, struct cluster_prepared *ret, struct base_error *e);
 int cluster_read_start(const Thaw__Node__V1__Start *m, struct cluster_start *ret, struct base_error *e);
+
+int cluster_read_pull(const Thaw__Node__V1__PullRequest *m, struct cluster_pull *ret, struct base_error *e);
+/* Is it the next of so many bytes that are still to come, and whole? */
+int cluster_check_chunk(const Thaw__Node__V1__PullChunk *m, uint64_t left_bytes, struct base_error *e);
 
 /* Packed, malloced: the caller's to free. NULL: no memory. The message's one member is filled in by the caller. */
 uint8_t *cluster_pack_node(Thaw__Node__V1__NodeMessage *m, size_t *ret_bytes);
@@ -103,5 +116,6 @@ struct cluster_register_message {
 void cluster_fill_register(const struct cluster_facts *f, struct cluster_register_message *ret);
 void cluster_fill_bandwidths(const struct topology_bandwidths *b, Thaw__Node__V1__Bandwidths *ret);
 uint8_t *cluster_pack_assign(const struct cluster_assign *a, size_t *ret_bytes);
+uint8_t *cluster_pack_pull(const struct cluster_pull *p, size_t *ret_bytes);
 uint8_t *cluster_pack_prepared(const struct cluster_prepared *p, size_t *ret_bytes);
 uint8_t *cluster_pack_start(const struct cluster_start *s, size_t *ret_bytes);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* One assignment on a node: find the model's file, pack its layers, listen; when told to start, connect the group, hand the sockets to a
+/* One assignment on a node: have its layers packed (task_pack.c), listen; when told to start, connect the group, hand the sockets to a
  * rank, and watch it. */
 #include <errno.h>
 #include <poll.h>
@@ -13,10 +13,7 @@
 #include "base/clock.h"
 #include "daemon/cluster/resolve.h"
 #include "daemon/cluster/worker_internal.h"
-#include "shard/format/gguf.h"
 #include "shard/link/rendezvous.h"
-#include "shard/pack/pack.h"
-#include "shard/program/program.h"
 
 #define CONNECT_NS (20 * BASE_NS_PER_SECOND)
 #define OLD_RANK_NS (7 * BASE_NS_PER_SECOND) // for the rank of the plan before to give its memory back
@@ -39,66 +36,6 @@ static void fail(struct cluster_task *t, int status, const struct base_error *e)
 	set_state(t, TASK_FAILED);
 }
 
-/* ---- the model's file ---- */
-
-/* The coordinator's path, or the file's name in store.sources. */
-static int find_model(const struct cluster_task *t, char out[static CLUSTER_PATH_BYTES], struct base_error *e)
-{
-	const char *path = t->assign.path, *name = strrchr(path, '/'), *sources = t->worker->config.sources;
-	if (access(path, R_OK) == 0) {
-		snprintf(out, CLUSTER_PATH_BYTES, "%s", path);
-		return 0;
-	}
-	if (sources[0]) {
-		int n = snprintf(out, CLUSTER_PATH_BYTES, "%s/%s", sources, name ? name + 1 : path);
-		if (n > 0 && (size_t)n < CLUSTER_PATH_BYTES && access(out, R_OK) == 0)
-			return 0;
-	}
-	return base_error_set(e, -ENOENT, "model %s is not there%s%s: copy the file there, or set store.sources", path,
-		sources[0] ? ", nor in " : "", sources);
-}
-
-static int on_progress(void *context, enum pack_phase phase, uint64_t done_bytes, uint64_t total_bytes)
-{
-	static const char *const names[] = {"digest", "pack", "wait"};
-	struct cluster_task *t = context;
-	pthread_mutex_lock(&t->worker->lock);
-	bool begins_to_wait = phase == PACK_PHASE_WAIT && strcmp(t->phase, names[phase]) != 0;
-	snprintf(t->phase, sizeof t->phase, "%s", names[phase]);
-	t->done_bytes = done_bytes;
-	t->total_bytes = total_bytes;
-	pthread_mutex_unlock(&t->worker->lock);
-	if (begins_to_wait)
-		base_log_info(t->worker->config.log, "%s is packed once another model is packed into %s",
-			t->assign.model, t->worker->config.store_path);
-	return atomic_load(&t->release);
-}
-
-static int pack(struct cluster_task *t, const char *path, struct pack_result *ret_result, struct base_error *e)
-{
-	const struct cluster_slice *s = &t->assign.slice;
-	const struct pack_config c = {.store_path = t->worker->config.store_path,
-		.slice = {s->first_layer, s->layers, s->tp_rank, s->tp_size},
-		.progress = on_progress,
-		.context = t};
-	struct format_gguf *gguf = NULL;
-	struct program *program = NULL;
-	int status = format_gguf_open(path, &gguf, e);
-	if (!status && format_gguf_header_hash(gguf) != t->assign.header_hash)
-		status = base_error_set(
-			e, -ESTALE, "%s is another file than the coordinator's: copy that one here", path);
-	if (!status)
-		status = program_build(gguf, &program, e);
-	if (!status)
-		status = pack_model(gguf, program, &c, ret_result, e);
-	if (!status && memcmp(ret_result->digest, t->assign.digest, CLUSTER_DIGEST_BYTES) != 0)
-		status = base_error_set(
-			e, -ESTALE, "%s is another file than the coordinator's: copy that one here", path);
-	program_destroy(program);
-	format_gguf_close(gguf);
-	return status;
-}
-
 static void fill_cpus(const struct cluster_task *t, struct cluster_prepared *p)
 {
 	const struct topology_machine *m = t->worker->config.machine;
@@ -116,9 +53,7 @@ static int prepare(struct cluster_task *t, struct base_error *e)
 	uint16_t port = 0;
 	if (!p)
 		return base_error_set(e, -ENOMEM, "no memory");
-	int status = find_model(t, p->model_path, e);
-	if (!status)
-		status = pack(t, p->model_path, &packed, e);
+	int status = cluster_task_pack(t, p->model_path, &packed, e);
 	if (!status)
 		status = cluster_resolve(t->worker->address, address, e);
 	if (!status)
@@ -325,6 +260,7 @@ int cluster_task_create(struct cluster_worker *w, const struct cluster_assign *a
 		return -ENOMEM;
 	t->worker = w;
 	t->assign = *a;
+	cluster_worker_sources(w, t->sources);
 	t->listen_fd = -1;
 	snprintf(t->phase, sizeof t->phase, "open");
 	t->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

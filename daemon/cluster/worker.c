@@ -15,6 +15,7 @@
 #include "base/address.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "daemon/cluster/pull.h"
 #include "daemon/cluster/resolve.h"
 #include "daemon/cluster/worker_internal.h"
 #include "proto/check.h"
@@ -54,6 +55,18 @@ void cluster_worker_wake(struct cluster_worker *w)
 }
 
 /* ---- tasks; the worker's thread ---- */
+
+void cluster_worker_sources(const struct cluster_worker *w, char out[static CLUSTER_SOURCES_BYTES])
+{
+	const char *list = w->config.join;
+	size_t at = (size_t)snprintf(out, CLUSTER_SOURCES_BYTES, "%s", w->join);
+	while (*list && at < CLUSTER_SOURCES_BYTES) {
+		size_t n = strcspn(list, ",");
+		if (n != strlen(w->join) || strncmp(list, w->join, n) != 0)
+			at += (size_t)snprintf(out + at, CLUSTER_SOURCES_BYTES - at, ",%.*s", (int)n, list);
+		list += n + (list[n] == ',');
+	}
+}
 
 static struct cluster_task *find_task(struct cluster_worker *w, uint64_t assignment)
 {
@@ -415,24 +428,6 @@ static int find_address(struct cluster_worker *w, struct base_error *e)
 	return status;
 }
 
-/* A worker's certificate is no coordinator's, whatever host it stands on. */
-static int check_coordinator(struct cluster_worker *w, struct rpc_client_stream *s, struct base_error *e)
-{
-	char uri[CLUSTER_URI_BYTES];
-	struct cluster_identity i = {0};
-	if (strncmp(w->join, "unix:", 5) == 0)
-		return 0;
-	for (uint32_t n = 0; rpc_client_stream_uri(s, n, uri, sizeof uri) == 0; n++) {
-		if (cluster_identity_parse(uri, strlen(uri), &i) == 0)
-			break;
-	}
-	if (strcmp(i.cluster, w->config.cluster) == 0 && cluster_role_coordinates(i.role))
-		return 0;
-	return base_error_set(e, -EPERM,
-		"%s has the certificate of %s, role %s, cluster %s: that is not this cluster's coordinator", w->join,
-		i.name[0] ? i.name : "no node", cluster_role_name(i.role), i.cluster);
-}
-
 static void set_why(struct cluster_worker *w, const char *why)
 {
 	bool several = strchr(w->config.join, ',') != NULL;
@@ -471,7 +466,7 @@ static bool converse(struct cluster_worker *w, struct rpc_client_stream *s)
 		now = base_clock_now_ns();
 		if (r == 1) {
 			heard = now;
-			if (!joined && (status = check_coordinator(w, s, &e)) < 0)
+			if (!joined && (status = cluster_check_coordinator(w->config.cluster, w->join, s, &e)) < 0)
 				break;
 			status = take_message(w, s, data, bytes);
 			pthread_mutex_lock(&w->lock);
@@ -573,6 +568,7 @@ void cluster_worker_get_status(struct cluster_worker *w, struct cluster_worker_s
 {
 	pthread_mutex_lock(&w->lock);
 	*ret_status = w->status;
+	ret_status->pulled_bytes = atomic_load(&w->pulled_bytes);
 	for (uint32_t i = 0; i < CLUSTER_MAX_TASKS; i++)
 		ret_status->ranks += w->task[i] && w->task[i]->state == TASK_RUNNING;
 	pthread_mutex_unlock(&w->lock);
@@ -603,6 +599,7 @@ int cluster_worker_start(
 	w->heartbeat_ns = CLUSTER_HEARTBEAT_NS;
 	w->lost_ns = CLUSTER_LOST_NS;
 	pthread_mutex_init(&w->lock, NULL);
+	pthread_mutex_init(&w->header_lock, NULL);
 	pthread_condattr_init(&attributes);
 	pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
 	pthread_cond_init(&w->changed, &attributes);
@@ -624,6 +621,7 @@ void cluster_worker_stop(struct cluster_worker *w)
 	cluster_worker_wake(w);
 	pthread_join(w->thread, NULL);
 	pthread_cond_destroy(&w->changed);
+	pthread_mutex_destroy(&w->header_lock);
 	pthread_mutex_destroy(&w->lock);
 	free(w);
 }

@@ -51,6 +51,7 @@ struct cluster_worker_status {
 	char why[CLUSTER_TEXT_BYTES]; // not joined: what the last attempt said
 	uint64_t epoch;
 	uint32_t ranks; // that run
+	uint64_t pulled_bytes; // of models that are not here, since the start
 };
 void cluster_worker_get_status(struct cluster_worker *w, struct cluster_worker_status *ret_status);
 uint32_t cluster_worker_pids(struct cluster_worker *w, pid_t *ret_pids, uint32_t room);

@@ -9,6 +9,7 @@
 #include "daemon/cluster/worker.h"
 #include "daemon/supervisor.h"
 
+#define CLUSTER_SOURCES_BYTES 1536u
 #define CLUSTER_WAY_BYTES 288u // HOST:PORT or unix:PATH
 
 /* PREPARING -> PREPARED -> STARTING -> RUNNING -> ENDED; any -> FAILED. The thread ends after `release`. */
@@ -19,6 +20,7 @@ struct cluster_task {
 	struct cluster_assign assign; // const
 	pthread_t thread;
 	int listen_fd, cancel_fd; // the thread's; cancel_fd is readable once it is released
+	char sources[CLUSTER_SOURCES_BYTES]; // const: who is asked for what this node has not
 	_Atomic bool release;
 	/* The worker's lock: */
 	enum task_state state, told;
@@ -26,6 +28,7 @@ struct cluster_task {
 	bool start_wanted;
 	struct cluster_start start;
 	struct cluster_prepared prepared;
+	bool pulls; // what is packed comes from another node
 	char phase[16];
 	uint64_t done_bytes, total_bytes, told_bytes;
 	int code;
@@ -38,6 +41,8 @@ struct cluster_worker {
 	pthread_t thread;
 	_Atomic bool stop;
 	uint64_t incarnation;
+	_Atomic uint64_t pulled_bytes;
+	pthread_mutex_t header_lock; // who pulls a model's metadata into the store; no other is taken under it
 
 	pthread_mutex_t lock;
 	pthread_cond_t changed; // CLOCK_MONOTONIC
@@ -59,5 +64,12 @@ int cluster_task_create(struct cluster_worker *w, const struct cluster_assign *a
 void cluster_task_release(struct cluster_task *t); // asks it to end
 void cluster_task_destroy(struct cluster_task *t); // its thread has ended, and nobody finds it any more
 
+/* task_pack.c: the task's thread. Layers of the assignment in the store, from this node's copy of the model, or pulled; and a file that has the
+ * model's metadata at least. */
+int cluster_task_pack(struct cluster_task *t, char ret_path[static CLUSTER_PATH_BYTES], struct pack_result *ret_result,
+	struct base_error *e);
+
+/* worker.c: the worker's thread: the coordinator of this connection, then the others. */
+void cluster_worker_sources(const struct cluster_worker *w, char out[static CLUSTER_SOURCES_BYTES]);
 /* worker.c: any thread, lock not held: there is something to be told. */
 void cluster_worker_wake(struct cluster_worker *w);

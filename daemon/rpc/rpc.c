@@ -87,6 +87,7 @@ static void server_free(struct rpc_server *r)
 	for (uint32_t i = 0; i < r->listeners_count; i++)
 		grpc_server_destroy(r->listeners[i].grpc);
 	rpc_worker_destroy(r->worker);
+	rpc_worker_destroy(r->reader);
 	for (uint32_t i = 0; i < RPC_QUEUES; i++)
 		rpc_queue_stop(&r->queues[i]);
 	if (r->lame)
@@ -106,6 +107,8 @@ static int server_build(struct rpc_server *r, struct base_error *e)
 		add_listener(r, false, true) < 0)
 		return base_error_set(e, -EINVAL, "gRPC does not take a method");
 	int status = rpc_worker_create(&r->worker);
+	if (status == 0)
+		status = rpc_worker_create(&r->reader);
 	if (status < 0)
 		return base_error_set(e, status, "no thread for the gRPC server");
 	return rpc_listen_start(r, e);

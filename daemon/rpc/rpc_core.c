@@ -258,13 +258,8 @@ static void call_retire(struct rpc_call *c)
 /* The one place that moves a call on. The caller holds a reference. */
 static void call_progress(struct rpc_call *c)
 {
-	if (!c->open)
+	if (!c->open || c->busy)
 		return;
-	if (c->busy) {
-		if (!atomic_load(&c->worked))
-			return;
-		c->busy = false;
-	}
 	if (atomic_load(&c->closed) && !c->told_closed) {
 		c->told_closed = true;
 		if (c->method && c->method->closed && c->context)
@@ -337,6 +332,18 @@ static void call_work(struct rpc_call *c)
 	call_deliver(c, c->method->start);
 }
 
+int rpc_call_work(struct rpc_call *c, struct rpc_worker *w, void (*work)(struct rpc_call *c))
+{
+	c->busy = true;
+	rpc_call_ref(c);
+	int r = rpc_worker_submit(w, c, work);
+	if (r < 0) {
+		c->busy = false;
+		rpc_call_drop(c);
+	}
+	return r;
+}
+
 static void call_start(struct rpc_call *c)
 {
 	size_t bytes = c->payload ? grpc_byte_buffer_length(c->payload) : 0;
@@ -344,16 +351,12 @@ static void call_start(struct rpc_call *c)
 		call_work(c);
 		return;
 	}
-	c->busy = true;
-	rpc_call_ref(c);
-	if (rpc_worker_submit(c->queue->server->worker, c, call_work) < 0) {
+	if (rpc_call_work(c, c->queue->server->worker, call_work) < 0) {
 		struct rpc_fault f;
 		rpc_fault_set(&f, GRPC_STATUS_RESOURCE_EXHAUSTED, "QUEUE_FULL", NULL,
 			"%u calls wait for the thread that reads files and long texts", RPC_WORKER_QUEUE);
 		f.retry_after_ns = BASE_NS_PER_SECOND;
-		c->busy = false;
 		rpc_call_fail(c, &f);
-		call_unref(c);
 	}
 }
 
@@ -509,6 +512,8 @@ static void queue_lists(struct rpc_queue *q)
 	struct rpc_back *b = atomic_exchange(&q->back, NULL);
 	while (b) {
 		struct rpc_call *c = b->call;
+		if (b == &c->worker_back)
+			c->busy = false; // not before it is off this list: the next work puts it there again
 		b = b->next; // before the call, and b with it, may go
 		call_progress(c);
 		call_unref(c);

@@ -111,7 +111,6 @@ struct rpc_call {
 	/* From other threads. */
 	atomic_bool ready; // in the queue's ready list
 	struct rpc_call *ready_next;
-	atomic_bool worked; // the worker is done with it
 	struct rpc_back worker_back;
 	struct rpc_call *previous, *next; // open calls of the queue
 	void *context; // the service's
@@ -159,6 +158,8 @@ struct rpc_server {
 	uint32_t methods_count;
 	grpc_channel *lame;
 	struct rpc_worker *worker;
+	struct rpc_worker *reader; // of models' files, for nodes
+	atomic_uint pulls_open;
 	struct rpc_accept *accept;
 	uint64_t stall_ns;
 	atomic_bool stopping;
@@ -194,6 +195,10 @@ uint64_t rpc_call_deadline_ns(const struct rpc_call *c);
 grpc_slice rpc_pack(const ProtobufCMessage *m);
 /* The subject of the client's certificate, "" without TLS. */
 void rpc_call_identity(const struct rpc_call *c, char *out, size_t room);
+
+/* The queue's thread, from next(): work(c) runs on a worker's thread, and the queue leaves the call alone until it is done; then next() is
+ * asked again. -EAGAIN. */
+int rpc_call_work(struct rpc_call *c, struct rpc_worker *w, void (*work)(struct rpc_call *c));
 
 /* rpc_worker.c: one thread for starts that may block. */
 int rpc_worker_create(struct rpc_worker **ret_worker);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// thaw.node.v1.Coordinator: brings the messages of nodes to the coordinator, and its messages to them.
+// thaw.node.v1.Coordinator: brings the messages of nodes to the coordinator, and its messages to them. Pull: rpc_pull.c.
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "daemon/cluster/coordinator.h"
 #include "daemon/rpc/rpc_core.h"
+#include "daemon/rpc/rpc_node.h"
 
 struct node_call {
 	struct cluster_session *session; // NULL: closed
@@ -28,9 +29,10 @@ static const struct {
 	{-ENOSPC, GRPC_STATUS_RESOURCE_EXHAUSTED, "TOO_MANY_NODES", true},
 	{-ETIMEDOUT, GRPC_STATUS_UNAVAILABLE, "SILENT", true},
 	{-ENOBUFS, GRPC_STATUS_UNAVAILABLE, "SLOW", true},
+	{-ESTALE, GRPC_STATUS_FAILED_PRECONDITION, "FILE_CHANGED", false},
 };
 
-static void set_fault(struct rpc_fault *f, int status, const struct base_error *e)
+void rpc_node_fault(struct rpc_fault *f, int status, const struct base_error *e)
 {
 	for (size_t i = 0; i < base_array_size(refusals); i++) {
 		if (refusals[i].error != status)
@@ -66,23 +68,32 @@ static bool find_peer(const struct rpc_call *c, bool *ret_tls, struct cluster_id
 	return found;
 }
 
-static struct node_call *open_session(struct rpc_call *c, struct rpc_fault *f)
+struct cluster_coordinator *rpc_node_find(
+	struct rpc_call *c, bool *ret_tls, struct cluster_identity *ret_peer, struct rpc_fault *f)
 {
 	struct cluster_coordinator *coordinator = server_coordinator(c->queue->server->daemon);
-	struct cluster_identity peer = {0};
-	struct base_error e = {0};
-	bool tls;
 	if (!coordinator) {
 		rpc_fault_set(f, GRPC_STATUS_FAILED_PRECONDITION, "NO_COORDINATOR", NULL,
 			"this thawd is no coordinator: see cluster.role");
 		return NULL;
 	}
-	bool known = find_peer(c, &tls, &peer);
-	if (tls && !known) {
+	bool known = find_peer(c, ret_tls, ret_peer);
+	if (*ret_tls && !known) {
 		rpc_fault_set(f, GRPC_STATUS_PERMISSION_DENIED, "WRONG_IDENTITY", NULL,
 			"the certificate names no node (thaw://CLUSTER/ROLE/NAME): `thawctl pki node` makes such ones");
 		return NULL;
 	}
+	return coordinator;
+}
+
+static struct node_call *open_session(struct rpc_call *c, struct rpc_fault *f)
+{
+	struct cluster_identity peer = {0};
+	struct base_error e = {0};
+	bool tls;
+	struct cluster_coordinator *coordinator = rpc_node_find(c, &tls, &peer, f);
+	if (!coordinator)
+		return NULL;
 	struct node_call *n = calloc(1, sizeof(*n));
 	rpc_call_ref(c); // for the wakes of the session
 	int status = n ? cluster_session_open(coordinator, tls ? &peer : NULL, wake, c, &n->session, &e)
@@ -90,7 +101,7 @@ static struct node_call *open_session(struct rpc_call *c, struct rpc_fault *f)
 	if (status < 0) {
 		rpc_call_drop(c);
 		free(n);
-		set_fault(f, status, &e);
+		rpc_node_fault(f, status, &e);
 		return NULL;
 	}
 	return n;
@@ -121,7 +132,7 @@ static void join_message(struct rpc_call *c, const ProtobufCMessage *request)
 	if (status == -ECANCELED) {
 		rpc_call_end(c);
 	} else if (status < 0) {
-		set_fault(&f, status, &e);
+		rpc_node_fault(&f, status, &e);
 		rpc_call_fail(c, &f);
 	}
 }
@@ -139,7 +150,7 @@ static void join_next(struct rpc_call *c, struct rpc_next *out)
 		out->has_message = true;
 		free(data);
 	} else if (status < 0) {
-		set_fault(&f, status, &e);
+		rpc_node_fault(&f, status, &e);
 		rpc_call_fail(c, &f);
 		out->end = true;
 	}
@@ -178,5 +189,12 @@ const struct rpc_method rpc_node_methods[] = {
 		.tick = join_tick,
 		.closed = join_closed,
 		.destroy = join_destroy},
+	{.path = "/thaw.node.v1.Coordinator/Pull",
+		.flags = RPC_STREAM | RPC_NODE,
+		.request = &thaw__node__v1__pull_request__descriptor,
+		.start = rpc_pull_start,
+		.next = rpc_pull_next,
+		.tick = rpc_pull_tick,
+		.destroy = rpc_pull_destroy},
 };
 const uint32_t rpc_node_methods_count = base_array_size(rpc_node_methods);

@@ -34,7 +34,6 @@ static void *worker_run(void *context)
 		w->count--;
 		pthread_mutex_unlock(&w->lock);
 		job.work(job.call);
-		atomic_store(&job.call->worked, true);
 		rpc_call_hand_back(job.call, &job.call->worker_back);
 		pthread_mutex_lock(&w->lock);
 	}

@@ -85,7 +85,9 @@ struct format_gguf_string format_gguf_array_string(const struct format_gguf *g, 
 int format_gguf_array_u32s(const struct format_gguf *g, const char *key, uint32_t *out, uint64_t count);
 int format_gguf_array_f32s(const struct format_gguf *g, const char *key, float *out, uint64_t count);
 
-/* XXH3-64 of metadata and tensor table: quick, and different when anything but the weights' bytes is. */
+/* Of metadata and tensor table, from the file's first byte on. */
+uint64_t format_gguf_header_bytes(const struct format_gguf *g);
+/* XXH3-64 of that: quick, and different when anything but the weights' bytes is. */
 uint64_t format_gguf_header_hash(const struct format_gguf *g);
 /* XXH3-128 of the whole file: what names a model in the store. Reads it all; progress may be NULL and stops the work
  * by returning non-zero (-ECANCELED). */

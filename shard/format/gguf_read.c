@@ -230,6 +230,11 @@ void format_gguf_forget(const struct format_gguf *g, const struct format_gguf_te
 
 /* ---- digest ---- */
 
+uint64_t format_gguf_header_bytes(const struct format_gguf *g)
+{
+	return g->header_bytes;
+}
+
 uint64_t format_gguf_header_hash(const struct format_gguf *g)
 {
 	return XXH3_64bits(g->header, g->header_bytes);

@@ -129,6 +129,10 @@ static int find_digest(struct packer *k)
 {
 	struct stat mine = {0}, named = {0}, now;
 	int fd = format_gguf_fd(k->g);
+	if (k->config->source) {
+		memcpy(k->result->digest, k->config->digest, sizeof k->result->digest);
+		return 0;
+	}
 	if (fd < 0)
 		return format_gguf_digest(k->g, k->result->digest, digest_progress, k, k->e);
 	_cleanup_free_ char *path = realpath(format_gguf_path(k->g), NULL);
@@ -147,6 +151,48 @@ static int find_digest(struct packer *k)
 
 /* ---- pieces ---- */
 
+/* Where in the file the cut of a weight lies. A vector is one row. */
+static int find_runs(struct packer *k, uint32_t weight, struct pack_runs *ret_runs)
+{
+	const struct program_weight *w = &k->p->weights[weight];
+	const struct program_cut *cut = &k->layout->cuts[weight];
+	uint64_t row_bytes = 0, cut_bytes = 0, before = 0;
+	int status;
+	if ((status = quant_row_bytes(w->type, w->cols, &row_bytes)) ||
+		(status = quant_row_bytes(w->type, cut->cols, &cut_bytes)) ||
+		(status = quant_row_bytes(w->type, cut->first_col, &before)))
+		return base_error_set(k->e, status, "tensor %s: its columns do not fit its type's blocks", w->name);
+	*ret_runs = (struct pack_runs){
+		.offset_bytes = w->source->offset_bytes + (uint64_t)cut->first_row * row_bytes + before,
+		.run_bytes = cut_bytes,
+		.stride_bytes = row_bytes,
+		.runs = cut->rows,
+	};
+	if (cut_bytes == row_bytes) {
+		ret_runs->run_bytes *= ret_runs->runs;
+		ret_runs->stride_bytes = ret_runs->run_bytes;
+		ret_runs->runs = 1;
+	}
+	return 0;
+}
+
+static int begin_weight(struct packer *k, uint32_t weight)
+{
+	const struct pack_source *s = k->config->source;
+	struct pack_runs runs;
+	if (!s)
+		return 0;
+	int status = find_runs(k, weight, &runs);
+	return status ? status : s->begin(s->context, &runs, k->p->weights[weight].name, k->e);
+}
+
+/* Pieces come in the order of their rows, so a source that is no file gives what is next. */
+static int read_weight(struct packer *k, const struct program_weight *w, uint64_t offset, void *out, uint64_t bytes)
+{
+	const struct pack_source *s = k->config->source;
+	return s ? s->read(s->context, out, bytes, k->e) : format_gguf_read(k->g, w->source, offset, out, bytes, k->e);
+}
+
 static int pack_vector(struct packer *k, const struct pack_layout_piece *piece)
 {
 	const struct program_weight *w = &k->p->weights[piece->weight];
@@ -154,8 +200,7 @@ static int pack_vector(struct packer *k, const struct pack_layout_piece *piece)
 	uint64_t element = 0;
 	int status = quant_row_bytes(w->type, 1, &element);
 	if (!status)
-		status = format_gguf_read(
-			k->g, w->source, cut->first_col * element, k->source, cut->cols * element, k->e);
+		status = read_weight(k, w, cut->first_col * element, k->source, cut->cols * element);
 	if (!status)
 		status = quant_dequantize_row(w->type, k->source, cut->cols, (float *)(void *)k->packed);
 	return status;
@@ -174,11 +219,11 @@ static int pack_rows(struct packer *k, const struct pack_layout_piece *piece)
 		return base_error_set(k->e, status, "tensor %s: its columns do not fit its type's blocks", w->name);
 	uint64_t first = ((uint64_t)cut->first_row + piece->first_row) * row_bytes;
 	if (cut_bytes == row_bytes) {
-		status = format_gguf_read(k->g, w->source, first, k->source, piece->rows * row_bytes, k->e);
+		status = read_weight(k, w, first, k->source, piece->rows * row_bytes);
 	} else {
 		for (uint32_t r = 0; r < piece->rows && !status; r++)
-			status = format_gguf_read(k->g, w->source, first + r * row_bytes + before,
-				k->source + r * cut_bytes, cut_bytes, k->e);
+			status =
+				read_weight(k, w, first + r * row_bytes + before, k->source + r * cut_bytes, cut_bytes);
 	}
 	for (uint32_t r = 0; r < piece->rows && !status; r += QUANT_GROUP_ROWS) {
 		uint32_t rows = piece->rows - r < QUANT_GROUP_ROWS ? piece->rows - r : QUANT_GROUP_ROWS;
@@ -230,6 +275,8 @@ static int write_pieces(struct packer *k, const struct pack_layout_file *file, s
 				format_gguf_forget(k->g, k->p->weights[last].source);
 			last = piece->weight;
 			status = declare_tensor(k, w, last, &tensor);
+			if (!status)
+				status = begin_weight(k, last);
 		}
 		if (!status)
 			status = vector ? pack_vector(k, piece) : pack_rows(k, piece);
@@ -363,7 +410,7 @@ static int check_source(struct packer *k)
 	uint8_t now[16];
 	struct stat mine, named;
 	int fd = format_gguf_fd(k->g);
-	if (!k->config->repair || !k->result->repaired_files)
+	if (!k->config->repair || !k->result->repaired_files || k->config->source)
 		return 0;
 	const char *path = format_gguf_path(k->g);
 	if (fd >= 0 && (fstat(fd, &mine) || stat(path, &named) || !same_file(&mine, &named)))

@@ -30,12 +30,28 @@ struct pack_slice {
 
 enum pack_phase { PACK_PHASE_DIGEST, PACK_PHASE_PACK, PACK_PHASE_WAIT /* for another packer; no bytes */ };
 
+/* Bytes of the model's file: runs of one length, each so far from the one before. */
+struct pack_runs {
+	uint64_t offset_bytes, run_bytes, stride_bytes, runs;
+};
+
+/* Where data of tensors comes from that is not in the file that was opened. The packer's thread. */
+struct pack_source {
+	/* read() gives these from now on, one after the other, once; what: the tensor's name, for errors. */
+	int (*begin)(void *context, const struct pack_runs *runs, const char *what, struct base_error *e);
+	int (*read)(void *context, void *out, uint64_t bytes, struct base_error *e);
+	void *context;
+};
+
 struct pack_config {
 	const char *store_path;
 	struct pack_slice slice;
 	/* Digest of a store whose data failed; NULL: files that open are taken as whole. All their data is read then, those that do not
 	 * match their checksums are packed anew, each by itself, and only after the whole source was read and has this digest (-ESTALE). */
 	const uint8_t *repair; // (16)
+	/* NULL: of the file that was opened. Else of that only the metadata is read, and `digest` (16) is what its owner says: */
+	const struct pack_source *source;
+	const uint8_t *digest;
 	bool digest_only; // nothing is packed: only which directory it would be
 	uint64_t wait_ns; // the longest for another packer, then -EBUSY naming its pid; 0: PACK_WAIT_NS
 	/* non-zero stops: -ECANCELED */

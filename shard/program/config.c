@@ -159,7 +159,7 @@ static int read_rope(struct program_builder *b)
 static int read_rope_factors(struct program_builder *b)
 {
 	struct program *p = b->p;
-	const struct format_gguf_tensor *t = format_gguf_find_tensor(b->source, "rope_freqs.weight");
+	const struct format_gguf_tensor *t = format_gguf_find_tensor(b->source, PROGRAM_ROPE_FREQS);
 	uint32_t count = p->config.rope_dims / 2;
 	if (!t)
 		return 0;

@@ -68,7 +68,7 @@ static int check_all_used(const struct format_gguf *g, const struct program *p, 
 		seen[p->weights[i].source - format_gguf_tensor(g, 0)] = true;
 	for (uint32_t i = 0; i < count; i++) {
 		const char *name = format_gguf_tensor(g, i)->name;
-		if (!seen[i] && strcmp(name, "rope_freqs.weight") != 0)
+		if (!seen[i] && strcmp(name, PROGRAM_ROPE_FREQS) != 0)
 			return base_error_set(e, -ENOTSUP, "%s: tensor %s is not part of a %s model that is supported",
 				format_gguf_path(g), name, p->config.architecture);
 	}

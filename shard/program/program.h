@@ -88,6 +88,8 @@ struct program {
 };
 
 /* Refuses by name what is not supported: architecture, tensor type, rope scaling, shapes that do not match. */
+/* The one tensor whose data program_build reads; a model may have it. */
+#define PROGRAM_ROPE_FREQS "rope_freqs.weight"
 int program_build(const struct format_gguf *g, struct program **ret_program, struct base_error *e);
 void program_destroy(struct program *p);
 

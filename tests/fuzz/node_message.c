@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What a node or a coordinator may be sent: the first byte says which of the two, and the record of the cluster's state. What is accepted comes
+/* What a node or a coordinator may be sent: the first byte says which of the two, what is pulled and what comes of it (p, c), and the record of the
+ * cluster's state. What is accepted comes
  * back the same when it is written again. */
 #include <stdint.h>
 #include <stdlib.h>
@@ -43,6 +44,17 @@ static void coordinator_message(const Thaw__Node__V1__CoordinatorMessage *m)
 		free(cluster_pack_start(&s, &n));
 }
 
+static void pull_message(const Thaw__Node__V1__PullRequest *m)
+{
+	struct cluster_pull p;
+	size_t n;
+	if (cluster_read_pull(m, &p, NULL) < 0)
+		return;
+	if (p.skip_bytes >= p.runs.run_bytes * p.runs.runs)
+		abort();
+	free(cluster_pack_pull(&p, &n));
+}
+
 static void record(const char *text, size_t bytes)
 {
 	_cleanup_free_ struct cluster_record *r = malloc(sizeof *r), *again = malloc(sizeof *again);
@@ -67,10 +79,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 		record((const char *)data, bytes);
 		return 0;
 	}
-	const ProtobufCMessageDescriptor *kind = kinds[data[0] & 1];
+	const ProtobufCMessageDescriptor *kind = data[0] == 'p'   ? &thaw__node__v1__pull_request__descriptor
+						 : data[0] == 'c' ? &thaw__node__v1__pull_chunk__descriptor
+								  : kinds[data[0] & 1];
 	if (proto_unpack(kind, data + 1, bytes - 1, &budget, &m, NULL, NULL) < 0)
 		return 0;
-	if (kind == kinds[0])
+	if (data[0] == 'p')
+		pull_message((const Thaw__Node__V1__PullRequest *)m);
+	else if (data[0] == 'c')
+		cluster_check_chunk((const Thaw__Node__V1__PullChunk *)m, bytes, NULL);
+	else if (kind == kinds[0])
 		node_message((const Thaw__Node__V1__NodeMessage *)m);
 	else
 		coordinator_message((const Thaw__Node__V1__CoordinatorMessage *)m);

@@ -59,15 +59,24 @@ class Cluster:
         self.nodes.append(d)
         return d
 
-    def start(self, count, *sets, model=None):
+    def start(self, count, *sets, model=None, hidden=False):
         """Node a, then b and c, ... that join it; waits until the model is served over all of them."""
         a = self.node("a", f"cluster.nodes={count}", *sets)
-        a.sets.append(f"models.0.path={model or a.make_model()}")
+        if hidden:
+            self.hide_model(a.make_model())
+        else:
+            a.sets.append(f"models.0.path={model or a.make_model()}")
         for i in range(1, count + (self.role == "coordinator")):
             self.node("abcd"[i], *sets)
         for d in self.nodes:
             d.start(env={"UCX_TLS": "tcp,self"} if self.hosts else None)
         return a.wait_ready()
+
+    def hide_model(self, path):
+        """Node 0 has it, at a path that is none for the others."""
+        a = self.nodes[0]
+        a.prefix = a.prefix + ["env", "--chdir=" + os.path.dirname(path)]
+        a.sets.append("models.0.path=/proc/self/cwd/" + os.path.basename(path))
 
     def shown(self):
         return {n["name"]: n for n in json.loads(self.nodes[0].ctl("nodes").stdout)["nodes"]}
@@ -229,13 +238,16 @@ class Fleet(unittest.TestCase):
 
     @unittest.skipIf(netns.why_not(), netns.why_not())
     def test_hosts_that_fall_silent(self):
-        """Three hosts (namespaces): the tokens of one; one of them is cut off in 8 streams, and then comes back."""
+        """Three hosts (namespaces), two of which pull their layers from the third: the tokens of one; one of them is cut off in 8 streams,
+        and then comes back."""
         want = self.eight(self.alone("memory.weights=12MiB"), 60)
         hosts = netns.Hosts(3)
         self.addCleanup(hosts.close)
         c = self.cluster("both", hosts)
-        a = c.start(3)
+        a = c.start(3, hidden=True)
         self.assertEqual(len(c.working()), 3)
+        for d in c.nodes[1:]:
+            self.assertIn("event=model_pulled", d.log())
         self.assertEqual(self.eight(a, 60), want)
         self.assertEqual(self.eight(a, 60, lambda: hosts.blackhole(1)), want)
         self.assertEqual(c.working(), {"a", "c"})
@@ -271,34 +283,54 @@ class Fleet(unittest.TestCase):
         self.assertEqual(c.working(), {"a", "b"})
 
     def test_node_without_the_model(self):
-        """A node that has no copy of the model is left out, with the reason; store.sources helps it."""
+        """A node without a copy pulls the bytes of its layers and no others, and nothing that it has; another file is no copy."""
         c = self.cluster()
         a = c.node("a", "cluster.nodes=2")
-        folder = tempfile.mkdtemp(dir=c.folder)
-        path = shutil.copy(a.make_model(), folder)
-        a.sets.append(f"models.0.path={path}")
-        b = c.node("b")
-        copies = b.path("copies")
-        os.mkdir(copies)
-        shutil.copy(path, copies)
-        b.sets.append(f"store.sources={copies}")
+        c.hide_model(a.make_model())
+        b = c.node("b", "listen.metrics=127.0.0.1:" + str(free_port()))
         a.start()
         b.start()
         a.wait_ready()
         self.assertEqual(c.working(), {"a", "b"})
+        want = a.generate("some words", 10)
+        pulled, size = b.metric("thaw_pulled_bytes_total"), os.path.getsize(a.path("tiny.gguf"))
+        self.assertGreater(pulled, size / 4)
+        self.assertLess(pulled, size / 1.2)
+        self.assertIn("event=model_pulled", b.log())
         self.assertEqual(b.stop(), 0)
         wait_for("a plan without it", lambda: c.working() == {"a"})
-        self.assertEqual(len(a.generate("alone", 5)), 5)  # it has packed what b had
-        with open(os.path.join(copies, "tiny.gguf"), "r+b") as f:
+        self.assertEqual(a.generate("some words", 10), want)
+        before = {f: os.stat(f).st_mtime_ns for f in glob.glob(b.path("store/*/*.tp0of1"))}
+        os.mkdir(b.path("copies"))
+        with open(shutil.copy(a.path("tiny.gguf"), b.path("copies")), "r+b") as f:
             f.seek(100)
             f.write(b"another file")
-        os.rename(path, path + ".away")
+        b.sets.append("store.sources=" + b.path("copies"))
         b.told.clear()
         b.start()
-        # Whichever of the two is asked first: neither can pack other layers now, and what runs goes on.
-        wait_for("the refusal", lambda: "event=node_unfit" in a.log() or "event=replan_failed" in a.log())
+        wait_for("work on the node", lambda: c.working() == {"a", "b"})
+        self.assertEqual(a.generate("some words", 10), want)
+        self.assertIn("event=model_differs", b.log())
+        self.assertEqual(b.metric("thaw_pulled_bytes_total"), 0)
+        self.assertEqual(before, {f: os.stat(f).st_mtime_ns for f in before})
+
+    def test_drive_of_a_node_is_full(self):
+        """A node whose drive has no room says so, and the others serve."""
+        c = self.cluster()
+        a = c.node("a", "cluster.nodes=2")
+        c.hide_model(a.make_model())
+        b = c.node("b")
+        os.mkdir(b.path("store"))
+        if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", b.path("store")], check=False).returncode:
+            self.skipTest("no tmpfs can be mounted")
+        self.addCleanup(subprocess.run, ["umount", "-l", b.path("store")], check=False)
+        a.start()
+        b.start()
+        a.wait_ready()
         self.assertEqual(c.working(), {"a"})
-        self.assertEqual(len(a.generate("still there", 5)), 5)
+        self.assertIn("but its drive has", a.log())
+        self.assertIn("event=node_retry", a.log())
+        self.assertEqual(len(a.generate("some words", 10)), 10)
 
 
 if __name__ == "__main__":

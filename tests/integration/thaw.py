@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import urllib.request
 
 BUILD = os.environ["THAW_BUILD"]
 THAWD = os.path.join(BUILD, "daemon", "thawd")
@@ -99,6 +100,13 @@ class Daemon:
     def log(self):
         with open(self.path("log"), encoding="utf-8", errors="replace") as f:
             return f.read()
+
+    def metric(self, name):
+        """Of a daemon with listen.metrics, without labels."""
+        address = [s.split("=", 1)[1] for s in self.sets if s.startswith("listen.metrics=")][-1]
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as r:
+            lines = r.read().decode().splitlines()
+        return float([line.split()[1] for line in lines if line.startswith(name + " ")][0])
 
     def ranks(self):
         found = []

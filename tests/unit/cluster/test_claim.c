@@ -170,6 +170,9 @@ static void side_open(struct side *s, const char *who)
 		.events = {on_event, (void *)who}};
 	const struct cluster_fleet_config f = {.model = "m",
 		.path = "/m.gguf",
+		.file_bytes = 2,
+		.header_bytes = 1,
+		.file_fd = -1,
 		.plan = on_plan,
 		.listen = on_listen,
 		.regather = on_regather,

@@ -102,6 +102,9 @@ static void open_fleet_of(struct world *w, const char *model)
 {
 	const struct cluster_fleet_config f = {.model = model,
 		.path = "/m.gguf",
+		.file_bytes = 2,
+		.header_bytes = 1,
+		.file_fd = -1,
 		.digest = {1, 2, 3},
 		.plan = plan,
 		.listen = listen_here,

@@ -5,9 +5,11 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -436,6 +438,140 @@ static void only_nodes_are_served_there(void **state)
 	expect_refusal(&p, "WRONG_IDENTITY", "over the unix socket");
 }
 
+/* ---- models' files ---- */
+
+#define PULL "/thaw.node.v1.Coordinator/Pull"
+#define MODEL_BYTES (3u << 20)
+
+static int no_plan(void *context, const struct cluster_view *view, struct cluster_plan *ret, struct base_error *e)
+{
+	return -ENOMEM;
+}
+
+static struct cluster_fleet *model_open(int fd)
+{
+	struct cluster_fleet *f;
+	const struct cluster_fleet_config c = {.model = "m",
+		.path = "/models/m.gguf",
+		.digest = {1, 2, 3},
+		.file_bytes = MODEL_BYTES,
+		.header_bytes = 1,
+		.file_fd = fd,
+		.plan = no_plan};
+	assert_int_equal(cluster_fleet_create(w.coordinator, &c, &f, NULL), 0);
+	return f;
+}
+
+/* Runs of 1000 bytes each 3000, or what is refused: its reason. Returns what came. */
+static uint64_t pull(struct peer *p, uint8_t first, uint64_t runs, const uint8_t *file)
+{
+	const struct cluster_pull x = {.digest = {first, 2, 3}, .runs = {17, 1000, 3000, runs}};
+	struct rpc_client_stream *s;
+	const uint8_t *data;
+	size_t bytes;
+	uint64_t at = 0;
+	_cleanup_free_ uint8_t *request = cluster_pack_pull(&x, &bytes);
+	assert_int_equal(rpc_client_stream_open(p->client, PULL, request, bytes, 20000 * MS, &s), 0);
+	while (rpc_client_stream_next(s, &data, &bytes, &p->status) == 1) {
+		struct proto_budget budget;
+		ProtobufCMessage *u;
+		assert_int_equal(
+			proto_unpack(&thaw__node__v1__pull_chunk__descriptor, data, bytes, &budget, &u, NULL, NULL), 0);
+		const Thaw__Node__V1__PullChunk *m = (const Thaw__Node__V1__PullChunk *)u;
+		assert_int_equal(cluster_check_chunk(m, runs * 1000 - at, NULL), 0);
+		for (size_t i = 0; i < m->data.len; i++, at++)
+			assert_int_equal(m->data.data[i], file[17 + at / 1000 * 3000 + at % 1000]);
+		protobuf_c_message_free_unpacked(u, &budget.allocator);
+	}
+	rpc_client_stream_close(s);
+	return at;
+}
+
+static void models_are_for_nodes_that_compute(void **state)
+{
+	_cleanup_free_ uint8_t *file = malloc(MODEL_BYTES);
+	char path[160];
+	struct peer a, c;
+	int fd = open(at("m.gguf", path), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	for (uint32_t i = 0, v = 1; i < MODEL_BYTES; i++, v = v * 1664525 + 1013904223)
+		file[i] = (uint8_t)(v >> 24);
+	assert_int_equal(write(fd, file, MODEL_BYTES), MODEL_BYTES);
+	struct cluster_fleet *f = model_open(fd);
+	issue(w.folder, "a", CLUSTER_ROLE_WORKER);
+	issue(w.folder, "c", CLUSTER_ROLE_CLIENT);
+	peer_open(&a, w.folder, "a");
+	peer_open(&c, w.folder, "c");
+
+	assert_int_equal(pull(&a, 1, 1000, file), 1000000);
+	assert_int_equal(a.status.code, 0);
+	assert_int_equal(cluster_coordinator_served(w.coordinator), 1000000);
+	assert_int_equal(pull(&c, 1, 1, file), 0);
+	assert_string_equal(c.status.reason, "WRONG_IDENTITY");
+	assert_int_equal(pull(&a, 7, 1, file), 0);
+	assert_string_equal(a.status.reason, "NOT_FOUND");
+	assert_int_equal(pull(&a, 1, 2000, file), 0);
+	assert_string_equal(a.status.reason, "MALFORMED");
+	assert_non_null(strstr(a.status.message, "m.gguf has 3145728"));
+	/* Its name is another file's by now, or none's: what was loaded is still there. */
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(pull(&a, 1, 10, file), 10000);
+	/* But not when it was written to. */
+	assert_int_equal(pwrite(fd, "x", 1, 3000000), 1);
+	const struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_sec = 1}};
+	assert_int_equal(futimens(fd, times), 0);
+	assert_int_equal(pull(&a, 1, 10, file), 0);
+	assert_string_equal(a.status.reason, "FILE_CHANGED");
+	assert_int_equal(ftruncate(fd, 1000), 0);
+	assert_int_equal(pull(&a, 1, 10, file), 0);
+	assert_string_equal(a.status.reason, "DATA_LOSS");
+	cluster_fleet_destroy(f);
+	assert_int_equal(pull(&a, 1, 1, file), 0);
+	assert_string_equal(a.status.reason, "NOT_FOUND");
+	peer_close(&a);
+	peer_close(&c);
+	close(fd);
+}
+
+/* As many as may be, all left unread: a node joins and beats meanwhile. */
+static void pulls_do_not_hold_heartbeats_up(void **state)
+{
+	struct rpc_client_stream *s[70];
+	char path[160];
+	struct peer a, b;
+	size_t bytes;
+	int fd = open(at("m.gguf", path), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	assert_int_equal(ftruncate(fd, MODEL_BYTES), 0);
+	struct cluster_fleet *f = model_open(fd);
+	const struct cluster_pull x = {.digest = {1, 2, 3}, .runs = {0, MODEL_BYTES, MODEL_BYTES, 1}};
+	_cleanup_free_ uint8_t *request = cluster_pack_pull(&x, &bytes);
+	issue(w.folder, "a", CLUSTER_ROLE_WORKER);
+	issue(w.folder, "b", CLUSTER_ROLE_WORKER);
+	peer_open(&a, w.folder, "a");
+	for (size_t i = 0; i < base_array_size(s); i++)
+		assert_int_equal(rpc_client_stream_open(a.client, PULL, request, bytes, 0, &s[i]), 0);
+	peer_join(&b, "b");
+	for (uint64_t until = base_clock_now_ns() + 2 * LOST_NS; base_clock_now_ns() < until;) {
+		peer_beat(&b);
+		assert_int_equal(peer_next(&b, 50 * MS), -1);
+	}
+	assert_int_equal(node_of("b")->state, CLUSTER_NODE_READY);
+	uint32_t refused = 0;
+	for (size_t i = 0; i < base_array_size(s); i++) {
+		const uint8_t *data;
+		size_t n;
+		struct rpc_client_status status = {0};
+		refused += rpc_client_stream_wait(s[i], 100 * MS, &data, &n, &status) == 0 &&
+			   strcmp(status.reason, "QUEUE_FULL") == 0;
+	}
+	assert_true(refused >= 70 - 64);
+	for (size_t i = 0; i < base_array_size(s); i++)
+		rpc_client_stream_close(s[i]);
+	peer_close(&b);
+	peer_close(&a);
+	cluster_fleet_destroy(f);
+	close(fd);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -446,6 +582,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(certificates, setup, teardown),
 		cmocka_unit_test_setup_teardown(random_bytes_on_the_port, setup, teardown),
 		cmocka_unit_test_setup_teardown(only_nodes_are_served_there, setup, teardown),
+		cmocka_unit_test_setup_teardown(models_are_for_nodes_that_compute, setup, teardown),
+		cmocka_unit_test_setup_teardown(pulls_do_not_hold_heartbeats_up, setup, teardown),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -105,6 +105,11 @@ bool server_draining(const struct server *s)
 	return s->draining;
 }
 
+void server_get_transfer(struct server *s, struct server_transfer *ret_transfer)
+{
+	*ret_transfer = (struct server_transfer){true, true, 1234567890123, 42};
+}
+
 bool server_cluster_load(struct server *s, struct server_cluster_load *ret_load)
 {
 	*ret_load = (struct server_cluster_load){.ready = 2, .lost = 1, .epoch = 17, .losses = 3};
@@ -312,6 +317,8 @@ static void the_text_is_well_formed(void **state)
 	expect_line(text, "thaw_inter_token_latency_seconds_bucket{model_name=\"plain\",le=\"100\"} 3");
 	expect_line(text, "thaw_inter_token_latency_seconds_bucket{model_name=\"plain\",le=\"+Inf\"} 6");
 	expect_line(text, "thaw_inter_token_latency_seconds_sum{model_name=\"plain\"} 400.5");
+	expect_line(text, "thaw_pulled_bytes_total 1234567890123");
+	expect_line(text, "thaw_served_bytes_total 42");
 	expect_line(text, "thaw_measured_bytes_per_second{resource=\"disk\"} 2500000000");
 }
 

@@ -575,6 +575,119 @@ static void only_what_is_damaged_is_packed_anew(void **state)
 	source_finish(&s);
 }
 
+/* ---- a source that is no file ---- */
+
+struct far { // gives what is in the file, run by run, and remembers how much that was
+	int fd;
+	struct pack_runs runs;
+	uint64_t at, given_bytes;
+};
+
+static int far_begin(void *context, const struct pack_runs *runs, const char *what, struct base_error *e)
+{
+	struct far *f = context;
+	f->runs = *runs;
+	f->at = 0;
+	assert_true(what[0] && runs->run_bytes <= runs->stride_bytes);
+	return 0;
+}
+
+static int far_read(void *context, void *out, uint64_t bytes, struct base_error *e)
+{
+	struct far *f = context;
+	for (uint64_t i = 0; i < bytes; i++, f->at++) {
+		uint64_t run = f->at / f->runs.run_bytes;
+		assert_true(run < f->runs.runs);
+		assert_int_equal(
+			pread(f->fd, (uint8_t *)out + i, 1,
+				(off_t)(f->runs.offset_bytes + run * f->runs.stride_bytes + f->at % f->runs.run_bytes)),
+			1);
+	}
+	f->given_bytes += bytes;
+	return 0;
+}
+
+static void same_files(const char *a, const char *b, const char *name)
+{
+	char command[1200];
+	snprintf(command, sizeof command, "cmp %s/%s %s/%s", a, name, b, name);
+	FILE *p = popen(command, "r");
+	if (!p || pclose(p) != 0)
+		fail_msg("%s differs", name);
+}
+
+/* Metadata in a file with holes for the tensors, their bytes from elsewhere: the same store, and no byte is asked for twice. */
+static void pulled_layers_are_those_of_the_file(void **state)
+{
+	struct tiny_model m = {.type = 8, .width = 256, .heads = 4, .kv_heads = 2, .head_dim = 64, .ffn_width = 416};
+	struct source s;
+	char header[200], far_store[200], name[64];
+	source_init(&s, &m);
+	snprintf(header, sizeof header, "%s/header.gguf", s.directory);
+	snprintf(far_store, sizeof far_store, "%s/far", s.directory);
+	struct far f = {.fd = open(s.path, O_RDONLY)};
+	int fd = open(header, O_WRONLY | O_CREAT, 0644);
+	char *bytes = malloc(format_gguf_header_bytes(s.g));
+	ssize_t n = pread(f.fd, bytes, format_gguf_header_bytes(s.g), 0);
+	assert_int_equal(write(fd, bytes, (size_t)n), format_gguf_header_bytes(s.g));
+	assert_int_equal(ftruncate(fd, (off_t)format_gguf_file_bytes(s.g)), 0);
+	free(bytes);
+	close(fd);
+	struct format_gguf *g;
+	struct program *p;
+	assert_int_equal(format_gguf_open(header, &g, NULL), 0);
+	assert_int_equal(format_gguf_header_hash(g), format_gguf_header_hash(s.g));
+	assert_int_equal(program_build(g, &p, NULL), 0);
+	const struct pack_source source = {.begin = far_begin, .read = far_read, .context = &f};
+	uint64_t all = 0;
+	for (uint32_t i = 0; i < s.p->weights_count; i++)
+		all += s.p->weights[i].source->size_bytes;
+	for (uint32_t parts = 1; parts <= 2; parts++) {
+		for (uint32_t part = 0; part < parts; part++) {
+			struct pack_result near = pack_well(&s, part, parts), result;
+			const struct pack_config c = {.store_path = far_store,
+				.slice = {0, p->config.layers, part, parts},
+				.source = &source,
+				.digest = near.digest};
+			f.given_bytes = 0;
+			assert_int_equal(pack_model(g, p, &c, &result, NULL), 0);
+			assert_memory_equal(result.digest, near.digest, sizeof near.digest);
+			if (parts == 1)
+				assert_int_equal(f.given_bytes, all);
+			else
+				assert_in_range(f.given_bytes, all / 3, all * 2 / 3);
+			for (uint32_t l = 0; l < p->config.layers; l++)
+				same_files(near.directory, result.directory, pack_file_name(l, part, parts, name));
+			same_files(
+				near.directory, result.directory, pack_file_name(PACK_LAYER_HEAD, part, parts, name));
+			f.given_bytes = 0; // and what is there is not asked for again
+			assert_int_equal(pack_model(g, p, &c, &result, NULL), 0);
+			assert_int_equal(f.given_bytes + result.written_bytes, 0);
+		}
+	}
+	/* Data that failed is asked for again: that file's alone. */
+	struct pack_result result = pack_well(&s, 0, 1);
+	struct pack_config c = {.store_path = far_store,
+		.slice = {0, p->config.layers, 0, 1},
+		.source = &source,
+		.digest = result.digest,
+		.repair = result.digest};
+	char far_directory[256];
+	snprintf(far_directory, sizeof far_directory, "%s%s", far_store, strrchr(result.directory, '/'));
+	memcpy(result.directory, far_directory, sizeof far_directory);
+	flip(&result, "layer-0001.tp0of1", 4096 + 1);
+	f.given_bytes = 0;
+	assert_int_equal(pack_model(g, p, &c, &result, NULL), 0);
+	assert_string_equal(result.repaired, "layer-0001.tp0of1");
+	assert_in_range(f.given_bytes, 1, all / 2);
+	struct pack_result near = pack_well(&s, 0, 1);
+	same_files(near.directory, result.directory, "layer-0001.tp0of1");
+	program_destroy(p);
+	format_gguf_close(g);
+	close(f.fd);
+	source_finish(&s);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -592,6 +705,7 @@ int main(void)
 		cmocka_unit_test(a_second_packer_waits),
 		cmocka_unit_test(a_full_drive_is_refused_before_it_is_filled),
 		cmocka_unit_test(only_what_is_damaged_is_packed_anew),
+		cmocka_unit_test(pulled_layers_are_those_of_the_file),
 	};
 	return cmocka_run_group_tests_name("pack", tests, NULL, NULL);
 }

@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The layers of an assignment in the store: packed from this node's copy of the model, if it is the coordinator's, else from bytes that
+ * the coordinator sends. Then of the model's own file only metadata is kept here, in STORE/DIGEST/header.gguf, which has its length and
+ * holes for the tensors: a rank opens it as it would the file. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/file.h"
+#include "base/units.h"
+#include "daemon/cluster/pull.h"
+#include "daemon/cluster/worker_internal.h"
+#include "offload/hash.h"
+#include "shard/format/gguf.h"
+#include "shard/pack/pack.h"
+#include "shard/program/program.h"
+
+#define HEADER "header.gguf"
+#define MAX_PROGRAM_DATA_BYTES (1u << 20)
+#define PIECE_BYTES (1u << 20)
+
+static int on_progress(void *context, enum pack_phase phase, uint64_t done_bytes, uint64_t total_bytes)
+{
+	static const char *const names[] = {"digest", "pack", "wait"};
+	struct cluster_task *t = context;
+	pthread_mutex_lock(&t->worker->lock);
+	const char *name = phase == PACK_PHASE_PACK && t->pulls ? "pull" : names[phase];
+	bool begins_to_wait = phase == PACK_PHASE_WAIT && strcmp(t->phase, name) != 0;
+	snprintf(t->phase, sizeof t->phase, "%s", name);
+	t->done_bytes = done_bytes;
+	t->total_bytes = total_bytes;
+	pthread_mutex_unlock(&t->worker->lock);
+	if (begins_to_wait)
+		base_log_info(t->worker->config.log, "%s is packed once another model is packed into %s",
+			t->assign.model, t->worker->config.store_path);
+	return atomic_load(&t->release);
+}
+
+static struct pack_config config_of(struct cluster_task *t)
+{
+	const struct cluster_slice *s = &t->assign.slice;
+	return (struct pack_config){.store_path = t->worker->config.store_path,
+		.slice = {s->first_layer, s->layers, s->tp_rank, s->tp_size},
+		.progress = on_progress,
+		.context = t};
+}
+
+static void tell(struct cluster_task *t, const char *severity, const char *kind, const char *text)
+{
+	const struct cluster_events *v = &t->worker->config.events;
+	if (v->event)
+		v->event(v->context, severity, kind, t->assign.model, text);
+}
+
+/* ---- a copy of its own ---- */
+
+/* The coordinator's path, or the file's name in store.sources. -ENOENT with text. */
+static int find_model(const struct cluster_task *t, char out[static CLUSTER_PATH_BYTES], struct base_error *e)
+{
+	const char *path = t->assign.path, *name = strrchr(path, '/'), *sources = t->worker->config.sources;
+	if (access(path, R_OK) == 0) {
+		snprintf(out, CLUSTER_PATH_BYTES, "%s", path);
+		return 0;
+	}
+	if (sources[0]) {
+		int n = snprintf(out, CLUSTER_PATH_BYTES, "%s/%s", sources, name ? name + 1 : path);
+		if (n > 0 && (size_t)n < CLUSTER_PATH_BYTES && access(out, R_OK) == 0)
+			return 0;
+	}
+	return base_error_set(e, -ENOENT, "model %s is not there%s%s", path, sources[0] ? ", nor in " : "", sources);
+}
+
+static int pack_file(
+	struct cluster_task *t, struct format_gguf *gguf, struct pack_result *ret_result, struct base_error *e)
+{
+	struct pack_config c = config_of(t);
+	struct program *program = NULL;
+	int status = 0;
+	if (format_gguf_header_hash(gguf) != t->assign.header_hash)
+		return base_error_set(e, -ESTALE, "%s is another file than the coordinator's", format_gguf_path(gguf));
+	status = program_build(gguf, &program, e);
+	if (status)
+		return status;
+	c.digest_only = true;
+	status = pack_model(gguf, program, &c, ret_result, e);
+	if (!status && memcmp(ret_result->digest, t->assign.digest, CLUSTER_DIGEST_BYTES) != 0)
+		status =
+			base_error_set(e, -ESTALE, "%s is another file than the coordinator's", format_gguf_path(gguf));
+	c.digest_only = false;
+	if (!status)
+		status = pack_model(gguf, program, &c, ret_result, e);
+	program_destroy(program);
+	return status;
+}
+
+/* ---- pulling ---- */
+
+static bool is_released(void *context)
+{
+	return atomic_load(&((struct cluster_task *)context)->release);
+}
+
+static void on_retried(void *context, const struct base_error *why)
+{
+	tell(context, "warning", "pull_retry", base_error_text(why));
+}
+
+/* Of one length into the file, from `at` on. */
+static int pull_into(
+	struct cluster_puller *p, int fd, uint64_t at, uint64_t bytes, const char *what, struct base_error *e)
+{
+	const struct pack_runs runs = {at, bytes, bytes, 1};
+	_cleanup_free_ uint8_t *piece = malloc(PIECE_BYTES);
+	int status = piece ? cluster_puller_source.begin(p, &runs, what, e) : base_error_set(e, -ENOMEM, "no memory");
+	if (status)
+		return status;
+	if (lseek(fd, (off_t)at, SEEK_SET) < 0)
+		return base_error_set(e, -errno, "%s: %s", HEADER, strerrordesc_np(errno));
+	for (uint64_t left = bytes; left && !status;) {
+		size_t n = left < PIECE_BYTES ? (size_t)left : PIECE_BYTES;
+		status = cluster_puller_source.read(p, piece, n, e);
+		if (!status && (status = base_file_write(fd, piece, n)) < 0)
+			base_error_set(e, status, "cannot write %s in the store: %s", HEADER, strerrordesc_np(-status));
+		left -= n;
+	}
+	return status;
+}
+
+/* What is there is a file of metadata of that model. */
+static int open_header(
+	const struct cluster_task *t, const char *path, struct format_gguf **ret_gguf, struct base_error *e)
+{
+	struct format_gguf *g;
+	int status = format_gguf_open(path, &g, e);
+	if (status)
+		return status;
+	if (format_gguf_header_hash(g) == t->assign.header_hash &&
+		format_gguf_header_bytes(g) == t->assign.header_bytes &&
+		format_gguf_file_bytes(g) == t->assign.file_bytes) {
+		*ret_gguf = g;
+		return 0;
+	}
+	format_gguf_close(g);
+	return base_error_set(
+		e, -EREMOTEIO, "the metadata of %s that was pulled is not the coordinator's", t->assign.path);
+}
+
+static int fill_header(struct cluster_task *t, struct cluster_puller *p, int fd, const char *path, struct base_error *e)
+{
+	struct format_gguf *g;
+	int status = pull_into(p, fd, 0, t->assign.header_bytes, "the metadata", e);
+	if (!status && ftruncate(fd, (off_t)t->assign.file_bytes) < 0)
+		status = base_error_set(e, -errno, "cannot write %s in the store: %s", HEADER, strerrordesc_np(errno));
+	if (!status)
+		status = open_header(t, path, &g, e);
+	if (status)
+		return status;
+	const struct format_gguf_tensor *x = format_gguf_find_tensor(g, PROGRAM_ROPE_FREQS);
+	if (x && x->size_bytes > MAX_PROGRAM_DATA_BYTES)
+		status = base_error_set(e, -EBADMSG, "%s: %s has %llu bytes", t->assign.path, x->name,
+			(unsigned long long)x->size_bytes);
+	else if (x && x->size_bytes)
+		status = pull_into(p, fd, x->offset_bytes, x->size_bytes, x->name, e);
+	format_gguf_close(g);
+	if (!status && fsync(fd) < 0)
+		status = base_error_set(e, -errno, "cannot write %s in the store: %s", HEADER, strerrordesc_np(errno));
+	return status;
+}
+
+static int make_directory(const char *path, struct base_error *e)
+{
+	if (mkdir(path, 0755) == 0 || errno == EEXIST)
+		return 0;
+	return base_error_set(e, -errno, "cannot create the store directory %s: %s", path, strerrordesc_np(errno));
+}
+
+/* header_lock held. */
+static int get_header(struct cluster_task *t, struct cluster_puller *p, const char *directory, const char *path,
+	struct format_gguf **ret_gguf, struct base_error *e)
+{
+	char tmp[CLUSTER_PATH_BYTES];
+	if (open_header(t, path, ret_gguf, NULL) == 0)
+		return 0;
+	int status = make_directory(t->worker->config.store_path, e);
+	if (!status)
+		status = make_directory(directory, e);
+	if (status)
+		return status;
+	if ((size_t)snprintf(tmp, sizeof tmp, "%s.tmp", path) >= sizeof tmp)
+		return base_error_set(e, -ENAMETOOLONG, "the path of the store is too long: %s", directory);
+	_cleanup_close_ int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
+	if (fd < 0)
+		return base_error_set(e, -errno, "cannot write %s: %s", tmp, strerrordesc_np(errno));
+	status = fill_header(t, p, fd, tmp, e);
+	if (!status && rename(tmp, path) < 0)
+		status = base_error_set(e, -errno, "cannot write %s: %s", path, strerrordesc_np(errno));
+	if (status) {
+		unlink(tmp);
+		return status;
+	}
+	return open_header(t, path, ret_gguf, e);
+}
+
+static int pull_layers(struct cluster_task *t, struct cluster_puller *p, char path[static CLUSTER_PATH_BYTES],
+	struct pack_result *ret_result, struct base_error *e)
+{
+	struct pack_source source = cluster_puller_source;
+	struct pack_config c = config_of(t);
+	struct format_gguf *gguf = NULL;
+	struct program *program = NULL;
+	char directory[CLUSTER_PATH_BYTES], hex[2 * CLUSTER_DIGEST_BYTES + 1];
+	for (uint32_t i = 0; i < CLUSTER_DIGEST_BYTES; i++)
+		snprintf(hex + 2 * i, 3, "%02x", t->assign.digest[i]);
+	int n = snprintf(directory, sizeof directory, "%s/%s", t->worker->config.store_path, hex);
+	int m = snprintf(path, CLUSTER_PATH_BYTES, "%.*s/" HEADER, (int)sizeof directory - 1, directory);
+	if ((size_t)n >= sizeof directory || (size_t)m >= CLUSTER_PATH_BYTES)
+		return base_error_set(
+			e, -ENAMETOOLONG, "the path of the store is too long: %s", t->worker->config.store_path);
+	pthread_mutex_lock(&t->worker->header_lock);
+	int status = get_header(t, p, directory, path, &gguf, e);
+	pthread_mutex_unlock(&t->worker->header_lock);
+	if (!status)
+		status = program_build(gguf, &program, e);
+	source.context = p;
+	c.source = &source;
+	c.digest = t->assign.digest;
+	if (!status)
+		status = pack_model(gguf, program, &c, ret_result, e);
+	program_destroy(program);
+	format_gguf_close(gguf);
+	return status;
+}
+
+static int pull(struct cluster_task *t, char path[static CLUSTER_PATH_BYTES], struct pack_result *ret_result,
+	struct base_error *e)
+{
+	struct cluster_worker *w = t->worker;
+	struct cluster_puller *p;
+	struct cluster_puller_config c = {.cluster = w->config.cluster,
+		.sources = t->sources,
+		.tls = w->config.tls,
+		.path = t->assign.path,
+		.cancelled = is_released,
+		.retried = on_retried,
+		.context = t,
+		.pulled_bytes = &w->pulled_bytes};
+	memcpy(c.digest, t->assign.digest, sizeof c.digest);
+	int status = cluster_puller_create(&c, &p, e);
+	if (status)
+		return status;
+	pthread_mutex_lock(&w->lock);
+	t->pulls = true;
+	pthread_mutex_unlock(&w->lock);
+	status = pull_layers(t, p, path, ret_result, e);
+	cluster_puller_destroy(p);
+	if (!status && ret_result->written_bytes) {
+		char a[BASE_UNITS_TEXT_BYTES], b[BASE_UNITS_TEXT_BYTES], text[160];
+		snprintf(text, sizeof text, "layers %u to %u: %s written, %s there already",
+			t->assign.slice.first_layer, t->assign.slice.first_layer + t->assign.slice.layers - 1,
+			base_units_format_bytes(ret_result->written_bytes, a),
+			base_units_format_bytes(ret_result->reused_bytes, b));
+		tell(t, "notice", "model_pulled", text);
+	}
+	return status;
+}
+
+int cluster_task_pack(struct cluster_task *t, char ret_path[static CLUSTER_PATH_BYTES], struct pack_result *ret_result,
+	struct base_error *e)
+{
+	struct base_error why = {0};
+	struct format_gguf *gguf;
+	int status = find_model(t, ret_path, &why);
+	if (!status) {
+		status = format_gguf_open(ret_path, &gguf, &why);
+		if (!status) {
+			status = pack_file(t, gguf, ret_result, &why);
+			format_gguf_close(gguf);
+		} else {
+			status = -ESTALE; // no model, or one that cannot be read
+		}
+		if (status == -ESTALE)
+			tell(t, "warning", "model_differs", base_error_text(&why));
+	}
+	if (status != -ENOENT && status != -ESTALE) {
+		if (status && e)
+			*e = why;
+		return status;
+	}
+	status = pull(t, ret_path, ret_result, e);
+	if (status && status != -ECANCELED)
+		base_error_prefix(e, "%s, and its layers cannot be pulled", base_error_text(&why));
+	return status;
+}
