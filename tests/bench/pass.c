@@ -6,10 +6,12 @@
 // Rounds of both sides are interleaved; the figure is the median of the rounds' ratios.
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/sysinfo.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -213,6 +215,46 @@ static void warm_memory(size_t bytes)
 	offload_memory_unmap(&m);
 }
 
+struct touch {
+	const struct offload_memory *memory;
+	size_t from, bytes;
+	pthread_t thread;
+};
+
+static void *touch(void *arg)
+{
+	struct touch *t = arg;
+	struct base_error e = {0};
+	if (offload_memory_touch(t->memory, t->from, t->bytes, &e))
+		die("touch", &e);
+	return NULL;
+}
+
+// What is left of a load when nothing is read: a thread on each CPU takes its share of as much memory. Over the raw read.
+static double touch_once(struct bench *b)
+{
+	struct offload_memory memory;
+	struct base_error e = {0};
+	struct touch parts[64];
+	int count = get_nprocs() < 64 ? get_nprocs() : 64;
+	size_t bytes = b->needs.weights_all_bytes, share = bytes / (size_t)count;
+	double rate = fio_bytes_per_s(b, 2);
+	uint64_t t = base_clock_now_ns();
+	if (offload_memory_reserve(bytes, false, &memory, &e))
+		die("touch", &e);
+	for (int i = 0; i < count; i++) {
+		parts[i] = (struct touch){.memory = &memory, .from = (size_t)i * share, .bytes = share};
+		if (pthread_create(&parts[i].thread, NULL, touch, &parts[i]))
+			die("thread", &e);
+	}
+	for (int i = 0; i < count; i++)
+		pthread_join(parts[i].thread, NULL);
+	double seconds = (double)(base_clock_now_ns() - t) / 1e9;
+	offload_memory_unmap(&memory);
+	fprintf(stderr, "touched in %.3f s, ratio %.3f\n", seconds, seconds * rate / (double)bytes);
+	return seconds * rate / (double)bytes;
+}
+
 // From rank_create to the first token, over the time fio needs for as many bytes as are hot: all of the pass here.
 static double load_once(struct bench *b, bool warmed)
 {
@@ -235,13 +277,15 @@ static double load_once(struct bench *b, bool warmed)
 
 static void load(struct bench *b)
 {
-	double plain[ROUNDS], warmed[ROUNDS];
+	double plain[ROUNDS], warmed[ROUNDS], touched[ROUNDS];
 	for (int i = 0; i < ROUNDS; i++) {
 		plain[i] = load_once(b, false);
+		touched[i] = touch_once(b);
 		warmed[i] = load_once(b, true);
 	}
 	double ratio = median(plain, ROUNDS);
-	printf("load ratio=%.3f warmed_ratio=%.3f\n", ratio, median(warmed, ROUNDS));
+	printf("load ratio=%.3f touch_ratio=%.3f warmed_ratio=%.3f\n", ratio, median(touched, ROUNDS),
+		median(warmed, ROUNDS));
 }
 
 int main(int argc, char **argv)
