@@ -497,7 +497,7 @@ static void threads_take_no_signals(void **state)
 		assert_true((blocked >> 1) & 1);
 	}
 	closedir(tasks);
-	assert_int_equal(rpc_threads, RPC_QUEUES + 2); // queues, worker, accept
+	assert_int_equal(rpc_threads, RPC_QUEUES + 3); // queues, worker, reader, accept
 }
 
 /* TCP. */
