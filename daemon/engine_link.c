@@ -377,7 +377,10 @@ static void tell_placement(struct engine *e, uint32_t rank)
 	char name[48];
 	if (e->starts > 1)
 		return;
-	if (p->fallback[0])
+	if (p->fallback[0] && strcmp(p->engine, "uring") == 0)
+		engine_emit_event(e, "warning", "buffers_not_registered",
+			"%s reads with more CPU time than it must: %s", rank_name(e, rank, name), p->fallback);
+	else if (p->fallback[0])
 		engine_emit_event(e, "warning", "io_uring_refused",
 			"%s reads with threads, which costs CPU and bandwidth: %s; allow io_uring_setup, "
 			"io_uring_enter "

@@ -278,18 +278,24 @@ static int make_ring(struct uring_engine *u)
 static void register_buffers(struct uring_engine *u)
 {
 	uint64_t pieces = (u->buffers_bytes + BUFFER_BYTES - 1) / BUFFER_BYTES;
-	if (!u->buffers || pieces == 0 || pieces > 1024)
+	if (!u->buffers || pieces == 0)
 		return;
+	if (pieces > 1024) {
+		u->base.buffers_refused = -E2BIG;
+		return;
+	}
 	struct iovec *v = calloc(pieces, sizeof *v);
-	if (!v)
+	if (!v) {
+		u->base.buffers_refused = -ENOMEM;
 		return;
+	}
 	for (uint64_t i = 0; i < pieces; i++) {
 		uint64_t at = i * BUFFER_BYTES;
 		uint64_t left = u->buffers_bytes - at;
 		v[i] = (struct iovec){u->buffers + at, left < BUFFER_BYTES ? left : BUFFER_BYTES};
 	}
-	if (io_uring_register_buffers(&u->ring, v, (unsigned)pieces) == 0)
-		u->buffers_fixed = (uint32_t)pieces;
+	u->base.buffers_refused = io_uring_register_buffers(&u->ring, v, (unsigned)pieces);
+	u->buffers_fixed = u->base.buffers_refused ? 0 : (uint32_t)pieces;
 	free(v);
 }
 

@@ -72,7 +72,7 @@ struct rank_placement { // what came out
 	uint32_t extents, hot_extents;
 	char engine[16], pages[16], isa[16];
 	bool direct_io;
-	char fallback[192]; // why the engine is not io_uring although it might have been, "" if that was not so
+	char fallback[192]; // why reads cost more than they must (offload_engine_create), "" if they do not
 };
 
 enum rank_want { RANK_WANT_NOTHING, RANK_WANT_SAMPLE, RANK_WANT_SCORES };

@@ -4,6 +4,7 @@
 #include "tests/unit/offload/refuse.h"
 
 #include <pthread.h>
+#include <sys/resource.h>
 #include <time.h>
 
 #include "base/clock.h"
@@ -305,6 +306,45 @@ static void both_refused(void **state)
 	refuse_run((struct refuse){.io_uring = true, .direct = true}, stream_all, &x);
 }
 
+// As a user without CAP_IPC_LOCK whose limit holds the ring and not the buffers.
+static const char *create_with_little_locked_memory(void *argument)
+{
+	struct fixture *f = argument;
+	struct offload_store *store;
+	struct offload_engine *engine;
+	struct base_error e = {0}, fallback = {0};
+	struct offload_memory memory;
+	struct rlimit little = {256 << 10, 256 << 10};
+	if (offload_store_open(f->fd, "layer", NULL, &store, &e) < 0 || offload_memory_map(4 << 20, &memory, &e) < 0)
+		return "it cannot be prepared";
+	int fd = offload_store_fd(store);
+	if (setrlimit(RLIMIT_MEMLOCK, &little) < 0 || (geteuid() == 0 && setresuid(65534, 65534, 65534) < 0))
+		return "the limit cannot be set";
+	struct offload_engine_config c = {
+		.depth = 4, .files = &fd, .files_count = 1, .buffers = memory.data, .buffers_bytes = memory.bytes};
+	if (offload_engine_create("auto", &c, &engine, &fallback, &e) < 0)
+		return "no engine";
+	if (strcmp(engine->ops->name, "uring") != 0)
+		return "another engine was chosen";
+	if (!strstr(fallback.message, "RLIMIT_MEMLOCK"))
+		return "nothing is said of the limit";
+	struct offload_read read = {.length_bytes = 4096, .buffer = memory.data}, *back, *one = &read;
+	if (engine->ops->submit(engine, &one, 1) != 1 ||
+		engine->ops->reap(engine, &back, 1, 10 * BASE_NS_PER_SECOND) != 1 || back->result != 4096)
+		return "it does not read";
+	engine->ops->destroy(engine);
+	offload_memory_unmap(&memory);
+	offload_store_close(store);
+	return NULL;
+}
+
+static void buffers_that_are_not_registered_are_told(void **state)
+{
+	struct fixture *f = *state;
+	fixture_store(f->fd, "layer", 16384, 12, 15000, 3);
+	refuse_run((struct refuse){0}, create_with_little_locked_memory, f);
+}
+
 static const char *write_and_open(void *argument)
 {
 	const struct refused *x = argument;
@@ -333,6 +373,8 @@ int main(void)
 		tests_of(a_buffer_outside_the_region_works),
 		tests_of(wake_ends_a_wait),
 		tests_of(used_by_another_thread_than_its_maker),
+		cmocka_unit_test_setup_teardown(
+			buffers_that_are_not_registered_are_told, fixture_setup, fixture_teardown),
 		cmocka_unit_test_setup_teardown(
 			io_uring_refused_falls_back_and_says_why, fixture_setup, fixture_teardown),
 		cmocka_unit_test_setup_teardown(both_refused, fixture_setup, fixture_teardown),
