@@ -212,6 +212,8 @@ static void start_failed(struct engine *e, const struct base_error *error)
 		engine_emit_event(e, "error", "engine_failed", "%s", base_error_text(error));
 		engine_set_state(e, ENGINE_FAILED, base_error_text(error));
 	} else {
+		if (error->code == -EBADMSG) // in the next group nodes look at their stores
+			engine_emit_event(e, "error", "store_corrupt", "%s", base_error_text(error));
 		lost(e, base_error_text(error));
 	}
 }

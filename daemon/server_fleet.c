@@ -497,6 +497,11 @@ struct engine_starter server_fleet_starter(struct server_fleet *f)
 	return (struct engine_starter){.gather = gather, .scatter = scatter, .context = f};
 }
 
+void server_fleet_mend(struct server_fleet *f)
+{
+	cluster_fleet_mend(f->fleet);
+}
+
 /* ---- life ---- */
 
 void server_fleet_destroy(struct server_fleet *f)

@@ -579,6 +579,8 @@ static void on_engine_event(void *context, const char *severity, const char *kin
 {
 	struct server_entry *x = context;
 	server_emit_event(x->server, severity, kind, x->info->name, text);
+	if (x->fleet && strcmp(kind, "store_corrupt") == 0)
+		server_fleet_mend(x->fleet);
 	if (strcmp(kind, "data_loss") != 0)
 		return;
 	pthread_mutex_lock(&x->server->lock);
@@ -830,6 +832,12 @@ static void repair_entry(struct server_entry *x)
 		return;
 	engine_get_load(x->model.engine, load);
 	base_error_set(&why, -EBADMSG, "%s", load->data_loss[0] ? load->data_loss : "cold weights could not be read");
+	if (x->fleet) { // what runs goes on in another group, when the nodes have read their stores
+		server_emit_event(s, "error", "store_corrupt", x->info->name, base_error_text(&why));
+		server_fleet_mend(x->fleet);
+		engine_regather(x->model.engine, "the nodes check their stores");
+		return;
+	}
 	server_set_phase(x, SERVER_PHASE_PACK, NULL);
 	int status = repair(x, &why, &e);
 	if (status && cancelled(x))

@@ -162,6 +162,8 @@ int cluster_fleet_gather(struct cluster_fleet *f, struct cluster_group *ret_grou
 void cluster_fleet_scatter(struct cluster_fleet *f); // the group is gone, or never came to be
 /* One look whether a plan can be made now, and plan() called with what there is: nothing is assigned. As gather; 0: there is a plan. */
 int cluster_fleet_try(struct cluster_fleet *f, struct base_error *e);
+/* Ranks met data that is not what was written: with the next plan nodes read all that they have of it, and pack anew what is damaged. */
+void cluster_fleet_mend(struct cluster_fleet *f);
 /* Is a node of the group that gather gave last lost? To end a connecting that cannot succeed. */
 bool cluster_fleet_broken(struct cluster_fleet *f);
 /* What all nodes have done of packing. */

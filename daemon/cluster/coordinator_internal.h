@@ -117,6 +117,7 @@ struct cluster_fleet {
 	struct timespec changed; // the file, when the fleet was made
 	bool broken; // a node of running is lost
 	bool planned; // once, since the start
+	bool check; // the next assignments have all data read
 	bool replan; // in the background, while running goes on
 	char replan_why[CLUSTER_TEXT_BYTES];
 	struct {

@@ -59,7 +59,8 @@ static void send_assigns(struct cluster_fleet *f)
 	struct cluster_assign a = {.epoch = c->record.epoch,
 		.header_hash = f->config.header_hash,
 		.header_bytes = f->config.header_bytes,
-		.file_bytes = f->config.file_bytes};
+		.file_bytes = f->config.file_bytes,
+		.check = f->check};
 	snprintf(a.model, sizeof a.model, "%s", f->model);
 	snprintf(a.path, sizeof a.path, "%s", f->path);
 	memcpy(a.digest, f->config.digest, sizeof a.digest);
@@ -409,7 +410,7 @@ static int send_starts(struct cluster_fleet *f, uint64_t epoch, struct cluster_g
 	f->broken = false;
 	f->coming.parts = 0;
 	f->state = FLEET_IDLE;
-	f->replan = false;
+	f->replan = f->check = false;
 	for (uint32_t i = 0; i < f->running.parts; i++) {
 		struct fleet_part *p = &f->running.part[i];
 		size_t bytes = 0;
@@ -448,6 +449,15 @@ int cluster_fleet_gather(struct cluster_fleet *f, struct cluster_group *ret_grou
 	status = send_starts(f, epoch, ret_group, e);
 	pthread_mutex_unlock(&c->lock);
 	return status;
+}
+
+void cluster_fleet_mend(struct cluster_fleet *f)
+{
+	struct cluster_coordinator *c = f->coordinator;
+	pthread_mutex_lock(&c->lock);
+	f->check = true;
+	drop_coming(f); // it was assigned before
+	pthread_mutex_unlock(&c->lock);
 }
 
 void cluster_fleet_scatter(struct cluster_fleet *f)
@@ -520,6 +530,9 @@ void cluster_fleets_prepared(struct cluster_coordinator *c, struct cluster_node 
 	snprintf(p->phase, sizeof p->phase, "prepared");
 	forget_unfit(f, n);
 	n->facts->bandwidths = m->bandwidths;
+	if (m->repaired[0])
+		cluster_coordinator_emit(c, "warning", "store_repaired", f->model,
+			"node %s packed anew: %s; look at the drive's health", n->name, m->repaired);
 	for (uint32_t i = 0; i < f->coming.parts; i++) {
 		if (!f->coming.part[i].ready)
 			return;

@@ -145,6 +145,7 @@ int cluster_read_assign(const Thaw__Node__V1__Assign *m, struct cluster_assign *
 	ret->header_hash = m->header_hash;
 	ret->header_bytes = m->header_bytes;
 	ret->file_bytes = m->file_bytes;
+	ret->check = m->check;
 	ret->slice = (struct cluster_slice){m->first_layer, m->layers, m->tp_rank, m->tp_size};
 	int status = take_text("model", m->model, ret->model, sizeof ret->model, e);
 	if (!status)
@@ -199,7 +200,9 @@ int cluster_read_prepared(const Thaw__Node__V1__Prepared *m, struct cluster_prep
 	ret->assignment = m->assignment;
 	ret->threads = m->threads;
 	ret->port = m->port;
-	int status = take_path("store_directory", m->store_directory, ret->store_directory, e);
+	int status = take_text("repaired", m->repaired, ret->repaired, sizeof ret->repaired, e);
+	if (!status)
+		status = take_path("store_directory", m->store_directory, ret->store_directory, e);
 	if (!status)
 		status = take_path("model_path", m->model_path, ret->model_path, e);
 	if (!status && (!m->port || m->port > UINT16_MAX))
@@ -333,6 +336,7 @@ uint8_t *cluster_pack_assign(const struct cluster_assign *a, size_t *ret_bytes)
 	x.header_hash = a->header_hash;
 	x.header_bytes = a->header_bytes;
 	x.file_bytes = a->file_bytes;
+	x.check = a->check;
 	x.first_layer = a->slice.first_layer;
 	x.layers = a->slice.layers;
 	x.tp_rank = a->slice.tp_rank;
@@ -367,6 +371,7 @@ uint8_t *cluster_pack_prepared(const struct cluster_prepared *p, size_t *ret_byt
 	x.threads = p->threads;
 	x.n_cpus = p->cpus_count;
 	x.cpus = (uint32_t *)p->cpus;
+	x.repaired = (char *)p->repaired;
 	x.bandwidths = &b;
 	m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_PREPARED;
 	m.prepared = &x;

@@ -59,6 +59,7 @@ struct cluster_assign {
 	char model[CLUSTER_MODEL_BYTES], path[CLUSTER_PATH_BYTES];
 	uint8_t digest[CLUSTER_DIGEST_BYTES];
 	uint64_t header_hash, header_bytes, file_bytes;
+	bool check;
 	struct cluster_slice slice;
 };
 
@@ -67,6 +68,7 @@ struct cluster_prepared {
 	char store_directory[CLUSTER_PATH_BYTES], model_path[CLUSTER_PATH_BYTES];
 	uint32_t port, threads;
 	uint32_t cpus_count, cpus[CLUSTER_MAX_CPUS];
+	char repaired[CLUSTER_TEXT_BYTES]; // files
 	struct topology_bandwidths bandwidths;
 };
 

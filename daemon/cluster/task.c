@@ -66,6 +66,7 @@ static int prepare(struct cluster_task *t, struct base_error *e)
 	p->port = port;
 	snprintf(p->store_directory, sizeof p->store_directory, "%s", packed.directory);
 	fill_cpus(t, p);
+	snprintf(p->repaired, sizeof p->repaired, "%.*s", (int)sizeof p->repaired - 1, packed.repaired);
 	pthread_mutex_lock(&t->worker->lock);
 	t->prepared = *p;
 	pthread_mutex_unlock(&t->worker->lock);

@@ -92,6 +92,7 @@ static int pack_file(
 		status =
 			base_error_set(e, -ESTALE, "%s is another file than the coordinator's", format_gguf_path(gguf));
 	c.digest_only = false;
+	c.repair = t->assign.check ? t->assign.digest : NULL;
 	if (!status)
 		status = pack_model(gguf, program, &c, ret_result, e);
 	program_destroy(program);
@@ -229,6 +230,7 @@ static int pull_layers(struct cluster_task *t, struct cluster_puller *p, char pa
 	source.context = p;
 	c.source = &source;
 	c.digest = t->assign.digest;
+	c.repair = t->assign.check ? t->assign.digest : NULL;
 	if (!status)
 		status = pack_model(gguf, program, &c, ret_result, e);
 	program_destroy(program);

@@ -313,6 +313,24 @@ class Fleet(unittest.TestCase):
         self.assertIn("event=model_differs", b.log())
         self.assertEqual(b.metric("thaw_pulled_bytes_total"), 0)
         self.assertEqual(before, {f: os.stat(f).st_mtime_ns for f in before})
+        damaged = self.damage(b)
+        self.assertNotEqual(a.ctl("generate", "some words", "-n", "10", check=False).returncode, 0)
+        wait_for("the repair", lambda: "event=store_repaired" in a.log())
+        self.assertRegex(a.log(), "node b packed anew: .*" + damaged)
+        wait_for("work on the node", lambda: c.working() == {"a", "b"})
+        self.assertEqual(a.generate("some words", 10), want)
+        self.assertGreater(b.metric("thaw_pulled_bytes_total"), 0)
+
+    def damage(self, d):
+        """Bits of one of its layer files, everywhere; its name."""
+        path = sorted(glob.glob(d.path("store/*/layer-*")))[-1]
+        with open(path, "r+b") as f:
+            for at in range(4096 + 1234, os.path.getsize(path) - 65536, 65536):
+                f.seek(at)
+                byte = f.read(1)
+                f.seek(at)
+                f.write(bytes([byte[0] ^ 0x40]))
+        return os.path.basename(path)
 
     def test_drive_of_a_node_is_full(self):
         """A node whose drive has no room says so, and the others serve."""
