@@ -124,6 +124,7 @@ static void server_free(struct server *s)
 	server_events_finish(s);
 	pthread_cond_destroy(&s->changed);
 	pthread_mutex_destroy(&s->plan_lock);
+	pthread_mutex_destroy(&s->probe_lock);
 	pthread_mutex_destroy(&s->lock);
 	free(s);
 }
@@ -173,6 +174,7 @@ int server_create(const struct config *config, struct base_log *log, struct serv
 	s->started_wall_ns = base_clock_wall_ns();
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_mutex_init(&s->plan_lock, NULL);
+	pthread_mutex_init(&s->probe_lock, NULL);
 	pthread_cond_init(&s->changed, NULL);
 	int status = server_events_init(s);
 	if (status)

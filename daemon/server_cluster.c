@@ -217,6 +217,7 @@ static int start_coordinator(struct server *s, struct base_error *e)
 		.version = THAW_VERSION,
 		.host = s->address,
 		.nodes = s->config.cluster.nodes,
+		.links = s->config.store.path,
 		.events = {.event = on_cluster_event, .context = s},
 	};
 	int status = find_address(s, e);

@@ -15,6 +15,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/size.h"
+#include "base/units.h"
 #include "daemon/cluster/coordinator.h"
 #include "daemon/cluster/resolve.h"
 #include "daemon/plan_model.h"
@@ -25,7 +26,7 @@
 #define CONNECT_NS (20 * BASE_NS_PER_SECOND)
 #define LOOK_NS 50000000
 #define RING_BYTES (256u << 10)
-/* Links between nodes are not measured yet: what a plain network has. They weigh little against drives and memory. */
+/* Of links that were not measured: what a plain network has. They weigh little against drives and memory. */
 #define LINK_LATENCY_NS 50e3
 #define LINK_BYTES_PER_S 1e9
 
@@ -42,6 +43,7 @@ struct server_fleet {
 	struct plan_model sizes;
 	bool has_sizes, context_fixed;
 	uint64_t weights_bytes, kv_bytes; // asked for on each node, instead of its budgets; 0: as they are
+	struct cluster_view_links links; // plan_lock; of the last plan
 	struct summary next; // lock; of the last plan
 	bool ran; // lock; a group: what is shown is its plan, until the next group's
 	char left_out[CLUSTER_MAX_NODES * CLUSTER_NAME_BYTES / 8]; // names that were told
@@ -171,7 +173,9 @@ static void fill_input(
 		.model = &f->sizes.sizes,
 		.devices = devices,
 		.devices_count = count,
-		.links[FLEET_LINK_CLUSTER] = {LINK_LATENCY_NS, LINK_BYTES_PER_S},
+		.links[FLEET_LINK_CLUSTER] = f->links.measured
+						     ? (struct fleet_link){f->links.latency_ns, f->links.bytes_per_s}
+						     : (struct fleet_link){LINK_LATENCY_NS, LINK_BYTES_PER_S},
 		.objective = FLEET_OBJECTIVE_FULL,
 		.sequences = f->entry->rank.sequences,
 		.tp_most = 1,
@@ -198,6 +202,24 @@ static void show(struct server_fleet *f)
 	memcpy(info->explanation, f->next.explanation, sizeof info->explanation);
 }
 
+static void explain_links(const struct cluster_view_links *l, FILE *out)
+{
+	char age[BASE_UNITS_TEXT_BYTES];
+	uint64_t now = base_clock_wall_ns();
+	if (!l->pairs)
+		return;
+	if (!l->measured)
+		fprintf(out, "links between nodes: not measured, %.0f us and %.2f GB/s are assumed\n",
+			LINK_LATENCY_NS / 1e3, LINK_BYTES_PER_S / 1e9);
+	else
+		fprintf(out,
+			"links between nodes: %.1f us and %.2f GB/s, the slowest of %u that were measured (%u more are "
+			"taken to be "
+			"like it), the oldest %s ago\n",
+			l->latency_ns / 1e3, l->bytes_per_s / 1e9, l->measured, l->pairs - l->measured,
+			base_units_format_duration(now > l->oldest_wall_ns ? now - l->oldest_wall_ns : 0, age));
+}
+
 /* Until a group has run, what is planned is shown: a plan beside one that runs may never come to be. */
 static int summarise(struct server_fleet *f, const struct fleet_device *devices, uint32_t count,
 	const struct fleet_plan *p, struct cluster_plan *plan, struct base_error *e)
@@ -212,6 +234,7 @@ static int summarise(struct server_fleet *f, const struct fleet_device *devices,
 	if (!out)
 		return base_error_set(e, -ENOMEM, "no memory for a plan");
 	fleet_plan_explain(&in, p, out);
+	explain_links(&f->links, out);
 	int status = fclose(out) ? -ENOMEM : fleet_plan_sum(&in, p, &s->input, &s->plan);
 	if (status)
 		return base_error_set(e, status, "no memory for a plan");
@@ -311,6 +334,7 @@ static int plan_alone(
 	struct fleet_plan p = {0};
 	uint64_t others = 0;
 	uint32_t order[CLUSTER_MAX_NODES], used = order_nodes(view, order);
+	f->links = view->links;
 	if (!devices)
 		return base_error_set(e, -ENOMEM, "no memory for a plan");
 	for (uint32_t i = 0; i < view->count; i++)

@@ -81,6 +81,7 @@ struct server {
 	pthread_cond_t changed; // for the loader and the unloader
 	pthread_mutex_t
 		plan_lock; // before lock: of models that are planned over the nodes at once, each sees what the others take
+	pthread_mutex_t probe_lock; // before lock: measuring would disturb measuring
 	struct server_entry *entry[SERVER_MAX_ENTRIES];
 	uint64_t queued; // ever
 	_Atomic bool draining;

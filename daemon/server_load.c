@@ -550,7 +550,9 @@ int server_probe(
 	const struct topology_probe_source source = {.drive = probe_drive, .compute = probe_compute, .context = &p};
 	char cache[CONFIG_TEXT_BYTES + 32];
 	snprintf(cache, sizeof cache, "%s/probe.json", s->config.store.path);
+	pthread_mutex_lock(&s->probe_lock);
 	int status = topology_probe(&s->machine, cache, &source, ret_bandwidths, e);
+	pthread_mutex_unlock(&s->probe_lock);
 	if (status)
 		return status;
 	pthread_mutex_lock(&s->lock);
@@ -770,6 +772,9 @@ static int load(struct server_entry *x, struct base_error *e)
 {
 	struct pack_result packed;
 	struct base_error why;
+	struct topology_bandwidths b;
+	if (x->server->coordinator) // a drive that is read for the digest would be measured as a slow one
+		server_probe(x->server, "", &b, NULL);
 	server_set_phase(x, SERVER_PHASE_DIGEST, NULL);
 	int status = pack(x, NULL, &packed, e);
 	if (status)

@@ -304,6 +304,7 @@ static int join(struct cluster_session *s, struct cluster_facts **facts, struct 
 	s->node = n;
 	s->state = SESSION_JOINED;
 	accept_node(s);
+	cluster_links_joined(c, n);
 	if (fresh)
 		note_nodes(c);
 	cluster_coordinator_emit(c, "notice", "node_joined", "", "node %s: %u CPUs, host %s, address %s%s", n->name,
@@ -331,6 +332,25 @@ static int on_register(struct cluster_session *s, const Thaw__Node__V1__Register
 }
 
 /* ---- other messages; lock held ---- */
+
+static int on_probe_ready(struct cluster_session *s, const Thaw__Node__V1__ProbeReady *m, struct base_error *e)
+{
+	uint64_t probe;
+	uint16_t port;
+	int status = cluster_read_probe_ready(m, &probe, &port, e);
+	if (!status)
+		cluster_links_ready(s->coordinator, s->node, probe, port);
+	return status;
+}
+
+static int on_probe_done(struct cluster_session *s, const Thaw__Node__V1__ProbeDone *m, struct base_error *e)
+{
+	struct cluster_probe_done d;
+	int status = cluster_read_probe_done(m, &d, e);
+	if (!status)
+		cluster_links_done(s->coordinator, s->node, &d);
+	return status;
+}
 
 static int on_message(struct cluster_session *s, const Thaw__Node__V1__NodeMessage *m, struct base_error *e)
 {
@@ -361,6 +381,10 @@ static int on_message(struct cluster_session *s, const Thaw__Node__V1__NodeMessa
 	case THAW__NODE__V1__NODE_MESSAGE__WHAT_RANK_ENDED:
 		cluster_fleets_rank_ended(c, n, m->rank_ended);
 		return 0;
+	case THAW__NODE__V1__NODE_MESSAGE__WHAT_PROBE_READY:
+		return on_probe_ready(s, m->probe_ready, e);
+	case THAW__NODE__V1__NODE_MESSAGE__WHAT_PROBE_DONE:
+		return on_probe_done(s, m->probe_done, e);
 	case THAW__NODE__V1__NODE_MESSAGE__WHAT_LEAVE:
 		node_gone(c, n, CLUSTER_NODE_LEFT, "it stops in good order");
 		return base_error_set(e, -ECANCELED, "left");
@@ -438,6 +462,7 @@ static void *coordinator_thread(void *argument)
 		for (struct cluster_session *s = c->sessions; s; s = s->next)
 			check_session(s, now);
 		cluster_claim_follow(c);
+		cluster_links_step(c, now);
 		cluster_fleets_step(c);
 		if (c->dirty && c->active && now >= c->save_after_ns) {
 			struct base_error e = {0};
@@ -545,6 +570,7 @@ static void coordinator_free(struct cluster_coordinator *c)
 {
 	for (uint32_t i = 0; i < c->nodes_count; i++)
 		free(c->nodes[i].facts);
+	free(c->links);
 	pthread_cond_destroy(&c->changed);
 	pthread_mutex_destroy(&c->lock);
 	pthread_mutex_destroy(&c->state_lock);
@@ -575,7 +601,8 @@ int cluster_coordinator_create(const struct cluster_coordinator_config *config, 
 	pthread_condattr_destroy(&attributes);
 	pthread_mutex_init(&c->lock, NULL);
 	pthread_mutex_init(&c->state_lock, NULL);
-	int status = cluster_claim_start(c, e);
+	int status = config->links ? cluster_links_create(config->links, &c->links) : 0;
+	status = status ? base_error_set(e, status, "no memory for the cluster") : cluster_claim_start(c, e);
 	if (!status && (status = -pthread_create(&c->thread, NULL, coordinator_thread, c)) < 0)
 		base_error_set(e, status, "no thread for the cluster: %s", strerrordesc_np(-status));
 	if (status) {

@@ -39,6 +39,8 @@ struct cluster_coordinator_config {
 	uint32_t nodes; // that compute, before a model without an earlier plan is planned
 	uint64_t heartbeat_ns, lost_ns; // 0: as above
 	uint64_t return_ns; // after a start, for the nodes of the last plan to come back; 0: 10 s
+	/* Links between nodes are measured, one after the other, and what came of it is kept in this directory; NULL: they are not. */
+	const char *links;
 	struct cluster_events events;
 };
 
@@ -94,6 +96,15 @@ uint64_t cluster_coordinator_epoch(struct cluster_coordinator *c);
 /* Moves work off the node, or lets it have some again. -ENOENT; -EHOSTDOWN when nothing else could do its work. */
 int cluster_coordinator_drain(struct cluster_coordinator *c, const char *node, bool on, struct base_error *e);
 
+#define CLUSTER_MAX_LINKS 256u
+struct cluster_link_info { // between two nodes
+	char node[2][CLUSTER_NAME_BYTES];
+	double latency_ns, bytes_per_s; // 0: not measured
+	uint64_t measured_wall_ns;
+	char error[CLUSTER_TEXT_BYTES]; // of the last try, if it failed
+};
+uint32_t cluster_coordinator_links(struct cluster_coordinator *c, struct cluster_link_info *ret_links, uint32_t room);
+
 /* ---- fleets: the server's models ---- */
 
 struct cluster_view_node { // that can be used
@@ -102,9 +113,16 @@ struct cluster_view_node { // that can be used
 	uint64_t memory_available_bytes;
 };
 
+struct cluster_view_links { // between the nodes of a view
+	uint32_t pairs, measured;
+	double latency_ns, bytes_per_s; // of the slowest that were measured
+	uint64_t oldest_wall_ns;
+};
+
 struct cluster_view {
 	struct cluster_view_node nodes[CLUSTER_MAX_NODES]; // by name
 	uint32_t count;
+	struct cluster_view_links links;
 	const struct cluster_state_plan
 		*previous; // the last plan of this model, NULL if none: layer files lie where it had them
 };

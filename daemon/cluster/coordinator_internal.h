@@ -66,6 +66,8 @@ struct cluster_coordinator {
 	pthread_mutex_t state_lock; // of state; taken without `lock`
 	struct cluster_state *state;
 
+	struct cluster_links *links; // NULL: they are not measured
+
 	/* claim.c */
 	bool active; // this node coordinates, and has read the record
 	uint64_t term; // of the claim that it is active by
@@ -164,3 +166,16 @@ void cluster_fleets_describe(struct cluster_coordinator *c, const struct cluster
 /* Prepares plans that were asked for in the background. May drop the lock and take it again. */
 void cluster_fleets_step(struct cluster_coordinator *c);
 void cluster_fleets_replan(struct cluster_coordinator *c, const struct cluster_node *n, const char *why);
+
+/* links.c; lock held */
+int cluster_links_create(const char *directory, struct cluster_links **ret_links); // free() ends it
+void cluster_links_joined(struct cluster_coordinator *c, const struct cluster_node *n);
+void cluster_links_ready(struct cluster_coordinator *c, const struct cluster_node *n, uint64_t probe, uint16_t port);
+void cluster_links_done(
+	struct cluster_coordinator *c, const struct cluster_node *n, const struct cluster_probe_done *d);
+/* The coordinator's thread: the next probe. May drop the lock and take it again. */
+void cluster_links_step(struct cluster_coordinator *c, uint64_t now);
+/* Will the first figures of a link be there soon? Not for longer than 3 s after a node joined. */
+bool cluster_links_pending(const struct cluster_coordinator *c);
+void cluster_links_view(struct cluster_coordinator *c, struct cluster_node *const *nodes, uint32_t count,
+	struct cluster_view_links *ret_links);

@@ -213,6 +213,7 @@ static void take_snapshot(struct cluster_fleet *f, struct snapshot *s)
 			(struct cluster_view_node){s->name[i], &s->facts[i], s->node[i]->memory_available_bytes};
 	}
 	s->view.count = n;
+	cluster_links_view(c, s->node, n, &s->view.links);
 	f->seen_count = n;
 	for (uint32_t i = 0; i < n; i++) {
 		f->seen[i].node = s->node[i];
@@ -313,6 +314,8 @@ static int step(struct cluster_fleet *f, struct base_error *e)
 	switch (f->state) {
 	case FLEET_IDLE:
 		status = check_nodes(f, e);
+		if (!status && !f->planned && cluster_links_pending(f->coordinator))
+			status = base_error_set(e, -EAGAIN, "the links between the nodes are being measured");
 		if (!status)
 			status = make_plan(f, e);
 		return status ? status : preparing(f, e);

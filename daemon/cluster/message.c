@@ -219,6 +219,14 @@ int cluster_read_prepared(const Thaw__Node__V1__Prepared *m, struct cluster_prep
 	return status ? status : take_bandwidths(m->bandwidths, &ret->bandwidths, e);
 }
 
+static int take_member(const Thaw__Node__V1__Member *m, struct cluster_member *out, struct base_error *e)
+{
+	if (m->port > UINT16_MAX)
+		return base_error_set(e, -EBADMSG, "members[].port: %u is none", m->port);
+	out->port = (uint16_t)m->port;
+	return take_host("members[].host", m->host, out->host, e);
+}
+
 int cluster_read_start(const Thaw__Node__V1__Start *m, struct cluster_start *ret, struct base_error *e)
 {
 	memset(ret, 0, sizeof *ret);
@@ -233,14 +241,53 @@ int cluster_read_start(const Thaw__Node__V1__Start *m, struct cluster_start *ret
 		return base_error_set(e, -EBADMSG, "members: %zu for %u stages", m->n_members, m->stages);
 	ret->members_count = (uint32_t)m->n_members;
 	for (size_t i = 0; i < m->n_members; i++) {
-		if (m->members[i]->port > UINT16_MAX)
-			return base_error_set(e, -EBADMSG, "members[].port: %u is none", m->members[i]->port);
-		ret->members[i].port = (uint16_t)m->members[i]->port;
-		int status = take_host("members[].host", m->members[i]->host, ret->members[i].host, e);
+		int status = take_member(m->members[i], &ret->members[i], e);
 		if (status)
 			return status;
 	}
 	return take_bytes("secret", &m->secret, ret->secret, CLUSTER_SECRET_BYTES, e);
+}
+
+int cluster_read_probe(const Thaw__Node__V1__Probe *m, struct cluster_probe *ret, struct base_error *e)
+{
+	memset(ret, 0, sizeof *ret);
+	ret->probe = m->probe;
+	ret->me = m->me;
+	if (!m->probe || m->me > 1 || m->n_members != 2)
+		return base_error_set(e, -EBADMSG, "me: %u of %zu in probe %llu, 0 or 1 of 2", m->me, m->n_members,
+			(unsigned long long)m->probe);
+	int status = take_member(m->members[0], &ret->members[0], e);
+	if (!status)
+		status = take_member(m->members[1], &ret->members[1], e);
+	if (!status && m->me == 1 && !ret->members[0].port)
+		status = base_error_set(e, -EBADMSG, "members[].port: 0 is none");
+	return status ? status : take_bytes("secret", &m->secret, ret->secret, CLUSTER_SECRET_BYTES, e);
+}
+
+int cluster_read_probe_ready(
+	const Thaw__Node__V1__ProbeReady *m, uint64_t *ret_probe, uint16_t *ret_port, struct base_error *e)
+{
+	if (!m->port || m->port > UINT16_MAX)
+		return base_error_set(e, -EBADMSG, "port: %u is none", m->port);
+	*ret_probe = m->probe;
+	*ret_port = (uint16_t)m->port;
+	return 0;
+}
+
+int cluster_read_probe_done(const Thaw__Node__V1__ProbeDone *m, struct cluster_probe_done *ret, struct base_error *e)
+{
+	memset(ret, 0, sizeof *ret);
+	ret->probe = m->probe;
+	snprintf(ret->error, sizeof ret->error, "%.250s", m->error);
+	if (ret->error[0])
+		return 0;
+	int status = take_rate("latency_ns", m->latency_ns, &ret->latency_ns, e);
+	if (!status)
+		status = take_rate("bytes_per_second", m->bytes_per_second, &ret->bytes_per_s, e);
+	if (!status && !(ret->latency_ns > 0 && ret->bytes_per_s > 0))
+		status = base_error_set(e, -EBADMSG, "bytes_per_second: %g after %g ns is no measure", ret->bytes_per_s,
+			ret->latency_ns);
+	return status;
 }
 
 /* ---- packing ---- */
@@ -398,5 +445,26 @@ uint8_t *cluster_pack_start(const struct cluster_start *s, size_t *ret_bytes)
 	x.secret = (ProtobufCBinaryData){CLUSTER_SECRET_BYTES, (uint8_t *)s->secret};
 	m.what_case = THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_START;
 	m.start = &x;
+	return pack(&m.base, ret_bytes);
+}
+
+uint8_t *cluster_pack_probe(const struct cluster_probe *p, size_t *ret_bytes)
+{
+	Thaw__Node__V1__CoordinatorMessage m = THAW__NODE__V1__COORDINATOR_MESSAGE__INIT;
+	Thaw__Node__V1__Probe x = THAW__NODE__V1__PROBE__INIT;
+	Thaw__Node__V1__Member members[2], *list[2];
+	for (uint32_t i = 0; i < 2; i++) {
+		thaw__node__v1__member__init(&members[i]);
+		members[i].host = (char *)p->members[i].host;
+		members[i].port = p->members[i].port;
+		list[i] = &members[i];
+	}
+	x.probe = p->probe;
+	x.me = p->me;
+	x.n_members = 2;
+	x.members = list;
+	x.secret = (ProtobufCBinaryData){CLUSTER_SECRET_BYTES, (uint8_t *)p->secret};
+	m.what_case = THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_PROBE;
+	m.probe = &x;
 	return pack(&m.base, ret_bytes);
 }

@@ -93,11 +93,28 @@ struct cluster_pull { // what of a file is asked for
 	uint64_t skip_bytes; // less than all
 };
 
+struct cluster_probe {
+	uint64_t probe;
+	uint32_t me;
+	struct cluster_member members[2]; // only 1 connects, to the port of 0
+	uint8_t secret[CLUSTER_SECRET_BYTES];
+};
+
+struct cluster_probe_done {
+	uint64_t probe;
+	double latency_ns, bytes_per_s; // both above 0 unless
+	char error[CLUSTER_TEXT_BYTES]; // says why not
+};
+
 /* All of them: -EBADMSG with text that names the field. */
 int cluster_read_register(const Thaw__Node__V1__Register *m, struct cluster_facts *ret, struct base_error *e);
 int cluster_read_assign(const Thaw__Node__V1__Assign *m, struct cluster_assign *ret, struct base_error *e);
 int cluster_read_prepared(const Thaw__Node__V1__Prepared *m, struct cluster_prepared *ret, struct base_error *e);
 int cluster_read_start(const Thaw__Node__V1__Start *m, struct cluster_start *ret, struct base_error *e);
+int cluster_read_probe(const Thaw__Node__V1__Probe *m, struct cluster_probe *ret, struct base_error *e);
+int cluster_read_probe_ready(
+	const Thaw__Node__V1__ProbeReady *m, uint64_t *ret_probe, uint16_t *ret_port, struct base_error *e);
+int cluster_read_probe_done(const Thaw__Node__V1__ProbeDone *m, struct cluster_probe_done *ret, struct base_error *e);
 
 int cluster_read_pull(const Thaw__Node__V1__PullRequest *m, struct cluster_pull *ret, struct base_error *e);
 /* Is it the next of so many bytes that are still to come, and whole? */
@@ -121,3 +138,4 @@ uint8_t *cluster_pack_assign(const struct cluster_assign *a, size_t *ret_bytes);
 uint8_t *cluster_pack_pull(const struct cluster_pull *p, size_t *ret_bytes);
 uint8_t *cluster_pack_prepared(const struct cluster_prepared *p, size_t *ret_bytes);
 uint8_t *cluster_pack_start(const struct cluster_start *s, size_t *ret_bytes);
+uint8_t *cluster_pack_probe(const struct cluster_probe *p, size_t *ret_bytes);

@@ -185,6 +185,43 @@ static int tell_task(struct cluster_worker *w, struct rpc_client_stream *s, stru
 	}
 }
 
+static int send_probe_done(struct rpc_client_stream *s, const struct cluster_probe_done *done)
+{
+	Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
+	Thaw__Node__V1__ProbeDone d = THAW__NODE__V1__PROBE_DONE__INIT;
+	d.probe = done->probe;
+	d.latency_ns = done->latency_ns;
+	d.bytes_per_second = done->bytes_per_s;
+	d.error = (char *)done->error;
+	m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_PROBE_DONE;
+	m.probe_done = &d;
+	return send_node(s, &m);
+}
+
+static int tell_probing(struct cluster_worker *w, struct rpc_client_stream *s)
+{
+	Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
+	Thaw__Node__V1__ProbeReady r = THAW__NODE__V1__PROBE_READY__INIT;
+	struct cluster_probing *p = w->probing;
+	if (!p)
+		return 0;
+	pthread_mutex_lock(&w->lock);
+	bool finished = p->finished, ready = p->port && !p->told_port;
+	p->told_port = p->port != 0;
+	r.probe = p->probe.probe;
+	r.port = p->port;
+	pthread_mutex_unlock(&w->lock);
+	m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_PROBE_READY;
+	m.probe_ready = &r;
+	int status = ready && !finished ? send_node(s, &m) : 0;
+	if (!finished || status)
+		return status;
+	status = send_probe_done(s, &p->done);
+	w->probing = NULL;
+	cluster_probing_destroy(p);
+	return status;
+}
+
 static int tell_tasks(struct cluster_worker *w, struct rpc_client_stream *s)
 {
 	int status = 0;
@@ -276,6 +313,21 @@ static int on_start(struct cluster_worker *w, struct rpc_client_stream *s, const
 	return 0;
 }
 
+/* A new one: the coordinator has given the last one up. */
+static int on_probe(struct cluster_worker *w, struct rpc_client_stream *s, const Thaw__Node__V1__Probe *m)
+{
+	struct cluster_probe_done done = {.probe = m->probe};
+	struct cluster_probe p;
+	struct base_error e = {0};
+	cluster_probing_destroy(w->probing);
+	w->probing = NULL;
+	int status = cluster_read_probe(m, &p, &e);
+	if (!status && (status = cluster_probing_create(w, &p, &w->probing)) < 0)
+		base_error_set(&e, status, "%s", strerrordesc_np(-status));
+	snprintf(done.error, sizeof done.error, "%.250s", e.message);
+	return status ? send_probe_done(s, &done) : 0;
+}
+
 static int on_message(
 	struct cluster_worker *w, struct rpc_client_stream *s, const Thaw__Node__V1__CoordinatorMessage *m)
 {
@@ -306,6 +358,8 @@ static int on_message(
 		if (t)
 			cluster_task_release(t);
 		return 0;
+	case THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_PROBE:
+		return on_probe(w, s, m->probe);
 	default:
 		return 0; // heartbeats, and what a later version may say
 	}
@@ -456,6 +510,8 @@ static bool converse(struct cluster_worker *w, struct rpc_client_stream *s)
 		if (joined) {
 			status = tell_tasks(w, s);
 			if (!status)
+				status = tell_probing(w, s);
+			if (!status)
 				status = beat(w, s, now);
 			wait = w->next_beat_ns > now ? w->next_beat_ns - now : 1;
 			wait = wait < WAKES_NS ? wait : WAKES_NS;
@@ -554,6 +610,8 @@ static void *worker_thread(void *argument)
 		if (atomic_load(&w->stop))
 			break;
 		bool joined = connect_once(w);
+		cluster_probing_destroy(w->probing);
+		w->probing = NULL;
 		collect(w, true);
 		w->failures = joined ? 0 : w->failures + 1;
 		retry = joined ? RETRY_FIRST_NS : retry * 2 < most ? retry * 2 : most;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What worker.c (the connection) and task.c (assignments) share. Only these two include this.
+ * What worker.c (the connection), task.c (assignments) and probe.c (links that are measured) share. Only these include this.
  */
 #pragma once
 
@@ -36,6 +36,18 @@ struct cluster_task {
 	struct supervisor *supervisor; // for pids
 };
 
+/* A link that is measured: listens or connects, and starts a process that measures; 15 s at most. */
+struct cluster_probing {
+	struct cluster_worker *worker;
+	struct cluster_probe probe; // const
+	pthread_t thread;
+	int cancel_fd; // readable once it is to end
+	/* The worker's lock: */
+	uint16_t port; // of member 0, once it listens
+	bool told_port, finished;
+	struct cluster_probe_done done;
+};
+
 struct cluster_worker {
 	struct cluster_worker_config config;
 	pthread_t thread;
@@ -51,6 +63,7 @@ struct cluster_worker {
 	struct rpc_client_stream *stream; // to be woken; NULL: none
 
 	/* The thread's: */
+	struct cluster_probing *probing; // NULL: none
 	uint64_t epoch, lost_ns, heartbeat_ns, beats, next_beat_ns, next_memory_ns, memory_bytes;
 	char address[CLUSTER_HOST_BYTES];
 	char join[CLUSTER_WAY_BYTES]; // of config.join, the way that is tried
@@ -71,5 +84,10 @@ int cluster_task_pack(struct cluster_task *t, char ret_path[static CLUSTER_PATH_
 
 /* worker.c: the worker's thread: the coordinator of this connection, then the others. */
 void cluster_worker_sources(const struct cluster_worker *w, char out[static CLUSTER_SOURCES_BYTES]);
+/* probe.c; lock not held */
+int cluster_probing_create(
+	struct cluster_worker *w, const struct cluster_probe *p, struct cluster_probing **ret_probing);
+void cluster_probing_destroy(struct cluster_probing *p); // ends it; NULL is fine
+
 /* worker.c: any thread, lock not held: there is something to be told. */
 void cluster_worker_wake(struct cluster_worker *w);

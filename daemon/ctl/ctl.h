@@ -225,6 +225,9 @@ void ctl_table_print(struct ctl_table *t, struct ctl *c); // and frees the cells
 #define CTL_SIZE_BYTES 24
 char *ctl_size(uint64_t bytes, char out[static CTL_SIZE_BYTES]); // "1.5G", "-" for 0
 char *ctl_rate(double per_second, char out[static CTL_SIZE_BYTES]); // bytes per second, decimal: "2.5GB/s"
+struct Thaw__Admin__V1__NodeLink;
+void ctl_print_links(struct ctl *c, struct Thaw__Admin__V1__NodeLink *const *links,
+	size_t count); // a table, and when they were measured
 char *ctl_seconds(double seconds, char out[static CTL_SIZE_BYTES]); // "1.2s", "35ms"
 
 /* json.c */

@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "daemon/ctl/ctl.h"
 #include "proto/thaw/admin/v1/admin.pb-c.h"
 
@@ -28,15 +29,58 @@ static void describe_work(const Thaw__Admin__V1__Node *n, char *out, size_t room
 	}
 }
 
+void ctl_print_links(struct ctl *c, Thaw__Admin__V1__NodeLink *const *links, size_t count)
+{
+	static const struct ctl_column columns[] = {{"LINK", false, false}, {"", false, false},
+		{"LATENCY", true, false}, {"BANDWIDTH", true, false}, {"MEASURED", false, false},
+		{"ERROR", false, false}};
+	struct ctl_table t;
+	char size[CTL_SIZE_BYTES];
+	uint64_t now = base_clock_wall_ns();
+	ctl_table_init(&t, columns, base_array_size(columns));
+	for (size_t i = 0; i < count; i++) {
+		const Thaw__Admin__V1__NodeLink *l = links[i];
+		uint64_t age = now > l->measured_wall_ns ? now - l->measured_wall_ns : 0;
+		bool known = l->bytes_per_second > 0;
+		ctl_table_cell(&t, "%s", l->node_a);
+		ctl_table_cell(&t, "%s", l->node_b);
+		ctl_table_cell(&t, "%s", known ? ctl_seconds(l->latency_ns / 1e9, size) : "-");
+		ctl_table_cell(&t, "%s", ctl_rate(l->bytes_per_second, size));
+		if (known)
+			ctl_table_cell(&t, "%s ago", ctl_seconds((double)age / 1e9, size));
+		else
+			ctl_table_cell(&t, "not: assumed");
+		ctl_table_cell(&t, "%s", l->error);
+	}
+	ctl_table_print(&t, c);
+}
+
+/* The slowest that a node has. */
+static void describe_link(const Thaw__Admin__V1__GetNodesReply *reply, const char *node, char *out, size_t room)
+{
+	char latency[CTL_SIZE_BYTES], rate[CTL_SIZE_BYTES];
+	const Thaw__Admin__V1__NodeLink *slowest = NULL;
+	for (size_t i = 0; i < reply->n_links; i++) {
+		const Thaw__Admin__V1__NodeLink *l = reply->links[i];
+		bool own = strcmp(l->node_a, node) == 0 || strcmp(l->node_b, node) == 0;
+		if (own && l->bytes_per_second > 0 && (!slowest || l->bytes_per_second < slowest->bytes_per_second))
+			slowest = l;
+	}
+	snprintf(out, room, "-");
+	if (slowest)
+		snprintf(out, room, "%s %s", ctl_seconds(slowest->latency_ns / 1e9, latency),
+			ctl_rate(slowest->bytes_per_second, rate));
+}
+
 static void print_nodes(struct ctl *c, const void *message)
 {
 	const Thaw__Admin__V1__GetNodesReply *reply = message;
 	static const struct ctl_column columns[] = {{"NODE", false, false}, {"STATE", false, false},
 		{"CPUS", true, false}, {"MEMORY", true, false}, {"FREE", true, false}, {"DRIVE", true, false},
-		{"COMPUTE", true, true}, {"ADDRESS", false, true}, {"LOSSES", true, true}, {"LAYERS", false, false},
-		{"DETAIL", false, false}};
+		{"LINK", false, false}, {"COMPUTE", true, true}, {"ADDRESS", false, true}, {"LOSSES", true, true},
+		{"LAYERS", false, false}, {"DETAIL", false, false}};
 	struct ctl_table t;
-	char size[CTL_SIZE_BYTES], work[512];
+	char size[CTL_SIZE_BYTES], work[512], link[2 * CTL_SIZE_BYTES];
 	ctl_table_init(&t, columns, base_array_size(columns));
 	for (size_t i = 0; i < reply->n_nodes; i++) {
 		const Thaw__Admin__V1__Node *n = reply->nodes[i];
@@ -47,6 +91,8 @@ static void print_nodes(struct ctl *c, const void *message)
 		ctl_table_cell(&t, "%s", ctl_size(n->memory_bytes, size));
 		ctl_table_cell(&t, "%s", ctl_size(n->memory_available_bytes, size));
 		ctl_table_cell(&t, "%s", ctl_rate(n->bandwidths ? n->bandwidths->drive_bytes_per_second : 0, size));
+		describe_link(reply, n->name, link, sizeof link);
+		ctl_table_cell(&t, "%s", link);
 		ctl_table_cell(&t, "%.0fG", n->bandwidths ? n->bandwidths->compute_macs_per_second / 1e9 : 0.0);
 		ctl_table_cell(&t, "%s", n->address);
 		ctl_table_cell(&t, "%" PRIu32, n->losses);
@@ -54,6 +100,11 @@ static void print_nodes(struct ctl *c, const void *message)
 		ctl_table_cell(&t, "%s", n->why);
 	}
 	ctl_table_print(&t, c);
+	if (c->output == CTL_OUTPUT_WIDE && reply->n_links) {
+		fprintf(c->out, "\n");
+		ctl_print_links(c, reply->links, reply->n_links);
+		fprintf(c->out, "\n");
+	}
 	if (c->output == CTL_OUTPUT_WIDE)
 		fprintf(c->out, "cluster %s, epoch %" PRIu64 "\n", reply->cluster, reply->epoch);
 }

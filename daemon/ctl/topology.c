@@ -54,6 +54,10 @@ static void print_topology(struct ctl *c, const void *message)
 		ctl_table_cell(&table, "%s", v->model[0] ? v->model : "-");
 	}
 	ctl_table_print(&table, c);
+	if (t->n_links) {
+		fprintf(c->out, "\n");
+		ctl_print_links(c, t->links, t->n_links);
+	}
 }
 
 #define MAX_DEVICES (TOPOLOGY_MAX_DRIVES + TOPOLOGY_MAX_GPUS + TOPOLOGY_MAX_NICS)

@@ -21,6 +21,31 @@ static struct cluster_coordinator *coordinator_of(struct rpc_call *c)
 	return NULL;
 }
 
+struct rpc_admin_links {
+	struct cluster_link_info infos[CLUSTER_MAX_LINKS];
+	Thaw__Admin__V1__NodeLink links[CLUSTER_MAX_LINKS], *list[CLUSTER_MAX_LINKS];
+};
+
+struct rpc_admin_links *rpc_admin_links_create(
+	struct cluster_coordinator *coordinator, Thaw__Admin__V1__NodeLink ***ret_list, size_t *ret_count)
+{
+	struct rpc_admin_links *l = coordinator ? calloc(1, sizeof *l) : NULL;
+	*ret_count = l ? cluster_coordinator_links(coordinator, l->infos, CLUSTER_MAX_LINKS) : 0;
+	for (size_t i = 0; i < *ret_count; i++) {
+		Thaw__Admin__V1__NodeLink *m = &l->links[i];
+		thaw__admin__v1__node_link__init(m);
+		m->node_a = l->infos[i].node[0];
+		m->node_b = l->infos[i].node[1];
+		m->latency_ns = l->infos[i].latency_ns;
+		m->bytes_per_second = l->infos[i].bytes_per_s;
+		m->measured_wall_ns = l->infos[i].measured_wall_ns;
+		m->error = l->infos[i].error;
+		l->list[i] = m;
+	}
+	*ret_list = l ? l->list : NULL;
+	return l;
+}
+
 struct shown_node {
 	Thaw__Admin__V1__Node node;
 	Thaw__Admin__V1__Bandwidths bandwidths;
@@ -77,6 +102,8 @@ void rpc_admin_get_nodes(struct rpc_call *c, const ProtobufCMessage *request)
 		rpc_call_fail(c, &f);
 		return;
 	}
+	_cleanup_free_ struct rpc_admin_links *links =
+		rpc_admin_links_create(coordinator, &reply.links, &reply.n_links);
 	uint64_t now = base_clock_now_ns();
 	reply.cluster = (char *)server_config(c->queue->server->daemon)->cluster.name;
 	reply.epoch = cluster_coordinator_epoch(coordinator);

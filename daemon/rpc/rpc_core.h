@@ -220,6 +220,12 @@ int rpc_listen_is_loopback(const char *address, bool *ret_loopback, struct base_
 extern const struct rpc_method rpc_inference_methods[];
 extern const uint32_t rpc_inference_methods_count;
 void rpc_admin_get_nodes(struct rpc_call *c, const ProtobufCMessage *request);
+struct cluster_coordinator;
+struct Thaw__Admin__V1__NodeLink;
+struct rpc_admin_links; // messages; free() ends it
+/* NULL when this is no coordinator, or memory is short: there are none then. */
+struct rpc_admin_links *rpc_admin_links_create(
+	struct cluster_coordinator *coordinator, struct Thaw__Admin__V1__NodeLink ***ret_list, size_t *ret_count);
 void rpc_admin_drain_node(struct rpc_call *c, const ProtobufCMessage *request);
 extern const struct rpc_method rpc_admin_methods[];
 extern const uint32_t rpc_admin_methods_count;

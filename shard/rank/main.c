@@ -16,10 +16,13 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "shard/link/measure.h"
 #include "shard/rank/message.h"
 #include "shard/rank/serve.h"
 
 #define CONNECT_NS (30 * BASE_NS_PER_SECOND)
+#define MEASURE_NS (3 * BASE_NS_PER_SECOND) // most, with the time to connect
+#define MEASURE_RING_BYTES (1u << 20)
 #define TENSOR_RING_BYTES (256u << 10)
 #define OOM_SCORE "500" // a rank can be started again and its requests go on; thawd cannot
 
@@ -36,6 +39,7 @@ struct arguments {
 	int tensor_fds[LINK_MAX_MEMBERS]; // by tp_rank, -1 at its own
 	int tensor_fds_count; // without its own
 	uint32_t stage, stages, part, parts;
+	int measure, report_fd; // as which member of two; -1: it computes
 	const char *name;
 	enum base_log_level level;
 };
@@ -55,6 +59,8 @@ static void usage(FILE *out)
 		"  --part N           which part of its layers this is (0)\n"
 		"  --parts N          how many ranks share its layers (1)\n"
 		"  --part-fd N        socket to another part of these layers; once for each, in their order\n"
+		"  --measure N        measure the link to the other end of --fd, as member 0 or 1 of two, and end\n"
+		"  --report-fd N      where the figures go: ns and bytes per second, or ! and what went wrong\n"
 		"  --name TEXT        what the process is called in lists and logs (rank-STAGE, rank-STAGE.PART)\n"
 		"  --log-level WORD   error, warning, notice, info or debug (info)\n"
 		"  --help, --version\n\n"
@@ -112,6 +118,10 @@ static int check_arguments(const struct arguments *a)
 			a->parts, a->stages, LINK_MAX_MEMBERS - 1);
 		return -EINVAL;
 	}
+	if (a->measure >= 0 && a->report_fd < 0) {
+		fprintf(stderr, "thaw-rank: --measure needs --report-fd\n");
+		return -EINVAL;
+	}
 	int r = check_socket(a->link, "fd", a->fd, true);
 	if (!r)
 		r = check_socket(a->link, "previous-fd", a->previous_fd, a->stage > 0);
@@ -147,12 +157,18 @@ static int parse_arguments(int argc, char **argv, struct arguments *a)
 		{"stage", required_argument, NULL, 's'}, {"stages", required_argument, NULL, 'S'},
 		{"previous-fd", required_argument, NULL, 'p'}, {"next-fd", required_argument, NULL, 'n'},
 		{"part", required_argument, NULL, 't'}, {"parts", required_argument, NULL, 'T'},
-		{"part-fd", required_argument, NULL, 'P'}, {"name", required_argument, NULL, 'N'},
+		{"part-fd", required_argument, NULL, 'P'}, {"measure", required_argument, NULL, 'm'},
+		{"report-fd", required_argument, NULL, 'r'}, {"name", required_argument, NULL, 'N'},
 		{"link", required_argument, NULL, 'L'}, {"log-level", required_argument, NULL, 'l'},
 		{"help", no_argument, NULL, 'h'}, {"version", no_argument, NULL, 'V'}, {0}};
 	int c, r = 0, at = 0, stage = 0, stages = 1, part = 0, parts = 1;
-	*a = (struct arguments){
-		.fd = -1, .previous_fd = -1, .next_fd = -1, .link = &link_local_ops, .level = BASE_LOG_INFO};
+	*a = (struct arguments){.fd = -1,
+		.previous_fd = -1,
+		.next_fd = -1,
+		.measure = -1,
+		.report_fd = -1,
+		.link = &link_local_ops,
+		.level = BASE_LOG_INFO};
 	while (!r && (c = getopt_long(argc, argv, "", options, &at)) >= 0) {
 		if (c == 'f')
 			r = parse_number("fd", optarg, 1 << 20, &a->fd);
@@ -170,6 +186,10 @@ static int parse_arguments(int argc, char **argv, struct arguments *a)
 			r = parse_number("parts", optarg, LINK_MAX_MEMBERS - 1, &parts);
 		else if (c == 'P' && a->tensor_fds_count < (int)LINK_MAX_MEMBERS - 1)
 			r = parse_number("part-fd", optarg, 1 << 20, &a->tensor_fds[a->tensor_fds_count++]);
+		else if (c == 'm')
+			r = parse_number("measure", optarg, 1, &a->measure);
+		else if (c == 'r')
+			r = parse_number("report-fd", optarg, 1 << 20, &a->report_fd);
 		else if (c == 'N')
 			a->name = optarg;
 		else if (c == 'L')
@@ -284,6 +304,27 @@ static int serve(const struct arguments *a, struct base_log *log, const _Atomic 
 	return r == 0 ? EXIT_STOPPED : r == -ECONNRESET ? EXIT_GONE : EXIT_FAILED;
 }
 
+/* A process of its own, so that whatever the transport does to it leaves thawd alone. */
+static int measure(const struct arguments *a)
+{
+	struct link_group *group = NULL;
+	struct link_measured v = {0};
+	struct base_error e = {0};
+	int fds[2] = {-1, -1};
+	uint64_t until = base_clock_now_ns() + MEASURE_NS;
+	bool first = a->measure == 0;
+	fds[1 - a->measure] = a->fd;
+	int r = a->link->create(fds, 2, (uint32_t)a->measure, first, first ? MEASURE_RING_BYTES : 0, until, &group, &e);
+	if (r == 0)
+		r = link_measure(group, until, &v, &e);
+	a->link->close(group);
+	if (r)
+		dprintf(a->report_fd, "! %s\n", base_error_text(&e));
+	else
+		dprintf(a->report_fd, "%.0f %.0f\n", v.latency_ns, v.bytes_per_s);
+	return r ? EXIT_FAILED : EXIT_STOPPED;
+}
+
 int main(int argc, char **argv)
 {
 	static _Atomic bool stop; // outlives main's frame: the signal thread is never joined
@@ -298,6 +339,8 @@ int main(int argc, char **argv)
 		a.name = name;
 	settle_process(a.name);
 	base_log_init(&log, a.name, a.level);
+	if (a.measure >= 0)
+		return measure(&a);
 	r = start_signal_thread(&stop);
 	if (r) {
 		base_log_error(&log, "no thread for signals: %s", strerrordesc_np(-r));

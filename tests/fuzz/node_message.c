@@ -29,12 +29,17 @@ static void node_message(const Thaw__Node__V1__NodeMessage *m)
 		size_t n;
 		free(cluster_pack_prepared(&p, &n));
 	}
+	struct cluster_probe_done d;
+	if (m->what_case == THAW__NODE__V1__NODE_MESSAGE__WHAT_PROBE_DONE &&
+		cluster_read_probe_done(m->probe_done, &d, NULL) == 0 && !d.error[0] && !(d.bytes_per_s > 0))
+		abort();
 }
 
 static void coordinator_message(const Thaw__Node__V1__CoordinatorMessage *m)
 {
 	struct cluster_assign a;
 	struct cluster_start s;
+	struct cluster_probe p;
 	size_t n;
 	if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_ASSIGN &&
 		cluster_read_assign(m->assign, &a, NULL) == 0)
@@ -42,6 +47,9 @@ static void coordinator_message(const Thaw__Node__V1__CoordinatorMessage *m)
 	if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_START &&
 		cluster_read_start(m->start, &s, NULL) == 0)
 		free(cluster_pack_start(&s, &n));
+	if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_PROBE &&
+		cluster_read_probe(m->probe, &p, NULL) == 0)
+		free(cluster_pack_probe(&p, &n));
 }
 
 static void pull_message(const Thaw__Node__V1__PullRequest *m)

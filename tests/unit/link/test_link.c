@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "shard/link/link.h"
+#include "shard/link/measure.h"
 
 #define SECONDS(n) (base_clock_now_ns() + (n)*BASE_NS_PER_SECOND)
 #define MOST 7u
@@ -178,6 +178,42 @@ static void run_processes(uint32_t members, size_t ring_bytes, int (*run)(struct
 static uint8_t pattern(size_t i, uint32_t salt)
 {
 	return (uint8_t)((i * 2654435761u + salt * 97u) >> 13);
+}
+
+// ---- what a link carries
+
+static int measure(struct link_group *g, void *context)
+{
+	struct link_measured *all = context;
+	struct base_error e = {0};
+	CHECK(link_measure(g, SECONDS(60), &all[g->me], &e) == 0);
+	return 0;
+}
+
+static void test_measure(void **state)
+{
+	struct link_measured m[2] = {0};
+	run_threads(2, 1 << 20, measure, m);
+	// Loopback and shared memory; a machine that is busy is far slower, but no network of the last century.
+	assert_true(m[0].latency_ns > 10 && m[0].latency_ns < 1e9);
+	assert_true(m[0].bytes_per_s > 1e5 && m[0].bytes_per_s < 1e12);
+	assert_memory_equal(&m[0], &m[1], sizeof m[0]);
+}
+
+static int measure_alone(struct link_group *g, void *context)
+{
+	struct link_measured m;
+	struct base_error e = {0};
+	if (g->me)
+		return 0; // it never answers
+	CHECK(link_measure(g, base_clock_now_ns() + BASE_NS_PER_SECOND / 10, &m, &e) == -ETIMEDOUT);
+	CHECK(strstr(e.message, "cannot be measured"));
+	return 0;
+}
+
+static void test_measure_alone(void **state)
+{
+	run_threads(2, 1 << 20, measure_alone, NULL);
 }
 
 // ---- messages
@@ -673,6 +709,8 @@ static void test_random_bytes(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		EACH_ENGINE(test_measure),
+		EACH_ENGINE(test_measure_alone),
 		EACH_ENGINE(test_exchange),
 		EACH_ENGINE(test_tags),
 		EACH_ENGINE(test_several_posted),
