@@ -27,6 +27,7 @@ struct engine_gathered { // the ranks of one epoch, on several hosts
 	uint64_t epoch; // higher than any before
 	uint32_t stages; // at most engine_config.stages
 	uint32_t parts; // of the layers of each stage; 0 is 1
+	uint32_t passes; // in flight at most; 0: one for each stage
 	const struct rank_assign *assign; // (stages, parts), copied
 	double bound_pass_ns_disk, bound_pass_ns_memory, bound_token_ns_compute;
 };

@@ -114,6 +114,7 @@ struct engine {
 	uint64_t epoch;
 	uint64_t starts; // of the ranks, ever
 	uint32_t stages, parts, ranks; // of this epoch; ranks: stages * parts
+	uint32_t passes; // in flight at most
 	uint64_t down_ns; // since when no hosts can hold the model; 0: some can
 	bool regather; // lock: asked for, with:
 	char regather_why[128]; // lock

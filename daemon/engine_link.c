@@ -42,7 +42,7 @@ static size_t reply_bytes(const struct engine_config *c)
 
 void engine_link_set_ranks(struct engine *e, uint32_t stages, uint32_t parts)
 {
-	e->stages = stages;
+	e->stages = e->passes = stages;
 	e->parts = parts;
 	e->ranks = stages * parts;
 	pthread_mutex_lock(&e->lock);
@@ -259,6 +259,8 @@ static int gather_ranks(struct engine *e, struct base_error *error)
 	e->epoch = g.epoch;
 	memcpy(e->config.assign, g.assign, (size_t)g.stages * parts * sizeof *g.assign);
 	engine_link_set_ranks(e, g.stages, parts);
+	if (g.passes)
+		e->passes = g.passes < e->config.stages ? g.passes : e->config.stages;
 	e->config.bound_pass_ns_disk = g.bound_pass_ns_disk;
 	e->config.bound_pass_ns_memory = g.bound_pass_ns_memory;
 	e->config.bound_token_ns_compute = g.bound_token_ns_compute;
@@ -419,7 +421,7 @@ static void all_ready(struct engine *e)
 	if (blocks < needed || !blocks)
 		base_error_set(
 			&error, -ENOMEM, "the rank has %u KV blocks, %u are needed", blocks, needed ? needed : 1);
-	else if (scheduler_reset(e->scheduler, blocks, e->stages, cold > 0) < 0)
+	else if (scheduler_reset(e->scheduler, blocks, e->passes, cold > 0) < 0)
 		base_error_set(&error, -ENOMEM, "no memory for %u KV blocks", blocks);
 	if (error.code) {
 		start_failed(e, &error);

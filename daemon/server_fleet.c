@@ -145,6 +145,7 @@ static void take_plan(const struct fleet_plan *p, const uint32_t *order, struct 
 {
 	ret->stages_count = p->stages_count;
 	ret->kv_blocks = p->kv_blocks;
+	ret->passes = p->full.micro_batches;
 	ret->tokens_per_s_one = p->one.tokens_per_s;
 	ret->tokens_per_s_full = p->full.tokens_per_s;
 	for (uint32_t i = 0; i < p->stages_count; i++) {
@@ -509,6 +510,7 @@ static int gather(void *context, struct engine_gathered *ret_gathered, struct ba
 	ret_gathered->epoch = f->group.epoch;
 	ret_gathered->stages = f->group.stages;
 	ret_gathered->parts = 1;
+	ret_gathered->passes = p->passes;
 	ret_gathered->assign = f->assign;
 	ret_gathered->bound_pass_ns_disk = p->pass_ns_disk;
 	ret_gathered->bound_pass_ns_memory = p->pass_ns_memory;

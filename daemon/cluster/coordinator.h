@@ -139,6 +139,7 @@ struct cluster_plan {
 	struct cluster_plan_stage stages[CLUSTER_MAX_STAGES];
 	uint32_t stages_count;
 	uint32_t kv_blocks;
+	uint32_t passes; // in flight, of a full batch
 	double pass_ns_disk, pass_ns_memory, token_ns_compute; // parts of the bound
 	double tokens_per_s_one, tokens_per_s_full; // predicted
 };

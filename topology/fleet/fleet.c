@@ -11,6 +11,7 @@
 #include "topology/fleet/internal.h"
 
 #define KV_ROUNDS 2u
+#define ALL_THE_SAME 1.01
 #define COMMON_DRIVE 1e9 // of what nobody measured
 #define COMMON_MEMORY 10e9
 #define COMMON_COMPUTE 50e9
@@ -389,17 +390,23 @@ void fleet_plan_time(const struct fleet_input *in, const struct fleet_plan *p, u
 	time_plan(&f, p, micro_batches, positions, ret);
 }
 
-// The micro-batches that are best for a plan. A batch that k does not divide is counted as what it is.
+// The micro-batches that are best for a plan; where it is all the same, one for each stage, which bears what the costs leave out. A
+// batch that k does not divide is counted as what it is.
 static void time_full(const struct fleet_work *f, struct fleet_plan *p)
 {
 	uint32_t k[FLEET_MICRO], count = fleet_micro_batches(f->in, k), sequences = fleet_sequences(f->in);
+	struct fleet_timing even = {0};
 	for (uint32_t i = 0; i < count; i++) {
 		struct fleet_timing t;
 		time_plan(f, p, k[i], (sequences + k[i] - 1) / k[i], &t);
 		t.tokens_per_s = p->measured && t.period_ns > 0 ? 1e9 / t.period_ns * sequences : 0;
 		if (i == 0 || t.period_ns < p->full.period_ns)
 			p->full = t;
+		if (k[i] == p->stages_count)
+			even = t;
 	}
+	if (even.micro_batches && even.period_ns <= p->full.period_ns * ALL_THE_SAME)
+		p->full = even;
 }
 
 /* ---- a plan of a placement ---- */
