@@ -11,83 +11,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import unittest
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 import netns  # noqa: E402
-from thaw import Daemon, THAWCTL, wait_for
+from cluster import Cluster, eight_streams  # noqa: E402
+from thaw import Daemon, wait_for
 
 MODEL = os.environ.get("THAW_TEST_MODEL")
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-class Cluster:
-    """A CA, and nodes that are Daemons. Node 0 coordinates."""
-
-    def __init__(self, role="both", hosts=None):
-        self.hosts = hosts  # network namespaces, one for each node
-        self.folder = tempfile.mkdtemp(prefix="thaw-cl-")
-        self.port = free_port()
-        self.role = role
-        self.nodes = []
-        self.pki("init", "--cluster", "lab")
-
-    def pki(self, *args):
-        subprocess.run([THAWCTL, "pki", *args, "--dir", self.folder], check=True, capture_output=True)
-
-    def node(self, name, *sets, certificate=None, worker=None):
-        certificate = certificate or name
-        place = len(self.nodes)
-        own, head = [self.hosts.address(i) if self.hosts else "127.0.0.1" for i in (place, 0)]
-        if not os.path.exists(f"{self.folder}/{certificate}.crt"):
-            self.pki("node", certificate, "--address", own)
-        worker = bool(self.nodes) if worker is None else worker
-        d = Daemon(["cluster.name=lab", f"cluster.node={name}", f"cluster.tls_ca={self.folder}/ca.crt",
-                    f"cluster.tls_cert={self.folder}/{certificate}.crt", f"cluster.tls_key={self.folder}/{certificate}.key",
-                    "memory.weights=8MiB", "memory.kv=8MiB"]
-                   + ([f"cluster.join={head}:{self.port}", "cluster.role=worker"] if worker else
-                      [f"cluster.listen={head}:{self.port}", f"cluster.role={self.role}", "cluster.device_map=balanced"])
-                   + list(sets))
-        d.prefix = self.hosts.command(place, []) if self.hosts else []
-        self.nodes.append(d)
-        return d
-
-    def start(self, count, *sets, model=None, hidden=False):
-        """Node a, then b and c, ... that join it; waits until the model is served over all of them."""
-        a = self.node("a", f"cluster.nodes={count}", *sets)
-        if hidden:
-            self.hide_model(a.make_model())
-        else:
-            a.sets.append(f"models.0.path={model or a.make_model()}")
-        for i in range(1, count + (self.role == "coordinator")):
-            self.node("abcd"[i], *sets)
-        for d in self.nodes:
-            d.start(env={"UCX_TLS": "tcp,self"} if self.hosts else None)
-        return a.wait_ready()
-
-    def hide_model(self, path):
-        """Node 0 has it, at a path that is none for the others."""
-        a = self.nodes[0]
-        a.prefix = a.prefix + ["env", "--chdir=" + os.path.dirname(path)]
-        a.sets.append("models.0.path=/proc/self/cwd/" + os.path.basename(path))
-
-    def shown(self):
-        return {n["name"]: n for n in json.loads(self.nodes[0].ctl("nodes").stdout)["nodes"]}
-
-    def working(self):
-        return {name for name, n in self.shown().items() if any(w["phase"] == "running" for w in n.get("work", []))}
-
-    def close(self):
-        for d in self.nodes:
-            d.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Fleet(unittest.TestCase):
@@ -102,30 +33,14 @@ class Fleet(unittest.TestCase):
         d.sets.append(f"models.0.path={model or d.make_model()}")
         return d.start().wait_ready()
 
-    def eight(self, daemon, tokens, meanwhile=None):
-        results = [None] * 8
-
-        def one(i):
-            results[i] = daemon.generate(f"this is stream {i} of eight", tokens, "--seed", str(i), "-t", "0.8")
-        threads = [threading.Thread(target=one, args=(i,)) for i in range(8)]
-        for t in threads:
-            t.start()
-        if meanwhile:
-            wait_for("eight running requests", lambda: "8 requests" in daemon.status())
-            time.sleep(0.3)
-            meanwhile()
-        for t in threads:
-            t.join()
-        return results
-
     def test_tokens_of_one_host(self):
         """Two and three hosts, also with a coordinator that computes nothing: the tokens of one."""
-        want = self.eight(self.alone("memory.weights=12MiB"), 20)
+        want = eight_streams(self.alone("memory.weights=12MiB"), 20)
         for count, role in ((2, "both"), (3, "both"), (2, "coordinator")):
             c = self.cluster(role)
             a = c.start(count)
             self.assertEqual(len(c.working()), count)
-            self.assertEqual(self.eight(a, 20), want)
+            self.assertEqual(eight_streams(a, 20), want)
             for d in reversed(c.nodes):
                 self.assertEqual(d.stop(), 0)
             c.close()
@@ -164,21 +79,21 @@ class Fleet(unittest.TestCase):
 
     def test_kill_of_a_worker(self):
         """kill -9 of a worker's thawd, and of a rank, in 8 streams: no request lost, no token changed; it comes back and is used."""
-        want = self.eight(self.alone("memory.weights=12MiB"), 60)
+        want = eight_streams(self.alone("memory.weights=12MiB"), 60)
         c = self.cluster()
         a = c.start(2)
         b = c.nodes[1]
         ranks = b.ranks()
-        self.assertEqual(self.eight(a, 60, lambda: os.kill(ranks[0], signal.SIGKILL)), want)
+        self.assertEqual(eight_streams(a, 60, lambda: os.kill(ranks[0], signal.SIGKILL)), want)
         self.assertEqual(c.working(), {"a", "b"})
-        self.assertEqual(self.eight(a, 60, b.process.kill), want)
+        self.assertEqual(eight_streams(a, 60, b.process.kill), want)
         self.assertEqual(c.working(), {"a"})
         self.assertIn("event=node_lost", a.log())
         b.process.wait()
         b.told.clear()
         b.start()
         wait_for("the node in a new plan", lambda: c.working() == {"a", "b"})
-        self.assertEqual(self.eight(a, 60), want)
+        self.assertEqual(eight_streams(a, 60), want)
 
     def test_nobody_is_left(self):
         """The only worker is killed: UNAVAILABLE with the reason; it is back: served again, and nothing is packed anew."""
@@ -222,10 +137,10 @@ class Fleet(unittest.TestCase):
 
     def test_drain_of_a_node(self):
         """drain moves a node's work away while streams run; undrain lets it have some again."""
-        want = self.eight(self.alone("memory.weights=12MiB"), 60)
+        want = eight_streams(self.alone("memory.weights=12MiB"), 60)
         c = self.cluster()
         a = c.start(2)
-        self.assertEqual(self.eight(a, 60, lambda: a.ctl("drain", "b")), want)
+        self.assertEqual(eight_streams(a, 60, lambda: a.ctl("drain", "b")), want)
         self.assertEqual(c.working(), {"a"})
         self.assertTrue(c.shown()["b"]["drained"])
         p = a.ctl("drain", "a", check=False)
@@ -234,13 +149,13 @@ class Fleet(unittest.TestCase):
         self.assertEqual(a.ctl("drain", "zebra", check=False).returncode, 4)
         a.ctl("undrain", "b")
         wait_for("work on the node", lambda: c.working() == {"a", "b"})
-        self.assertEqual(self.eight(a, 60), want)
+        self.assertEqual(eight_streams(a, 60), want)
 
     @unittest.skipIf(netns.why_not(), netns.why_not())
     def test_hosts_that_fall_silent(self):
         """Three hosts (namespaces), two of which pull their layers from the third: the tokens of one; one of them is cut off in 8 streams,
         and then comes back."""
-        want = self.eight(self.alone("memory.weights=12MiB"), 60)
+        want = eight_streams(self.alone("memory.weights=12MiB"), 60)
         hosts = netns.Hosts(3)
         self.addCleanup(hosts.close)
         c = self.cluster("both", hosts)
@@ -248,14 +163,14 @@ class Fleet(unittest.TestCase):
         self.assertEqual(len(c.working()), 3)
         for d in c.nodes[1:]:
             self.assertIn("event=model_pulled", d.log())
-        self.assertEqual(self.eight(a, 60), want)
-        self.assertEqual(self.eight(a, 60, lambda: hosts.blackhole(1)), want)
+        self.assertEqual(eight_streams(a, 60), want)
+        self.assertEqual(eight_streams(a, 60, lambda: hosts.blackhole(1)), want)
         self.assertEqual(c.working(), {"a", "c"})
         self.assertIn("no heartbeat for 2", a.log())
         wait_for("the other end to notice", lambda: "it is silent" in c.nodes[1].log(), 10)
         hosts.unblackhole(1)
         wait_for("all three at work", lambda: len(c.working()) == 3)
-        self.assertEqual(self.eight(a, 60), want)
+        self.assertEqual(eight_streams(a, 60), want)
 
     def test_who_may_not_join(self):
         """One clear error each, at the right end; the cluster serves on."""
