@@ -175,13 +175,14 @@ void engine_set_state(struct engine *e, enum engine_state state, const char *fai
 static void end_killers(struct engine *e)
 {
 	bool any = false;
+	uint32_t limit = e->config.starter.gather ? ENGINE_FLEET_LOSSES : SCHEDULER_MAX_LOSSES;
 	engine_pass_flush(e);
 	for (struct scheduler_job *j = scheduler_first_job(e->scheduler), *next; j; j = next) {
 		uint32_t most = 0;
 		next = j->next;
 		for (uint32_t i = 0; i < j->sequences_count; i++)
 			most = j->sequences[i].losses > most ? j->sequences[i].losses : most;
-		if (most < SCHEDULER_MAX_LOSSES)
+		if (most < limit)
 			continue;
 		struct engine_stream *s = j->user;
 		engine_emit_event(e, "error", "request_kills_rank", "request %s: the rank died %u times on it: %s",
@@ -193,10 +194,11 @@ static void end_killers(struct engine *e)
 		e->restarts_in_a_row = 0;
 }
 
-/* Between two lives of the ranks: starts new ones, or gives up. */
+/* Between two lives of the ranks: starts new ones, or gives up. Over several hosts it is never given up, since hosts and links come
+ * back; see engine_link.c's set_down. */
 static void recover(struct engine *e)
 {
-	if (e->state == ENGINE_RECOVERING && e->restarts_in_a_row > e->config.max_restarts) {
+	if (engine_link_often_lost(e) && e->state == ENGINE_RECOVERING && !e->config.starter.gather) {
 		engine_emit_event(e, "error", "engine_failed",
 			"gave up after %u restarts of the rank without a pass in between: %s", e->config.max_restarts,
 			e->load.failure);

@@ -22,6 +22,7 @@
 #define ENGINE_AGING_NS (10 * 1000000000ull) // waiting that long is worth a priority class
 #define ENGINE_CONNECT_NS (20 * 1000000000ull) // for ranks to start and say hello
 #define ENGINE_DOWN_NS (30 * 1000000000ull) // that running requests wait for hosts to come back
+#define ENGINE_FLEET_LOSSES 6u // of a request's ranks, where links and hosts are lost for reasons of their own
 #define ENGINE_RETRY_NS (1000000000ull) // advice to a client that was refused
 #define ENGINE_LOSSES 16u
 #define ENGINE_LOSS_NS (60 * 1000000000ull) // between two events of the same place
@@ -115,7 +116,7 @@ struct engine {
 	uint64_t starts; // of the ranks, ever
 	uint32_t stages, parts, ranks; // of this epoch; ranks: stages * parts
 	uint32_t passes; // in flight at most
-	uint64_t down_ns; // since when no hosts can hold the model; 0: some can
+	uint64_t down_ns; // since when no hosts can hold the model, or lose it again and again; 0: some can
 	bool regather; // lock: asked for, with:
 	char regather_why[128]; // lock
 	uint32_t restarts_in_a_row;
@@ -178,6 +179,7 @@ void engine_link_finish(struct engine *e);
 void engine_link_start(struct engine *e); // new epoch: ranks, group, ASSIGN
 void engine_link_stop(struct engine *e);
 void engine_link_poll(struct engine *e); // messages in
+bool engine_link_often_lost(const struct engine *e); // in a row, without a pass in between
 void engine_link_lost(struct engine *e, const char *why);
 void engine_link_leave(struct engine *e, const char *why); // the same without a failure
 void engine_link_set_ranks(struct engine *e, uint32_t stages, uint32_t parts); // of the next epoch

@@ -267,21 +267,31 @@ static int gather_ranks(struct engine *e, struct base_error *error)
 	return 0;
 }
 
+bool engine_link_often_lost(const struct engine *e)
+{
+	return e->restarts_in_a_row > e->config.max_restarts;
+}
+
+/* No hosts can hold the model, or those that should lose it again and again: requests are refused, and those that wait end after a while. */
+static void set_down(struct engine *e, bool down, const char *why)
+{
+	if (down && !e->down_ns)
+		engine_emit_event(e, "error", "fleet_down", "%s", why);
+	if (!down || !e->down_ns)
+		e->down_ns = down ? base_clock_now_ns() : 0;
+	pthread_mutex_lock(&e->lock);
+	e->load.down = down;
+	pthread_mutex_unlock(&e->lock);
+}
+
 /* Hosts are missing, or busy packing. True: that is all there is to do for now. */
 static bool gather_later(struct engine *e, int status, const struct base_error *error)
 {
 	if (!e->config.starter.gather || (status != -EAGAIN && status != -EHOSTDOWN))
 		return false;
-	uint64_t now = base_clock_now_ns();
-	bool down = status == -EHOSTDOWN, was = e->down_ns != 0;
-	e->retry_ns = now + GATHER_NS;
-	if (down && !was)
-		engine_emit_event(e, "error", "fleet_down", "%s", base_error_text(error));
-	e->down_ns = down ? was ? e->down_ns : now : 0;
+	e->retry_ns = base_clock_now_ns() + GATHER_NS;
+	set_down(e, status == -EHOSTDOWN || engine_link_often_lost(e), base_error_text(error));
 	engine_set_state(e, e->state, base_error_text(error));
-	pthread_mutex_lock(&e->lock);
-	e->load.down = down;
-	pthread_mutex_unlock(&e->lock);
 	return true;
 }
 
@@ -330,10 +340,7 @@ void engine_link_start(struct engine *e)
 		start_failed(e, &error);
 		return;
 	}
-	pthread_mutex_lock(&e->lock);
-	e->load.down = false;
-	pthread_mutex_unlock(&e->lock);
-	e->down_ns = 0;
+	set_down(e, e->config.starter.gather && engine_link_often_lost(e), e->load.failure);
 	e->heard_ns = base_clock_now_ns();
 	e->io_failures = 0;
 	for (uint32_t i = 0; i < e->ranks; i++) {
@@ -429,6 +436,7 @@ static void all_ready(struct engine *e)
 	}
 	if (!e->kv_blocks)
 		e->kv_blocks = blocks;
+	set_down(e, false, "");
 	pthread_mutex_lock(&e->lock);
 	e->limit_tokens = scheduler_limit_tokens(e->scheduler);
 	e->load.data_loss[0] = '\0'; // these opened the files anew
