@@ -143,7 +143,7 @@ class Fleet:
             raise
 
     def _pki(self, *args):
-        subprocess.run([THAWCTL, "pki", *args, "--dir", self.folder], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([THAWCTL, "pki", *args, "--dir", self.folder], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def name(self, host):
         return "abcdefghijklmnop"[host]
@@ -160,12 +160,13 @@ class Fleet:
     def pack(self):
         """All layers of the model in the store of every host."""
         packed = os.path.join(self.folder, "packed")
-        d = Daemon(["compute.backend=cpu", f"store.path={packed}", f"models.0.path={self.model}"])
-        try:
-            d.start().wait_ready(600)
-            d.stop()
-        finally:
-            d.close()
+        if not glob.glob(packed + "/*/model.json"):  # written last
+            d = Daemon(["compute.backend=cpu", f"store.path={packed}", f"models.0.path={self.model}"])
+            try:
+                d.start().wait_ready(600)
+                d.stop()
+            finally:
+                d.close()
         for host in range(self.count):
             for f in glob.glob(packed + "/*/*"):
                 to = os.path.join(self.path(host), "store", os.path.relpath(f, packed))
