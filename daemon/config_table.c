@@ -51,8 +51,11 @@ const struct config_key config_keys[] = {
 	{.path = "store.path", .type = CONFIG_TYPE_PATH, AT(store.path), .value = "/var/lib/thaw",
 		.help = "Directory of the packed shards, on the NVMe drive to stream from; made if only it is missing."},
 	{.path = "store.sources", .type = CONFIG_TYPE_TEXT, AT(store.sources), .value = "",
-		.help = "Directory where a worker looks for a model's file by its name, when the coordinator's path is not here. Without a copy it "
-			"pulls its layers from the coordinator."},
+		.help = "Directory where a worker looks for a model's file by its name, when the coordinator's path is not here. "
+			"Without a copy it pulls its layers from the coordinator."},
+	{.path = "store.replicas", .type = CONFIG_TYPE_COUNT, AT(store.replicas), .value = "1", .min = 1, .max = 16,
+		.help = "Coordinator: shares of a model that each node of a plan keeps in its store, its own among them, the others "
+			"next to it, so that a loss needs no transfer: 3 is enough for one node of several equal ones, 2 of two."},
 
 	{.path = "cluster.role", .type = CONFIG_TYPE_CHOICE, AT(cluster.role), .value = "none", .choices = roles,
 		.help = "What this node does in a cluster: coordinator, worker (computes), both, or none for one machine."},

@@ -218,6 +218,7 @@ static int start_coordinator(struct server *s, struct base_error *e)
 		.host = s->address,
 		.nodes = s->config.cluster.nodes,
 		.links = s->config.store.path,
+		.replicas = s->config.store.replicas,
 		.events = {.event = on_cluster_event, .context = s},
 	};
 	int status = find_address(s, e);

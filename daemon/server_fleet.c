@@ -100,8 +100,19 @@ static uint64_t minus(uint64_t a, uint64_t b)
 	return a > b ? a - b : 0;
 }
 
-/* Nodes of the last plan first, in its order: where the order is free, layers stay where their files are. Returns how many they are. */
-static uint32_t order_nodes(const struct cluster_view *view, uint32_t order[static CLUSTER_MAX_NODES])
+static uint64_t stored_bytes(const struct server_fleet *f, const struct cluster_facts *facts)
+{
+	for (uint32_t i = 0; i < facts->store_count; i++) {
+		if (memcmp(facts->store[i].digest, f->entry->rank.digest, CLUSTER_DIGEST_BYTES) == 0)
+			return facts->store[i].bytes;
+	}
+	return 0;
+}
+
+/* Nodes of the last plan first, in its order, then those that had the most of the model when they joined: where the order is free,
+ * layers stay where their files are. Returns how many the former are. */
+static uint32_t order_nodes(
+	const struct server_fleet *f, const struct cluster_view *view, uint32_t order[static CLUSTER_MAX_NODES])
 {
 	bool taken[CLUSTER_MAX_NODES] = {0};
 	uint32_t n = 0;
@@ -113,9 +124,14 @@ static uint32_t order_nodes(const struct cluster_view *view, uint32_t order[stat
 			order[n++] = k;
 		}
 	}
-	for (uint32_t k = 0, at = n; k < view->count; k++) {
-		if (!taken[k])
-			order[at++] = k;
+	for (uint32_t k = 0, count = n; k < view->count; k++) {
+		if (taken[k])
+			continue;
+		uint64_t bytes = stored_bytes(f, view->nodes[k].facts);
+		uint32_t at = count++;
+		for (; at > n && stored_bytes(f, view->nodes[order[at - 1]].facts) < bytes; at--)
+			order[at] = order[at - 1];
+		order[at] = k;
 	}
 	return n;
 }
@@ -334,7 +350,7 @@ static int plan_alone(
 	_cleanup_free_ struct fleet_device *devices = calloc(view->count + 1, sizeof *devices);
 	struct fleet_plan p = {0};
 	uint64_t others = 0;
-	uint32_t order[CLUSTER_MAX_NODES], used = order_nodes(view, order);
+	uint32_t order[CLUSTER_MAX_NODES], used = order_nodes(f, view, order);
 	f->links = view->links;
 	if (!devices)
 		return base_error_set(e, -ENOMEM, "no memory for a plan");

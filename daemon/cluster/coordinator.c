@@ -16,6 +16,7 @@
 #define TICK_NS (50 * 1000000ull)
 #define REGISTER_NS (5 * BASE_NS_PER_SECOND) // for the first message to come
 #define RETURN_NS (10 * BASE_NS_PER_SECOND)
+#define SPARE_NS (5 * BASE_NS_PER_SECOND)
 #define SAVE_AGAIN_NS (500 * 1000000ull)
 
 const char *cluster_node_state_name(enum cluster_node_state s)
@@ -375,6 +376,9 @@ static int on_message(struct cluster_session *s, const Thaw__Node__V1__NodeMessa
 			cluster_fleets_prepared(c, n, &p);
 		return status;
 	}
+	case THAW__NODE__V1__NODE_MESSAGE__WHAT_STORED:
+		cluster_spares_stored(c, n, m->stored);
+		return 0;
 	case THAW__NODE__V1__NODE_MESSAGE__WHAT_FAILED:
 		cluster_fleets_failed(c, n, m->failed);
 		return 0;
@@ -588,6 +592,7 @@ int cluster_coordinator_create(const struct cluster_coordinator_config *config, 
 	c->config.heartbeat_ns = config->heartbeat_ns ? config->heartbeat_ns : CLUSTER_HEARTBEAT_NS;
 	c->config.lost_ns = config->lost_ns ? config->lost_ns : CLUSTER_LOST_NS;
 	c->config.return_ns = config->return_ns ? config->return_ns : RETURN_NS;
+	c->config.spare_ns = config->spare_ns ? config->spare_ns : SPARE_NS;
 	snprintf(c->cluster, sizeof c->cluster, "%s", config->cluster);
 	snprintf(c->node_name, sizeof c->node_name, "%s", config->node);
 	snprintf(c->version, sizeof c->version, "%s", config->version);

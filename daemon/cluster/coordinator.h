@@ -36,6 +36,8 @@ struct cluster_coordinator_config {
 	const char *cluster, *node; // this one
 	const char *version; // only nodes of the same one may join
 	const char *host; // of this node, where nodes that join from here are reached
+	uint32_t replicas; // shares of a model that each node keeps; 0, 1: its own
+	uint64_t spare_ns; // that a group runs before its spares are asked for; 0: 5 s
 	uint32_t nodes; // that compute, before a model without an earlier plan is planned
 	uint64_t heartbeat_ns, lost_ns; // 0: as above
 	uint64_t return_ns; // after a start, for the nodes of the last plan to come back; 0: 10 s
@@ -187,6 +189,12 @@ void cluster_fleet_mend(struct cluster_fleet *f);
 bool cluster_fleet_broken(struct cluster_fleet *f);
 /* What all nodes have done of packing. */
 void cluster_fleet_progress(struct cluster_fleet *f, uint64_t *ret_done_bytes, uint64_t *ret_total_bytes);
+
+/* ---- spare copies (spare.c) ---- */
+
+/* What node `at` of these stages keeps for store.replicas: its own layers and those next to them. Pure. */
+void cluster_spare_range(const struct cluster_slice *stages, uint32_t count, uint32_t at, uint32_t replicas,
+	struct cluster_slice *ret_slice);
 
 /* ---- files that nodes pull from (source.c) ---- */
 

@@ -115,7 +115,9 @@ struct cluster_fleet {
 	char model[CLUSTER_MODEL_BYTES], path[CLUSTER_PATH_BYTES];
 	enum fleet_state state; // of `coming`
 	struct fleet_try coming, running; // running.parts 0: no group
-	uint64_t running_epoch;
+	uint64_t running_epoch, running_ns; // since when
+	uint64_t spared_epoch; // of the group that spares were asked for
+	struct fleet_try spares; // assignments that are under way; an assignment of 0 is over
 	struct timespec changed; // the file, when the fleet was made
 	bool broken; // a node of running is lost
 	bool planned; // once, since the start
@@ -179,3 +181,13 @@ void cluster_links_step(struct cluster_coordinator *c, uint64_t now);
 bool cluster_links_pending(const struct cluster_coordinator *c);
 void cluster_links_view(struct cluster_coordinator *c, struct cluster_node *const *nodes, uint32_t count,
 	struct cluster_view_links *ret_links);
+
+/* spare.c; lock held: copies of layers that other nodes compute, so that the next plan finds them where it needs them. */
+void cluster_fleet_send(struct cluster_fleet *f, struct fleet_part *p, bool spare); // fleet.c: one Assign
+void cluster_fleet_release_part(const struct fleet_part *p); // fleet.c
+void cluster_fleet_release(struct fleet_try *t); // fleet.c: all of them
+void cluster_spares_step(struct cluster_fleet *f);
+void cluster_spares_stored(struct cluster_coordinator *c, struct cluster_node *n, const Thaw__Node__V1__Stored *m);
+/* True: it was about a spare. */
+bool cluster_spares_failed(struct cluster_coordinator *c, struct cluster_node *n, const Thaw__Node__V1__Failed *m);
+void cluster_spares_node_lost(struct cluster_fleet *f, const struct cluster_node *n);

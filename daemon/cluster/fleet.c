@@ -23,7 +23,7 @@
 
 /* ---- messages to nodes; lock held ---- */
 
-static void send_release(struct cluster_coordinator *c, const struct fleet_part *p)
+void cluster_fleet_release_part(const struct fleet_part *p)
 {
 	Thaw__Node__V1__CoordinatorMessage m = THAW__NODE__V1__COORDINATOR_MESSAGE__INIT;
 	Thaw__Node__V1__Release r = THAW__NODE__V1__RELEASE__INIT;
@@ -37,10 +37,10 @@ static void send_release(struct cluster_coordinator *c, const struct fleet_part 
 	cluster_session_post(p->node->session, data, bytes);
 }
 
-static void release_try(struct cluster_coordinator *c, struct fleet_try *t)
+void cluster_fleet_release(struct fleet_try *t)
 {
 	for (uint32_t i = 0; i < t->parts; i++)
-		send_release(c, &t->part[i]);
+		cluster_fleet_release_part(&t->part[i]);
 	t->parts = 0;
 }
 
@@ -53,29 +53,35 @@ static bool uses(const struct fleet_try *t, const struct cluster_node *n)
 	return false;
 }
 
-static void send_assigns(struct cluster_fleet *f)
+void cluster_fleet_send(struct cluster_fleet *f, struct fleet_part *p, bool spare)
 {
 	struct cluster_coordinator *c = f->coordinator;
 	struct cluster_assign a = {.epoch = c->record.epoch,
 		.header_hash = f->config.header_hash,
 		.header_bytes = f->config.header_bytes,
 		.file_bytes = f->config.file_bytes,
-		.check = f->check};
+		.check = f->check,
+		.spare = spare,
+		.slice = p->slice};
+	size_t bytes = 0;
 	snprintf(a.model, sizeof a.model, "%s", f->model);
 	snprintf(a.path, sizeof a.path, "%s", f->path);
 	memcpy(a.digest, f->config.digest, sizeof a.digest);
-	for (uint32_t i = 0; i < f->coming.parts; i++) {
-		struct fleet_part *p = &f->coming.part[i];
-		size_t bytes = 0;
-		p->assignment = a.assignment = ++c->last_assignment;
-		a.slice = p->slice;
-		snprintf(p->phase, sizeof p->phase, "assigned");
-		uint8_t *data = cluster_pack_assign(&a, &bytes);
-		if (p->node->session)
-			cluster_session_post(p->node->session, data, bytes);
-		else
-			free(data);
-	}
+	p->assignment = a.assignment = ++c->last_assignment;
+	snprintf(p->phase, sizeof p->phase, "assigned");
+	uint8_t *data = cluster_pack_assign(&a, &bytes);
+	if (p->node->session)
+		cluster_session_post(p->node->session, data, bytes);
+	else
+		free(data);
+}
+
+/* Spares hold the store's lock: they are over first. */
+static void send_assigns(struct cluster_fleet *f)
+{
+	cluster_fleet_release(&f->spares);
+	for (uint32_t i = 0; i < f->coming.parts; i++)
+		cluster_fleet_send(f, &f->coming.part[i], false);
 }
 
 /* ---- who can be used; lock held ---- */
@@ -331,7 +337,7 @@ static int step(struct cluster_fleet *f, struct base_error *e)
 
 static void drop_coming(struct cluster_fleet *f)
 {
-	release_try(f->coordinator, &f->coming);
+	cluster_fleet_release(&f->coming);
 	if (f->state != FLEET_PLANNING)
 		f->state = FLEET_IDLE;
 }
@@ -410,6 +416,7 @@ static int send_starts(struct cluster_fleet *f, uint64_t epoch, struct cluster_g
 	memcpy(s.members, g->members, sizeof s.members);
 	f->running = *t;
 	f->running_epoch = epoch;
+	f->running_ns = base_clock_now_ns();
 	f->broken = false;
 	f->coming.parts = 0;
 	f->state = FLEET_IDLE;
@@ -467,7 +474,7 @@ void cluster_fleet_scatter(struct cluster_fleet *f)
 {
 	struct cluster_coordinator *c = f->coordinator;
 	pthread_mutex_lock(&c->lock);
-	release_try(c, &f->running);
+	cluster_fleet_release(&f->running);
 	pthread_mutex_unlock(&c->lock);
 }
 
@@ -585,6 +592,8 @@ static void add_unfit(struct cluster_fleet *f, const struct cluster_node *n, int
 void cluster_fleets_failed(struct cluster_coordinator *c, struct cluster_node *n, const Thaw__Node__V1__Failed *m)
 {
 	struct cluster_fleet *f;
+	if (cluster_spares_failed(c, n, m))
+		return;
 	struct fleet_part *p = find_part(c, n, m->assignment, &f);
 	if (!p)
 		return;
@@ -625,6 +634,7 @@ void cluster_fleets_node_lost(struct cluster_coordinator *c, struct cluster_node
 	char why[CLUSTER_TEXT_BYTES + CLUSTER_NAME_BYTES + 16];
 	for (struct cluster_fleet *f = c->fleets; f; f = f->next) {
 		f->changes++;
+		cluster_spares_node_lost(f, n);
 		if (uses(&f->coming, n))
 			drop_coming(f);
 		if (!uses(&f->running, n))
@@ -738,8 +748,10 @@ void cluster_fleets_step(struct cluster_coordinator *c)
 		if (!f->running.parts || f->broken)
 			continue;
 		look_for_new_nodes(f);
-		if (!f->replan)
+		if (!f->replan) {
+			cluster_spares_step(f);
 			continue;
+		}
 		int status = step(f, &e);
 		if (status == -EAGAIN && !(f->coming.parts && same_plan(&f->coming, &f->running)))
 			continue;
@@ -817,8 +829,9 @@ void cluster_fleet_destroy(struct cluster_fleet *f)
 	while (*at != f)
 		at = &(*at)->next;
 	*at = f->next;
-	release_try(c, &f->coming);
-	release_try(c, &f->running);
+	cluster_fleet_release(&f->coming);
+	cluster_fleet_release(&f->running);
+	cluster_fleet_release(&f->spares);
 	pthread_mutex_unlock(&c->lock);
 	free(f);
 }

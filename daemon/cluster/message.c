@@ -146,6 +146,7 @@ int cluster_read_assign(const Thaw__Node__V1__Assign *m, struct cluster_assign *
 	ret->header_bytes = m->header_bytes;
 	ret->file_bytes = m->file_bytes;
 	ret->check = m->check;
+	ret->spare = m->spare;
 	ret->slice = (struct cluster_slice){m->first_layer, m->layers, m->tp_rank, m->tp_size};
 	int status = take_text("model", m->model, ret->model, sizeof ret->model, e);
 	if (!status)
@@ -384,6 +385,7 @@ uint8_t *cluster_pack_assign(const struct cluster_assign *a, size_t *ret_bytes)
 	x.header_bytes = a->header_bytes;
 	x.file_bytes = a->file_bytes;
 	x.check = a->check;
+	x.spare = a->spare;
 	x.first_layer = a->slice.first_layer;
 	x.layers = a->slice.layers;
 	x.tp_rank = a->slice.tp_rank;

@@ -59,7 +59,7 @@ struct cluster_assign {
 	char model[CLUSTER_MODEL_BYTES], path[CLUSTER_PATH_BYTES];
 	uint8_t digest[CLUSTER_DIGEST_BYTES];
 	uint64_t header_hash, header_bytes, file_bytes;
-	bool check;
+	bool check, spare;
 	struct cluster_slice slice;
 };
 

@@ -212,8 +212,10 @@ static void *task_thread(void *argument)
 	struct cluster_worker *w = t->worker;
 	struct base_error e = {0};
 	pthread_setname_np(pthread_self(), "task");
-	int status = prepare(t, &e);
-	if (!status) {
+	int status = t->assign.spare ? cluster_task_spare(t, &e) : prepare(t, &e);
+	if (!status && t->assign.spare) {
+		set_state(t, TASK_STORED);
+	} else if (!status) {
 		set_state(t, TASK_PREPARED);
 		if (wait_for_start(t)) {
 			status = start(t, &e);

@@ -7,10 +7,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/units.h"
 #include "daemon/cluster/pull.h"
@@ -23,6 +26,8 @@
 #define HEADER "header.gguf"
 #define MAX_PROGRAM_DATA_BYTES (1u << 20)
 #define PIECE_BYTES (1u << 20)
+#define SPARE_MIB_PER_S 64u // at most: drives and links are busy with passes
+#define SPARE_NICE 19
 
 static int on_progress(void *context, enum pack_phase phase, uint64_t done_bytes, uint64_t total_bytes)
 {
@@ -38,6 +43,8 @@ static int on_progress(void *context, enum pack_phase phase, uint64_t done_bytes
 	if (begins_to_wait)
 		base_log_info(t->worker->config.log, "%s is packed once another model is packed into %s",
 			t->assign.model, t->worker->config.store_path);
+	if (t->assign.spare && phase == PACK_PHASE_PACK) // about once for each MiB
+		nanosleep(&(struct timespec){.tv_nsec = (long)(BASE_NS_PER_SECOND / SPARE_MIB_PER_S)}, NULL);
 	return atomic_load(&t->release);
 }
 
@@ -55,6 +62,42 @@ static void tell(struct cluster_task *t, const char *severity, const char *kind,
 	const struct cluster_events *v = &t->worker->config.events;
 	if (v->event)
 		v->event(v->context, severity, kind, t->assign.model, text);
+}
+
+/* Of a spare assignment layer by layer, from the middle, where its own layers are, as far as the drive has room. */
+static int pack_spares(struct cluster_task *t, const struct format_gguf *gguf, const struct program *program,
+	const struct pack_config *config, struct base_error *e)
+{
+	const struct cluster_slice *s = &t->assign.slice;
+	uint32_t middle = s->first_layer + s->layers / 2, end = s->first_layer + s->layers;
+	struct pack_config c = *config;
+	struct pack_result result;
+	c.spare = true;
+	c.slice.layers = 1;
+	for (uint32_t i = 0; i < 2 * s->layers; i++) {
+		uint32_t off = (i + 1) / 2, layer = i % 2 ? middle - off : middle + off;
+		if ((i % 2 && off > middle - s->first_layer) || layer >= end)
+			continue;
+		c.slice.first_layer = layer;
+		int status = pack_model(gguf, program, &c, &result, e);
+		if (status == -ENOSPC) {
+			snprintf(t->text, sizeof t->text, "%.*s", (int)sizeof t->text - 1, base_error_text(e));
+			return 0;
+		}
+		if (status)
+			return status;
+		t->stored_layers++;
+		t->stored_bytes += result.written_bytes;
+	}
+	return 0;
+}
+
+static int pack_layers(struct cluster_task *t, const struct format_gguf *gguf, const struct program *program,
+	const struct pack_config *c, struct pack_result *ret_result, struct base_error *e)
+{
+	if (t->assign.spare)
+		return pack_spares(t, gguf, program, c, e);
+	return pack_model(gguf, program, c, ret_result, e);
 }
 
 /* ---- a copy of its own ---- */
@@ -94,7 +137,7 @@ static int pack_file(
 	c.digest_only = false;
 	c.repair = t->assign.check ? t->assign.digest : NULL;
 	if (!status)
-		status = pack_model(gguf, program, &c, ret_result, e);
+		status = pack_layers(t, gguf, program, &c, ret_result, e);
 	program_destroy(program);
 	return status;
 }
@@ -232,7 +275,7 @@ static int pull_layers(struct cluster_task *t, struct cluster_puller *p, char pa
 	c.digest = t->assign.digest;
 	c.repair = t->assign.check ? t->assign.digest : NULL;
 	if (!status)
-		status = pack_model(gguf, program, &c, ret_result, e);
+		status = pack_layers(t, gguf, program, &c, ret_result, e);
 	program_destroy(program);
 	format_gguf_close(gguf);
 	return status;
@@ -276,6 +319,7 @@ int cluster_task_pack(struct cluster_task *t, char ret_path[static CLUSTER_PATH_
 {
 	struct base_error why = {0};
 	struct format_gguf *gguf;
+	memset(ret_result, 0, sizeof *ret_result);
 	int status = find_model(t, ret_path, &why);
 	if (!status) {
 		status = format_gguf_open(ret_path, &gguf, &why);
@@ -297,4 +341,12 @@ int cluster_task_pack(struct cluster_task *t, char ret_path[static CLUSTER_PATH_
 	if (status && status != -ECANCELED)
 		base_error_prefix(e, "%s, and its layers cannot be pulled", base_error_text(&why));
 	return status;
+}
+
+int cluster_task_spare(struct cluster_task *t, struct base_error *e)
+{
+	char path[CLUSTER_PATH_BYTES];
+	struct pack_result result;
+	setpriority(PRIO_PROCESS, (id_t)gettid(), SPARE_NICE); // of this thread; without it there is the pace
+	return cluster_task_pack(t, path, &result, e);
 }

@@ -133,6 +133,19 @@ static int send_ended(struct rpc_client_stream *s, const struct cluster_task *t,
 	return send_node(s, &m);
 }
 
+static int send_stored(struct rpc_client_stream *s, const struct cluster_task *t, const char *text)
+{
+	Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
+	Thaw__Node__V1__Stored x = THAW__NODE__V1__STORED__INIT;
+	x.assignment = t->assign.assignment;
+	x.layers = t->stored_layers; // its thread does no more
+	x.written_bytes = t->stored_bytes;
+	x.text = (char *)text;
+	m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_STORED;
+	m.stored = &x;
+	return send_node(s, &m);
+}
+
 static int send_progress(
 	struct rpc_client_stream *s, const struct cluster_task *t, const char *phase, uint64_t done, uint64_t total)
 {
@@ -176,6 +189,8 @@ static int tell_task(struct cluster_worker *w, struct rpc_client_stream *s, stru
 	case TASK_PREPARED:
 		data = cluster_pack_prepared(p, &bytes);
 		return data ? rpc_client_stream_send(s, data, bytes, SEND_NS) : -ENOMEM;
+	case TASK_STORED:
+		return send_stored(s, t, text);
 	case TASK_ENDED:
 		return send_ended(s, t, text);
 	case TASK_FAILED:
@@ -279,8 +294,8 @@ static int on_assign(struct cluster_worker *w, struct rpc_client_stream *s, cons
 	pthread_mutex_lock(&w->lock);
 	w->task[place] = t;
 	pthread_mutex_unlock(&w->lock);
-	base_log_info(w->config.log, "assigned layers %u to %u of %s", a->slice.first_layer,
-		a->slice.first_layer + a->slice.layers - 1, a->model);
+	base_log_info(w->config.log, "%s layers %u to %u of %s", a->spare ? "to keep" : "assigned",
+		a->slice.first_layer, a->slice.first_layer + a->slice.layers - 1, a->model);
 	return 0;
 }
 

@@ -12,8 +12,9 @@
 #define CLUSTER_SOURCES_BYTES 1536u
 #define CLUSTER_WAY_BYTES 288u // HOST:PORT or unix:PATH
 
-/* PREPARING -> PREPARED -> STARTING -> RUNNING -> ENDED; any -> FAILED. The thread ends after `release`. */
-enum task_state { TASK_PREPARING, TASK_PREPARED, TASK_STARTING, TASK_RUNNING, TASK_ENDED, TASK_FAILED };
+/* PREPARING -> PREPARED -> STARTING -> RUNNING -> ENDED; any -> FAILED; a spare one:
+ * PREPARING -> STORED. The thread ends after `release`. */
+enum task_state { TASK_PREPARING, TASK_PREPARED, TASK_STARTING, TASK_RUNNING, TASK_ENDED, TASK_FAILED, TASK_STORED };
 
 struct cluster_task {
 	struct cluster_worker *worker;
@@ -31,8 +32,10 @@ struct cluster_task {
 	bool pulls; // what is packed comes from another node
 	char phase[16];
 	uint64_t done_bytes, total_bytes, told_bytes;
+	uint32_t stored_layers; // of a spare one
+	uint64_t stored_bytes; // written
 	int code;
-	char text[CLUSTER_TEXT_BYTES]; // FAILED, ENDED
+	char text[CLUSTER_TEXT_BYTES]; // FAILED, ENDED, STORED
 	struct supervisor *supervisor; // for pids
 };
 
@@ -81,6 +84,9 @@ void cluster_task_destroy(struct cluster_task *t); // its thread has ended, and 
  * model's metadata at least. */
 int cluster_task_pack(struct cluster_task *t, char ret_path[static CLUSTER_PATH_BYTES], struct pack_result *ret_result,
 	struct base_error *e);
+
+/* The same of a spare one, as far as the drive has room: sets stored_layers, stored_bytes and text. */
+int cluster_task_spare(struct cluster_task *t, struct base_error *e);
 
 /* worker.c: the worker's thread: the coordinator of this connection, then the others. */
 void cluster_worker_sources(const struct cluster_worker *w, char out[static CLUSTER_SOURCES_BYTES]);

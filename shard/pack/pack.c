@@ -439,8 +439,12 @@ static int check_room(struct packer *k)
 		return base_error_set(k->e, -errno, "cannot ask for the room in %s: %s", k->config->store_path,
 			strerrordesc_np(errno));
 	uint64_t free_bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
-	if (need <= free_bytes)
+	uint64_t kept_bytes = k->config->spare ? (uint64_t)fs.f_blocks * fs.f_frsize / 10 : 0;
+	if (!need || need + kept_bytes <= free_bytes)
 		return 0;
+	if (need <= free_bytes)
+		return base_error_set(k->e, -ENOSPC, "store %s: spare layers leave a tenth of their drive free",
+			k->config->store_path);
 	char needed[BASE_UNITS_TEXT_BYTES], left[BASE_UNITS_TEXT_BYTES];
 	return base_error_set(k->e, -ENOSPC,
 		"store %s: packing needs %s, but its drive has %s left: %llu bytes short; free them or set another "

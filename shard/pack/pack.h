@@ -52,6 +52,7 @@ struct pack_config {
 	/* NULL: of the file that was opened. Else of that only the metadata is read, and `digest` (16) is what its owner says: */
 	const struct pack_source *source;
 	const uint8_t *digest;
+	bool spare; // a tenth of the drive stays free
 	bool digest_only; // nothing is packed: only which directory it would be
 	uint64_t wait_ns; // the longest for another packer, then -EBUSY naming its pid; 0: PACK_WAIT_NS
 	/* non-zero stops: -ECANCELED */

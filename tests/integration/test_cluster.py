@@ -238,20 +238,24 @@ class Fleet(unittest.TestCase):
 
     @unittest.skipIf(netns.why_not(), netns.why_not())
     def test_hosts_that_fall_silent(self):
-        """Three hosts (namespaces), two of which pull their layers from the third: the tokens of one; one of them is cut off in 8 streams,
-        and then comes back."""
+        """Three hosts (namespaces), two of which pull their layers from the third and keep spare ones: the tokens of one; one of them is cut
+        off in 8 streams, which moves no data, and then comes back."""
         want = self.eight(self.alone("memory.weights=12MiB"), 60)
         hosts = netns.Hosts(3)
         self.addCleanup(hosts.close)
         c = self.cluster("both", hosts)
-        a = c.start(3, hidden=True)
+        a = c.start(3, "store.replicas=3", hidden=True)
         self.assertEqual(len(c.working()), 3)
         for d in c.nodes[1:]:
             self.assertIn("event=model_pulled", d.log())
+        wait_for("spare layers", lambda: a.log().count("event=spares_stored") == 3)
+        kept = {f: os.stat(f).st_mtime_ns for f in glob.glob(c.nodes[2].path("store/*/*"))}
         self.assertEqual(self.eight(a, 60), want)
         self.assertEqual(self.eight(a, 60, lambda: hosts.blackhole(1)), want)
         self.assertEqual(c.working(), {"a", "c"})
         self.assertIn("no heartbeat for 2", a.log())
+        self.assertEqual(kept, {f: os.stat(f).st_mtime_ns for f in glob.glob(c.nodes[2].path("store/*/*"))})
+        self.assertEqual(c.nodes[2].log().count("event=model_pulled"), 1)
         wait_for("the other end to notice", lambda: "it is silent" in c.nodes[1].log(), 10)
         hosts.unblackhole(1)
         wait_for("all three at work", lambda: len(c.working()) == 3)

@@ -24,6 +24,8 @@ struct node {
 	struct cluster_start start; // the last
 	uint32_t assigns, starts, releases;
 	bool check; // asked for with the last assignment
+	uint64_t spare; // the last such assignment
+	struct cluster_slice spare_slice;
 };
 
 struct world {
@@ -36,6 +38,7 @@ struct world {
 	_Atomic uint32_t regathers, broken, plans;
 	char previous[256]; // nodes of the plan before, as plan() saw them
 	struct cluster_group group;
+	uint32_t replicas;
 };
 
 static void wake(void *context)
@@ -92,6 +95,8 @@ static void open_coordinator(struct world *w, uint32_t nodes)
 		.version = "1",
 		.host = "127.0.0.1",
 		.nodes = nodes,
+		.replicas = w->replicas,
+		.spare_ns = MS,
 		.heartbeat_ns = 1000 * MS,
 		.lost_ns = 60000 * MS,
 		.return_ns = 300 * MS};
@@ -120,14 +125,20 @@ static void open_fleet(struct world *w)
 	open_fleet_of(w, "m");
 }
 
-static struct world *world_create(uint32_t nodes)
+static struct world *world_create_with(uint32_t nodes, uint32_t replicas)
 {
 	struct world *w = calloc(1, sizeof *w);
+	w->replicas = replicas;
 	snprintf(w->folder, sizeof w->folder, "/tmp/thaw-fleet-XXXXXX");
 	assert_non_null(mkdtemp(w->folder));
 	open_coordinator(w, nodes);
 	open_fleet(w);
 	return w;
+}
+
+static struct world *world_create(uint32_t nodes)
+{
+	return world_create_with(nodes, 1);
 }
 
 static void leave(struct world *w, uint32_t i)
@@ -199,10 +210,15 @@ static void read_node(struct node *n)
 		struct cluster_assign a;
 		if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_ASSIGN) {
 			assert_int_equal(cluster_read_assign(m->assign, &a, NULL), 0);
-			n->assignment = a.assignment;
-			n->slice = a.slice;
-			n->check = a.check;
-			n->assigns++;
+			if (a.spare) {
+				n->spare = a.assignment;
+				n->spare_slice = a.slice;
+			} else {
+				n->assignment = a.assignment;
+				n->slice = a.slice;
+				n->check = a.check;
+				n->assigns++;
+			}
 		} else if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_START) {
 			assert_int_equal(cluster_read_start(m->start, &n->start, NULL), 0);
 			assert_int_equal(n->start.assignment, n->assignment);
@@ -304,6 +320,94 @@ static void two_nodes_and_a_loss(void **state)
 	assert_non_null(strstr(e.message, "n0 is lost"));
 	join(w, 1);
 	run(w, (uint32_t[]){1}, 1);
+	world_destroy(w);
+}
+
+/* What equal nodes need after the loss of any one of them is next to what they have: they keep it. */
+static void spares_are_what_a_loss_needs(void **state)
+{
+	for (uint32_t n = 2; n <= 9; n++) {
+		for (uint32_t layers = n; layers <= 80; layers++) {
+			struct cluster_slice stage[9], keep;
+			uint32_t copies[80] = {0};
+			for (uint32_t i = 0; i < n; i++) {
+				uint32_t first = layers * i / n, end = layers * (i + 1) / n;
+				stage[i] = (struct cluster_slice){first, end - first, 0, 1};
+			}
+			for (uint32_t i = 0; i < n; i++) {
+				cluster_spare_range(stage, n, i, 1, &keep);
+				assert_memory_equal(&keep, &stage[i], sizeof keep);
+				cluster_spare_range(stage, n, i, 16, &keep);
+				assert_int_equal(keep.layers, layers);
+				cluster_spare_range(stage, n, i, n == 2 ? 2 : 3, &keep);
+				for (uint32_t l = keep.first_layer; l < keep.first_layer + keep.layers; l++)
+					copies[l]++;
+				for (uint32_t lost = 0; lost < n; lost++) {
+					uint32_t at = i - (i > lost), m = n - 1;
+					if (lost == i)
+						continue;
+					assert_true(layers * at / m >= keep.first_layer);
+					assert_true(layers * (at + 1) / m <= keep.first_layer + keep.layers);
+				}
+			}
+			for (uint32_t l = 0; l < layers; l++)
+				assert_true(copies[l] >= 2);
+		}
+	}
+}
+
+static void stored(struct node *n, const char *text)
+{
+	Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
+	Thaw__Node__V1__Stored x = THAW__NODE__V1__STORED__INIT;
+	x.assignment = n->spare;
+	x.layers = 5;
+	x.text = (char *)text;
+	m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_STORED;
+	m.stored = &x;
+	assert_int_equal(send_node(n, &m), 0);
+}
+
+static void expect_spare(struct node *n, uint64_t after)
+{
+	for (int i = 0; i < 6000 && n->spare <= after; i++) {
+		nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+		read_node(n);
+	}
+	assert_true(n->spare > after);
+}
+
+/* While a group runs its nodes are asked for spares, once; a plan has those that are under way released before its own work. */
+static void spares_of_a_group(void **state)
+{
+	struct world *w = world_create_with(3, 2);
+	struct node *n = w->node;
+	for (uint32_t i = 0; i < 3; i++)
+		join(w, i);
+	run(w, (uint32_t[]){0, 1, 2}, 3);
+	for (uint32_t i = 0; i < 3; i++)
+		expect_spare(&n[i], 0);
+	assert_int_equal(n[0].spare_slice.first_layer, 0);
+	assert_int_equal(n[0].spare_slice.layers, 8);
+	assert_int_equal(n[1].spare_slice.first_layer, 2);
+	assert_int_equal(n[1].spare_slice.layers, 8);
+	assert_int_equal(n[2].spare_slice.first_layer, 4);
+	stored(&n[0], ""); // done: forgotten
+	read_node(&n[0]);
+	assert_int_equal(n[0].released, n[0].spare);
+	stored(&n[0], ""); // said twice
+	uint64_t assignment = n[1].assignment;
+	n[1].assignment = n[1].spare;
+	failed(&n[1], -EROFS, "its drive is read-only"); // of a spare: nothing comes of it
+	n[1].assignment = assignment;
+	assert_false(cluster_fleet_broken(w->fleet));
+	uint64_t last = n[2].spare;
+	leave(w, 1);
+	cluster_fleet_scatter(w->fleet);
+	run(w, (uint32_t[]){0, 2}, 2);
+	assert_int_equal(n[2].releases, 2); // of its part, and of the spare that was under way
+	expect_spare(&n[2], last); // of the new group
+	assert_int_equal(n[2].spare_slice.layers, 12);
 	world_destroy(w);
 }
 
@@ -612,6 +716,8 @@ int main(void)
 		cmocka_unit_test(two_nodes_and_a_loss),
 		cmocka_unit_test(a_loss_while_it_is_prepared),
 		cmocka_unit_test(stores_are_mended),
+		cmocka_unit_test(spares_are_what_a_loss_needs),
+		cmocka_unit_test(spares_of_a_group),
 		cmocka_unit_test(a_node_that_cannot),
 		cmocka_unit_test(a_node_that_is_busy),
 		cmocka_unit_test(what_does_not_fit),

@@ -595,13 +595,15 @@ static int far_begin(void *context, const struct pack_runs *runs, const char *wh
 static int far_read(void *context, void *out, uint64_t bytes, struct base_error *e)
 {
 	struct far *f = context;
-	for (uint64_t i = 0; i < bytes; i++, f->at++) {
-		uint64_t run = f->at / f->runs.run_bytes;
+	for (uint64_t done = 0; done < bytes;) {
+		uint64_t run = f->at / f->runs.run_bytes, within = f->at % f->runs.run_bytes;
+		uint64_t left = f->runs.run_bytes - within, n = left < bytes - done ? left : bytes - done;
 		assert_true(run < f->runs.runs);
-		assert_int_equal(
-			pread(f->fd, (uint8_t *)out + i, 1,
-				(off_t)(f->runs.offset_bytes + run * f->runs.stride_bytes + f->at % f->runs.run_bytes)),
-			1);
+		assert_int_equal(pread(f->fd, (uint8_t *)out + done, n,
+					 (off_t)(f->runs.offset_bytes + run * f->runs.stride_bytes + within)),
+			n);
+		done += n;
+		f->at += n;
 	}
 	f->given_bytes += bytes;
 	return 0;
