@@ -87,6 +87,7 @@ static void world_open(struct world *w)
 		.events = {on_event, w}};
 	const struct cluster_fleet_config f = {.model = "m",
 		.path = "/m",
+		.file_fd = -1,
 		.plan = plan,
 		.listen = listen_here,
 		.regather = regather,
