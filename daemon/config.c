@@ -212,8 +212,10 @@ static int check_cluster(const struct config *c, struct base_error *e)
 			"cluster.tls_cert: a node needs tls_cert, tls_key and tls_ca; `thawctl pki` makes them");
 	if (role == CLUSTER_ROLE_WORKER && c->models_count)
 		return base_error_set(e, -EINVAL, "models: a worker has none: the coordinator says what it computes");
-	if (c->compute.stages > 1 || c->compute.tensor > 1)
+	if (c->compute.stages > 1)
 		return base_error_set(e, -EINVAL, "compute.stages: a cluster's plan chooses the stages: leave it at 1");
+	if (c->compute.tensor && role == CLUSTER_ROLE_WORKER)
+		return base_error_set(e, -EINVAL, "compute.tensor: a worker has none: the coordinator's counts");
 	return 0;
 }
 

@@ -111,8 +111,8 @@ const struct config_key config_keys[] = {
 		.help = "How keys and values are kept: f16, or q8 in about half of the memory."},
 	{.path = "compute.stages", .type = CONFIG_TYPE_COUNT, AT(compute.stages), .value = "1", .min = 1, .max = 16,
 		.help = "Pipeline stages on this host. More than 1 is for tests."},
-	{.path = "compute.tensor", .type = CONFIG_TYPE_COUNT, AT(compute.tensor), .value = "1", .min = 1, .max = 16,
-		.help = "Ranks that share the layers of each stage, one process each. On one host this is for tests."},
+	{.path = "compute.tensor", .type = CONFIG_TYPE_COUNT, AT(compute.tensor), .value = "auto", .automatic = "auto", .min = 1, .max = 16,
+		.help = "Ranks that share the layers of each stage. auto: in a cluster what is fastest, else 1. On one host more are for tests."},
 
 	{.path = "offload.engine", .type = CONFIG_TYPE_CHOICE, AT(offload.engine), .value = "auto", .choices = engines,
 		.help = "How cold weights are read. auto: io_uring, or threads where it is refused."},

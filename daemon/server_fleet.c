@@ -47,6 +47,7 @@ struct server_fleet {
 	struct summary next; // lock; of the last plan
 	bool ran; // lock; a group: what is shown is its plan, until the next group's
 	char left_out[CLUSTER_MAX_NODES * CLUSTER_NAME_BYTES / 8]; // names that were told
+	bool told_tensor; // that there are not enough nodes for compute.tensor
 	int listen_fd, cancel_fd;
 	struct cluster_member self;
 	struct cluster_group group; // scratch of gather
@@ -157,30 +158,46 @@ static uint64_t fill_device(const struct server_fleet *f, const struct cluster_v
 	return held;
 }
 
+static double slower(double a, double b)
+{
+	return a > b ? a : b;
+}
+
+/* Drives work at the same time; memory and compute of one stream do so stage by stage. */
+static void take_stage(
+	const struct fleet_plan *p, const struct fleet_stage *s, const uint32_t *order, struct cluster_plan *ret)
+{
+	double memory = 0, compute = 0;
+	for (uint32_t i = s->first_rank; i < s->first_rank + s->tp; i++) {
+		const struct fleet_rank *r = &p->ranks[i];
+		const struct topology_plan *x = &r->share;
+		ret->stages[i] = (struct cluster_plan_stage){
+			.node = order[r->device],
+			.slice = {s->first_layer, s->layers, r->tp_rank, s->tp},
+			.weights_bytes = x->weights_bytes,
+			.kv_bytes = p->kv_blocks * r->kv_block_bytes,
+			.workspace_bytes = x->workspace_bytes,
+			.hot_bytes = x->hot_bytes,
+			.cold_bytes = x->cold_bytes,
+		};
+		ret->pass_ns_disk = slower(ret->pass_ns_disk, x->pass_ns_disk);
+		memory = slower(memory, x->pass_ns_memory);
+		compute = slower(compute, x->token_ns_compute);
+	}
+	ret->pass_ns_memory += memory;
+	ret->token_ns_compute += compute;
+}
+
 static void take_plan(const struct fleet_plan *p, const uint32_t *order, struct cluster_plan *ret)
 {
-	ret->stages_count = p->stages_count;
+	ret->stages_count = p->ranks_count;
+	ret->parts = p->stages[0].tp;
 	ret->kv_blocks = p->kv_blocks;
 	ret->passes = p->full.micro_batches;
 	ret->tokens_per_s_one = p->one.tokens_per_s;
 	ret->tokens_per_s_full = p->full.tokens_per_s;
-	for (uint32_t i = 0; i < p->stages_count; i++) {
-		const struct fleet_rank *r = &p->ranks[p->stages[i].first_rank];
-		const struct topology_plan *s = &r->share;
-		ret->stages[i] = (struct cluster_plan_stage){
-			.node = order[r->device],
-			.slice = {p->stages[i].first_layer, p->stages[i].layers, 0, 1},
-			.weights_bytes = s->weights_bytes,
-			.kv_bytes = p->kv_blocks * r->kv_block_bytes,
-			.workspace_bytes = s->workspace_bytes,
-			.hot_bytes = s->hot_bytes,
-			.cold_bytes = s->cold_bytes,
-		};
-		/* Drives work at the same time; memory and compute of one stream do so one after the other. */
-		ret->pass_ns_disk = s->pass_ns_disk > ret->pass_ns_disk ? s->pass_ns_disk : ret->pass_ns_disk;
-		ret->pass_ns_memory += s->pass_ns_memory;
-		ret->token_ns_compute += s->token_ns_compute;
-	}
+	for (uint32_t i = 0; i < p->stages_count; i++)
+		take_stage(p, &p->stages[i], order, ret);
 }
 
 static void fill_input(
@@ -195,19 +212,37 @@ static void fill_input(
 						     : (struct fleet_link){LINK_LATENCY_NS, LINK_BYTES_PER_S},
 		.objective = FLEET_OBJECTIVE_FULL,
 		.sequences = f->entry->rank.sequences,
-		.tp_most = 1,
 	};
+	fleet_map_find(f->entry->server->config.cluster.device_map, &ret_input->map);
 }
 
+/* As many ranks in a stage as compute.tensor says; where there are not so many nodes, fewer are better than none. The other maps are
+ * of whole layers, unless it says how many share them. */
 static int build(struct server_fleet *f, const struct fleet_device *devices, uint32_t count,
-	struct fleet_plan *ret_plan, struct base_error *e)
+	struct fleet_device *ret_planned, struct fleet_plan *ret_plan, struct base_error *e)
 {
-	const char *map = f->entry->server->config.cluster.device_map;
+	uint32_t wanted = f->entry->server->config.compute.tensor;
+	struct base_error why;
 	struct fleet_input in;
 	fill_input(f, devices, count, &in);
-	int status = fleet_map_find(map, &in.map);
-	return status ? base_error_set(e, status, "cluster.device_map: %s is none", map)
-		      : fleet_plan_build(&in, ret_plan, e);
+	in.tp_least = in.tp_most = wanted || in.map == FLEET_MAP_AUTO ? wanted : 1;
+	int status = fleet_plan_build_even(&in, ret_planned, ret_plan, &why);
+	if (status == -ENOMEM && wanted > 1) {
+		if (!f->told_tensor)
+			server_emit_event(
+				f->entry->server, "warning", "fewer_parts", f->entry->info->name, why.message);
+		f->told_tensor = true;
+		in.tp_least = 1;
+		in.tp_most = in.map == FLEET_MAP_AUTO ? wanted - 1 : 1;
+		status = fleet_plan_build_even(&in, ret_planned, ret_plan, &why);
+	} else if (!status) {
+		f->told_tensor = false;
+	}
+	if (status && e)
+		*e = why;
+	if (status == -EINVAL && wanted > 1)
+		base_error_prefix(e, "compute.tensor");
+	return status;
 }
 
 /* Lock held. */
@@ -246,7 +281,6 @@ static int summarise(struct server_fleet *f, const struct fleet_device *devices,
 	size_t bytes = 0;
 	struct fleet_input in;
 	fill_input(f, devices, count, &in);
-	fleet_map_find(f->entry->server->config.cluster.device_map, &in.map);
 	FILE *out = s ? open_memstream(&text, &bytes) : NULL;
 	if (!out)
 		return base_error_set(e, -ENOMEM, "no memory for a plan");
@@ -297,17 +331,17 @@ static int set_context(struct server_fleet *f, uint32_t context, struct base_err
 }
 
 static int plan_for(struct server_fleet *f, const struct fleet_device *devices, uint32_t count,
-	struct fleet_plan *ret_plan, struct base_error *e)
+	struct fleet_device *ret_planned, struct fleet_plan *ret_plan, struct base_error *e)
 {
 	struct server_entry *x = f->entry;
 	struct base_error later;
-	int status = build(f, devices, count, ret_plan, e);
+	int status = build(f, devices, count, ret_planned, ret_plan, e);
 	/* Only the first plan may choose the context: requests count on it later. */
 	while (status == -ENOMEM && !f->context_fixed && !x->server->config.scheduler.context_tokens &&
 		x->rank.context_tokens / 2 >= SERVER_MIN_AUTO_CONTEXT) {
 		status = set_context(f, x->rank.context_tokens / 2, e);
 		if (!status)
-			status = build(f, devices, count, ret_plan, &later);
+			status = build(f, devices, count, ret_planned, ret_plan, &later);
 	}
 	return status;
 }
@@ -347,7 +381,8 @@ static uint32_t leave_out(
 static int plan_alone(
 	struct server_fleet *f, const struct cluster_view *view, struct cluster_plan *ret_plan, struct base_error *e)
 {
-	_cleanup_free_ struct fleet_device *devices = calloc(view->count + 1, sizeof *devices);
+	_cleanup_free_ struct fleet_device *devices = calloc(2 * (view->count + 1), sizeof *devices);
+	struct fleet_device *planned = devices + view->count + 1;
 	struct fleet_plan p = {0};
 	uint64_t others = 0;
 	uint32_t order[CLUSTER_MAX_NODES], used = order_nodes(f, view, order);
@@ -357,12 +392,12 @@ static int plan_alone(
 	for (uint32_t i = 0; i < view->count; i++)
 		others += fill_device(f, &view->nodes[order[i]], &devices[i]);
 	uint32_t n = leave_out(f, devices, order, used, view->count);
-	int status = plan_for(f, devices, n, &p, e);
+	int status = plan_for(f, devices, n, planned, &p, e);
 	if (status == -ENOMEM && others)
 		base_error_prefix(e, "beside the models that are loaded");
 	if (!status) {
 		take_plan(&p, order, ret_plan);
-		status = summarise(f, devices, n, &p, ret_plan, e);
+		status = summarise(f, planned, n, &p, ret_plan, e);
 	}
 	fleet_plan_finish(&p);
 	if (status)
@@ -431,11 +466,11 @@ static int connect_group(struct server_fleet *f, struct link_group **ret_group, 
 	char address[CLUSTER_MAX_MEMBERS][CLUSTER_RESOLVED_BYTES];
 	struct link_rendezvous_member list[CLUSTER_MAX_MEMBERS];
 	struct link_rendezvous_group r = {
-		.epoch = g->epoch, .members = g->stages + 1, .list = list, .refused = on_refused, .context = f};
+		.epoch = g->epoch, .members = g->ranks + 1, .list = list, .refused = on_refused, .context = f};
 	int fds[LINK_MAX_MEMBERS];
 	uint64_t deadline = base_clock_now_ns() + CONNECT_NS;
 	memcpy(r.secret, g->secret, sizeof r.secret);
-	for (uint32_t i = 0; i <= g->stages; i++) {
+	for (uint32_t i = 0; i <= g->ranks; i++) {
 		int status = cluster_resolve(g->members[i].host, address[i], e);
 		if (status)
 			return status;
@@ -446,20 +481,20 @@ static int connect_group(struct server_fleet *f, struct link_group **ret_group, 
 		return status;
 	size_t rows = (size_t)f->entry->rank.batch_tokens * f->entry->program->config.width * sizeof(float);
 	status = link_ucx_ops.create(
-		fds, g->stages + 1, 0, g->epoch, rows > RING_BYTES ? rows : RING_BYTES, deadline, ret_group, e);
-	for (uint32_t i = 0; status && i <= g->stages; i++) {
+		fds, g->ranks + 1, 0, g->epoch, rows > RING_BYTES ? rows : RING_BYTES, deadline, ret_group, e);
+	for (uint32_t i = 0; status && i <= g->ranks; i++) {
 		if (fds[i] >= 0)
 			close(fds[i]);
 	}
 	return status;
 }
 
-static void fill_assign(struct server_fleet *f, uint32_t stage)
+static void fill_assign(struct server_fleet *f, uint32_t rank)
 {
-	const struct cluster_plan_stage *p = &f->group.plan.stages[stage];
-	const struct cluster_prepared *n = &f->group.prepared[stage];
-	struct rank_config *r = &f->assign[stage].config;
-	f->assign[stage] = (struct rank_assign){.config = f->entry->rank};
+	const struct cluster_plan_stage *p = &f->group.plan.stages[rank];
+	const struct cluster_prepared *n = &f->group.prepared[rank];
+	struct rank_config *r = &f->assign[rank].config;
+	f->assign[rank] = (struct rank_assign){.config = f->entry->rank};
 	r->slice = (struct pack_slice){p->slice.first_layer, p->slice.layers, p->slice.tp_rank, p->slice.tp_size};
 	_Static_assert(sizeof r->store_directory == CLUSTER_PATH_BYTES && sizeof r->model_path == CLUSTER_PATH_BYTES);
 	memcpy(r->store_directory, n->store_directory, sizeof r->store_directory);
@@ -478,7 +513,7 @@ static void started(struct server_fleet *f)
 	struct server_entry *x = f->entry;
 	pthread_mutex_lock(&x->server->lock);
 	memset(x->running, 0, sizeof x->running);
-	for (uint32_t i = 0; i < f->group.stages; i++)
+	for (uint32_t i = 0; i < f->group.ranks; i++)
 		hold(f, &x->running[i], f->group.node[i], &f->group.plan.stages[i]);
 	pthread_mutex_unlock(&x->server->lock);
 }
@@ -487,7 +522,7 @@ static void connected(struct server_fleet *f)
 {
 	struct server_entry *x = f->entry;
 	pthread_mutex_lock(&x->server->lock);
-	for (uint32_t i = 0; i < f->group.stages; i++)
+	for (uint32_t i = 0; i < f->group.ranks; i++)
 		memcpy(x->info->node[i], f->group.node[i], sizeof x->info->node[i]);
 	if (f->next.number == f->group.plan.number) // else a newer one follows soon
 		show(f);
@@ -520,12 +555,12 @@ static int gather(void *context, struct engine_gathered *ret_gathered, struct ba
 		base_error_prefix(e, "epoch %llu", (unsigned long long)f->group.epoch);
 		return status == -EAGAIN || status == -EHOSTDOWN ? -ECONNRESET : status;
 	}
-	for (uint32_t i = 0; i < f->group.stages; i++)
+	for (uint32_t i = 0; i < f->group.ranks; i++)
 		fill_assign(f, i);
 	connected(f);
 	ret_gathered->epoch = f->group.epoch;
 	ret_gathered->stages = f->group.stages;
-	ret_gathered->parts = 1;
+	ret_gathered->parts = f->group.parts;
 	ret_gathered->passes = p->passes;
 	ret_gathered->assign = f->assign;
 	ret_gathered->bound_pass_ns_disk = p->pass_ns_disk;

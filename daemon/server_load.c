@@ -206,15 +206,22 @@ uint64_t server_process_bytes(const struct server_entry *x)
 	return DAEMON_BYTES + RANK_BYTES + x->program->config.vocab * TOKEN_BYTES;
 }
 
+/* On this host. */
+static uint32_t parts_of(const struct server_entry *x)
+{
+	uint32_t tensor = x->server->config.compute.tensor;
+	return tensor && !x->server->coordinator ? tensor : 1;
+}
+
 static uint32_t ranks_of(const struct server_entry *x)
 {
-	return x->server->config.compute.stages * x->server->config.compute.tensor;
+	return x->server->config.compute.stages * parts_of(x);
 }
 
 static struct pack_slice rank_slice(const struct server_entry *x, uint32_t rank)
 {
 	uint32_t stages = x->server->config.compute.stages, layers = x->program->config.layers;
-	uint32_t parts = x->server->config.compute.tensor, stage = rank / parts;
+	uint32_t parts = parts_of(x), stage = rank / parts;
 	uint32_t first = (uint32_t)((uint64_t)layers * stage / stages),
 		 end = (uint32_t)((uint64_t)layers * (stage + 1) / stages);
 	return (struct pack_slice){
@@ -224,6 +231,7 @@ static struct pack_slice rank_slice(const struct server_entry *x, uint32_t rank)
 static int check_ranks(const struct server_entry *x, struct base_error *e)
 {
 	uint32_t stages = x->server->config.compute.stages, parts = x->server->config.compute.tensor;
+	parts = parts ? parts : 1; // in a cluster, too
 	if (stages > x->program->config.layers)
 		return base_error_set(
 			e, -EINVAL, "compute.stages is %u, the model has %u layers", stages, x->program->config.layers);
@@ -469,7 +477,7 @@ static int on_pack_progress(void *context, enum pack_phase phase, uint64_t done_
 {
 	struct server_entry *x = context;
 	enum server_phase p = phase == PACK_PHASE_DIGEST ? SERVER_PHASE_DIGEST : SERVER_PHASE_PACK;
-	uint64_t parts = p == SERVER_PHASE_PACK ? x->server->config.compute.tensor : 1; // about the same for each
+	uint64_t parts = p == SERVER_PHASE_PACK ? parts_of(x) : 1; // about the same for each
 	pthread_mutex_lock(&x->server->lock);
 	bool stop = x->unload || x->server->stop, changed = x->info->phase != p;
 	x->info->done_bytes = done_bytes + (parts > 1 ? x->packing_part * total_bytes : 0);
@@ -494,7 +502,7 @@ static int pack(struct server_entry *x, const uint8_t *repair, struct pack_resul
 	};
 	uint64_t written = 0, reused = 0;
 	struct pack_result repaired = {0}; // of the parts before
-	c.slice.tp_size = x->server->config.compute.tensor;
+	c.slice.tp_size = parts_of(x);
 	for (uint32_t part = 0; part < c.slice.tp_size; part++) {
 		c.slice.tp_rank = x->packing_part = part;
 		int status = pack_model(x->gguf, x->program, &c, ret_result, e);
@@ -642,7 +650,7 @@ static int start_engine(struct server_entry *x, const char *directory, struct ba
 	*g = (struct engine_config){
 		.model_name = x->info->name,
 		.stages = c->compute.stages,
-		.parts = c->compute.tensor,
+		.parts = parts_of(x),
 		.tokenizer = x->tokenizer,
 		.max_waiting = c->scheduler.max_waiting,
 		.max_waiting_bytes = c->scheduler.max_waiting_memory_bytes,
@@ -667,7 +675,7 @@ static int start_engine(struct server_entry *x, const char *directory, struct ba
 	} else {
 		for (uint32_t i = 0; i < ranks_of(x); i++)
 			fill_assign(x, directory, i, &g->assign[i].config);
-		status = supervisor_create(s->rank_path, c->compute.stages, c->compute.tensor, s->log, &supervisor);
+		status = supervisor_create(s->rank_path, c->compute.stages, parts_of(x), s->log, &supervisor);
 		if (status)
 			return base_error_set(e, status, "no memory");
 		g->starter = supervisor_starter(supervisor);

@@ -364,6 +364,7 @@ int supervisor_start_linked(struct supervisor *s, uint32_t rank, const struct su
 	fds[TO_THAWD] = sockets->coordinator;
 	fds[TO_PREVIOUS] = sockets->previous;
 	fds[TO_NEXT] = sockets->next;
+	memcpy(fds + TO_PARTS, sockets->parts, s->parts * sizeof *fds);
 	int status = check_free(s, rank, e);
 	return status ? status : spawn(s, rank, fds, link, e);
 }

@@ -30,6 +30,7 @@ struct engine_starter supervisor_starter(struct supervisor *s);
  * engine that is to use them. The thread that calls it has to live as long as the rank: ranks die with it. */
 struct supervisor_sockets {
 	int coordinator, previous, next;
+	int parts[ENGINE_MAX_RANKS]; // (parts): of the same stage; -1 at its own
 };
 int supervisor_start_linked(struct supervisor *s, uint32_t rank, const struct supervisor_sockets *sockets,
 	const char *link, struct base_error *e);

@@ -75,7 +75,7 @@ const char *cluster_node_state_name(enum cluster_node_state s);
 struct cluster_node_work { // one part of a model
 	char model[CLUSTER_MODEL_BYTES];
 	struct cluster_slice slice;
-	uint32_t stage;
+	uint32_t stage; // its part is in slice
 	char phase[16]; // digest, pack, prepared, running
 	uint64_t done_bytes, total_bytes;
 };
@@ -138,8 +138,10 @@ struct cluster_plan_stage {
 
 struct cluster_plan {
 	uint64_t number; // plan()'s own, to know it again
-	struct cluster_plan_stage stages[CLUSTER_MAX_STAGES];
+	struct cluster_plan_stage
+		stages[CLUSTER_MAX_STAGES]; // one for each rank: all parts of a stage, then the next one's
 	uint32_t stages_count;
+	uint32_t parts; // ranks of every stage; 0 is 1
 	uint32_t kv_blocks;
 	uint32_t passes; // in flight, of a full batch
 	double pass_ns_disk, pass_ns_memory, token_ns_compute; // parts of the bound
@@ -148,7 +150,7 @@ struct cluster_plan {
 
 struct cluster_group { // what a group is, and how its members connect; large: not on the stack
 	uint64_t epoch;
-	uint32_t stages;
+	uint32_t stages, parts, ranks; // ranks: stages * parts, in the order of the plan
 	char node[CLUSTER_MAX_STAGES][CLUSTER_NAME_BYTES];
 	struct cluster_plan plan;
 	struct cluster_prepared prepared[CLUSTER_MAX_STAGES];

@@ -232,13 +232,19 @@ static void take_snapshot(struct cluster_fleet *f, struct snapshot *s)
 	}
 }
 
+static uint32_t parts_of(const struct cluster_plan *p)
+{
+	return p->parts ? p->parts : 1;
+}
+
 static int take_plan(
 	struct cluster_fleet *f, const struct snapshot *s, const struct cluster_plan *p, struct base_error *e)
 {
 	struct fleet_try *t = &f->coming;
 	*t = (struct fleet_try){0};
-	if (!p->stages_count || p->stages_count > CLUSTER_MAX_STAGES)
-		return base_error_set(e, -EPROTO, "a plan of %u stages, 1 to %u", p->stages_count, CLUSTER_MAX_STAGES);
+	if (!p->stages_count || p->stages_count > CLUSTER_MAX_STAGES || p->stages_count % parts_of(p))
+		return base_error_set(e, -EPROTO, "a plan of %u ranks, %u of each stage, 1 to %u", p->stages_count,
+			parts_of(p), CLUSTER_MAX_STAGES);
 	for (uint32_t i = 0; i < p->stages_count; i++) {
 		if (p->stages[i].node >= s->view.count)
 			return base_error_set(
@@ -398,14 +404,18 @@ static int raise_epoch(struct cluster_fleet *f, uint64_t *ret_epoch, struct base
 static int send_starts(struct cluster_fleet *f, uint64_t epoch, struct cluster_group *g, struct base_error *e)
 {
 	struct fleet_try *t = &f->coming;
-	struct cluster_start s = {.epoch = epoch, .stages = t->parts, .members_count = t->parts + 1};
+	uint32_t parts = parts_of(&t->plan);
+	struct cluster_start s = {
+		.epoch = epoch, .stages = t->parts / parts, .parts = parts, .members_count = t->parts + 1};
 	if (f->state != FLEET_PREPARED)
 		return base_error_set(e, -EAGAIN, "a node was lost meanwhile");
 	if (getrandom(g->secret, sizeof g->secret, 0) != (ssize_t)sizeof g->secret)
 		return base_error_set(e, -EIO, "no random bytes");
 	memcpy(s.secret, g->secret, sizeof s.secret);
 	g->epoch = epoch;
-	g->stages = t->parts;
+	g->stages = s.stages;
+	g->parts = parts;
+	g->ranks = t->parts;
 	for (uint32_t i = 0; i < t->parts; i++) {
 		memcpy(g->members[1 + i].host, t->part[i].node->facts->address, sizeof g->members[0].host);
 		g->members[1 + i].port = (uint16_t)t->part[i].prepared.port;
@@ -425,7 +435,8 @@ static int send_starts(struct cluster_fleet *f, uint64_t epoch, struct cluster_g
 		struct fleet_part *p = &f->running.part[i];
 		size_t bytes = 0;
 		s.assignment = p->assignment;
-		s.stage = i;
+		s.stage = i / parts;
+		s.part = i % parts;
 		snprintf(p->phase, sizeof p->phase, "running");
 		uint8_t *data = cluster_pack_start(&s, &bytes);
 		if (p->node->session)
@@ -778,8 +789,10 @@ static void describe_try(const struct cluster_fleet *f, const struct fleet_try *
 		if (p->node != n)
 			continue;
 		struct cluster_node_work *w = &i->work[i->work_count++];
-		*w = (struct cluster_node_work){
-			.slice = p->slice, .stage = k, .done_bytes = p->done_bytes, .total_bytes = p->total_bytes};
+		*w = (struct cluster_node_work){.slice = p->slice,
+			.stage = k / parts_of(&t->plan),
+			.done_bytes = p->done_bytes,
+			.total_bytes = p->total_bytes};
 		memcpy(w->model, f->model, sizeof w->model);
 		memcpy(w->phase, p->phase, sizeof w->phase);
 	}

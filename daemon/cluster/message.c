@@ -235,11 +235,16 @@ int cluster_read_start(const Thaw__Node__V1__Start *m, struct cluster_start *ret
 	ret->epoch = m->epoch;
 	ret->stage = m->stage;
 	ret->stages = m->stages;
+	ret->part = m->part;
+	ret->parts = m->parts;
 	if (!m->epoch || !m->stages || m->stages >= CLUSTER_MAX_MEMBERS || m->stage >= m->stages)
 		return base_error_set(e, -EBADMSG, "stage: %u of %u in epoch %llu", m->stage, m->stages,
 			(unsigned long long)m->epoch);
-	if (m->n_members != m->stages + 1)
-		return base_error_set(e, -EBADMSG, "members: %zu for %u stages", m->n_members, m->stages);
+	if (!m->parts || m->parts > (CLUSTER_MAX_MEMBERS - 1) / m->stages || m->part >= m->parts)
+		return base_error_set(e, -EBADMSG, "part: %u of %u in %u stages", m->part, m->parts, m->stages);
+	if (m->n_members != m->stages * m->parts + 1)
+		return base_error_set(
+			e, -EBADMSG, "members: %zu for %u stages of %u", m->n_members, m->stages, m->parts);
 	ret->members_count = (uint32_t)m->n_members;
 	for (size_t i = 0; i < m->n_members; i++) {
 		int status = take_member(m->members[i], &ret->members[i], e);
@@ -442,6 +447,8 @@ uint8_t *cluster_pack_start(const struct cluster_start *s, size_t *ret_bytes)
 	x.epoch = s->epoch;
 	x.stage = s->stage;
 	x.stages = s->stages;
+	x.part = s->part;
+	x.parts = s->parts;
 	x.n_members = s->members_count;
 	x.members = list;
 	x.secret = (ProtobufCBinaryData){CLUSTER_SECRET_BYTES, (uint8_t *)s->secret};

@@ -79,8 +79,8 @@ struct cluster_member {
 
 struct cluster_start {
 	uint64_t assignment, epoch;
-	uint32_t stage, stages;
-	struct cluster_member members[CLUSTER_MAX_MEMBERS];
+	uint32_t stage, stages, part, parts;
+	struct cluster_member members[CLUSTER_MAX_MEMBERS]; // 0: the coordinator; rank_member() of shard/rank/message.h
 	uint32_t members_count;
 	uint8_t secret[CLUSTER_SECRET_BYTES];
 };

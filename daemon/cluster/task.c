@@ -14,6 +14,7 @@
 #include "daemon/cluster/resolve.h"
 #include "daemon/cluster/worker_internal.h"
 #include "shard/link/rendezvous.h"
+#include "shard/rank/message.h"
 
 #define CONNECT_NS (20 * BASE_NS_PER_SECOND)
 #define OLD_RANK_NS (7 * BASE_NS_PER_SECOND) // for the rank of the plan before to give its memory back
@@ -116,7 +117,7 @@ static int connect_group(struct cluster_task *t, const struct cluster_start *s, 
 	struct link_rendezvous_member list[CLUSTER_MAX_MEMBERS];
 	struct link_rendezvous_group g = {.epoch = s->epoch,
 		.members = s->members_count,
-		.me = 1 + s->stage,
+		.me = rank_member(s->stage, s->part, s->parts),
 		.list = list,
 		.refused = on_refused,
 		.context = t};
@@ -146,15 +147,16 @@ static int start(struct cluster_task *t, struct base_error *e)
 		status = connect_group(t, s, fds, e);
 	if (status)
 		return status;
-	uint32_t me = 1 + s->stage;
-	const struct supervisor_sockets sockets = {.coordinator = fds[0],
-		.previous = s->stage ? fds[me - 1] : -1,
-		.next = s->stage + 1 < s->stages ? fds[me + 1] : -1};
-	status = supervisor_create(w->config.rank_path, s->stages, 1, w->config.log, &supervisor);
+	uint32_t me = rank_member(s->stage, s->part, s->parts);
+	struct supervisor_sockets sockets = {.coordinator = fds[0],
+		.previous = s->stage ? fds[me - s->parts] : -1,
+		.next = s->stage + 1 < s->stages ? fds[me + s->parts] : -1};
+	memcpy(sockets.parts, fds + me - s->part, s->parts * sizeof *fds);
+	status = supervisor_create(w->config.rank_path, s->stages, s->parts, w->config.log, &supervisor);
 	if (status)
 		base_error_set(e, status, "no memory for a rank");
 	else
-		status = supervisor_start_linked(supervisor, s->stage, &sockets, "ucx", e);
+		status = supervisor_start_linked(supervisor, me - 1, &sockets, "ucx", e);
 	for (uint32_t i = 0; i < s->members_count; i++) {
 		if (fds[i] >= 0)
 			close(fds[i]);
@@ -187,13 +189,14 @@ static bool wait_for_start(struct cluster_task *t)
 
 static void watch(struct cluster_task *t)
 {
+	uint32_t rank = rank_member(t->start.stage, t->start.part, t->start.parts) - 1;
 	struct pollfd p[] = {{.fd = t->cancel_fd, .events = POLLIN},
-		{.fd = supervisor_pidfd(t->supervisor, t->start.stage), .events = POLLIN}};
+		{.fd = supervisor_pidfd(t->supervisor, rank), .events = POLLIN}};
 	char text[CLUSTER_TEXT_BYTES];
 	while (!atomic_load(&t->release)) {
 		if (poll(p, 2, -1) < 0 || !p[1].revents)
 			continue;
-		if (supervisor_ended(t->supervisor, t->start.stage, text, sizeof text)) {
+		if (supervisor_ended(t->supervisor, rank, text, sizeof text)) {
 			p[1].fd = -1;
 			pthread_mutex_lock(&t->worker->lock);
 			snprintf(t->text, sizeof t->text, "its rank %.200s", text);
@@ -203,7 +206,7 @@ static void watch(struct cluster_task *t)
 			poll(p, 1, NOT_REAPED_MS);
 		}
 	}
-	supervisor_stop(t->supervisor, t->start.stage);
+	supervisor_stop(t->supervisor, rank);
 }
 
 static void *task_thread(void *argument)

@@ -21,6 +21,9 @@ static void describe_work(const Thaw__Admin__V1__Node *n, char *out, size_t room
 		bool busy = strcmp(w->phase, "running") != 0;
 		at += (size_t)snprintf(out + at, room - at, "%s%s %" PRIu32 "-%" PRIu32, at ? ", " : "", w->model,
 			w->first_layer, w->layers ? w->first_layer + w->layers - 1 : w->first_layer);
+		if (w->tp_size > 1 && at < room - 1)
+			at += (size_t)snprintf(
+				out + at, room - at, " part %" PRIu32 "/%" PRIu32, w->tp_rank, w->tp_size);
 		if (busy && w->total_bytes && at < room - 1)
 			at += (size_t)snprintf(out + at, room - at, " (%s %.0f %%)", w->phase,
 				100.0 * (double)w->done_bytes / (double)w->total_bytes);

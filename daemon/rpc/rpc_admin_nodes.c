@@ -80,6 +80,8 @@ static void show_node(const struct cluster_node_info *i, uint64_t now, struct sh
 		w->stage = i->work[k].stage;
 		w->first_layer = i->work[k].slice.first_layer;
 		w->layers = i->work[k].slice.layers;
+		w->tp_rank = i->work[k].slice.tp_rank;
+		w->tp_size = i->work[k].slice.tp_size;
 		w->phase = (char *)i->work[k].phase;
 		w->done_bytes = i->work[k].done_bytes;
 		w->total_bytes = i->work[k].total_bytes;

@@ -17,6 +17,7 @@
 #define PULL_PIECES 64 // then other peers and deadlines have their turn
 #define KICK_ID LINK_MAX_MEMBERS // in the epoll set, where peers have their numbers
 #define ENGINE_ID (LINK_MAX_MEMBERS + 1)
+#define FLUSH_MS 10 // between two looks: no engine says when a socket has room again
 #define EXCHANGE_MEMBERS 4u // allreduce: up to here everybody sends everything to everybody
 
 // ---- queues and ends of requests
@@ -686,6 +687,23 @@ int link_core_allreduce(struct link_group *group, float *x, size_t count, uint64
 		done += n;
 	}
 	return 0;
+}
+
+int link_core_flush(struct link_group *group, uint64_t deadline_ns)
+{
+	struct link_core *c = link_core_of(group);
+	while (c->engine->settled && !link_core_is_dead(c) && !c->engine->settled(c)) {
+		uint64_t now = base_clock_now_ns();
+		if (now >= deadline_ns)
+			return -ETIMEDOUT;
+		if (!move(c) && !link_core_is_dead(c) && c->engine->arm(c)) {
+			int ms = timeout_ms(now, deadline_ns);
+			link_core_poll(c, ms < 0 || ms > FLUSH_MS ? FLUSH_MS : ms);
+		}
+		c->engine->disarm(c);
+		kick(c);
+	}
+	return link_core_is_dead(c) ? -ECONNRESET : 0;
 }
 
 // ---- life

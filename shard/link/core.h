@@ -61,6 +61,7 @@ struct link_core_engine {
 	/* A message's header (or NULL) and n of its bytes, together at most space(). */
 	void (*write)(struct link_core *c, uint32_t peer, const struct link_core_header *h, const void *data, size_t n);
 	bool (*busy)(struct link_core *c, uint32_t peer); // the bytes written last are still being read; may be NULL
+	bool (*settled)(struct link_core *c); // nothing that was written waits in here; NULL: it never does
 	/* No byte of a peer that is gone can come any more. NULL: what it left is all there. */
 	bool (*drained)(struct link_core *c, uint32_t peer);
 	/* From here on whatever moves makes the epoll set readable; false: something has moved meanwhile. */
@@ -136,6 +137,7 @@ void link_core_send(
 void link_core_receive(
 	struct link_group *g, uint32_t from, uint32_t tag, void *data, size_t room_bytes, struct link_request *r);
 int link_core_allreduce(struct link_group *g, float *x, size_t count, uint64_t deadline_ns);
+int link_core_flush(struct link_group *g, uint64_t deadline_ns);
 int link_core_test(struct link_group *g, struct link_request *r);
 int link_core_wait(struct link_group *g, struct link_request *r, uint64_t deadline_ns);
 void link_core_cancel(struct link_group *g, struct link_request *r);

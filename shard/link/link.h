@@ -69,6 +69,9 @@ struct link_ops {
 		struct link_request *r);
 	/* In place: x becomes the sum over all members, added in member order. An error ends the group. */
 	int (*allreduce)(struct link_group *g, float *x, size_t count, uint64_t deadline_ns);
+	/* A send that is complete may still wait inside the engine for a full socket, and moves on with the group's next verb. This
+	 * waits until it does not: for who goes on to wait elsewhere, while the peers wait for it. -ETIMEDOUT, -ECONNRESET. */
+	int (*flush)(struct link_group *g, uint64_t deadline_ns);
 	int (*test)(struct link_group *g, struct link_request *r); // -EINPROGRESS, or its end
 	int (*wait)(
 		struct link_group *g, struct link_request *r, uint64_t deadline_ns); // -ETIMEDOUT leaves it under way

@@ -200,6 +200,23 @@ static bool pump(struct link_core *c)
 	return moved;
 }
 
+static bool settled(struct link_core *c)
+{
+	struct link_ucx_group *g = ucx(c);
+	if (!g->worker)
+		return true;
+	if (!g->flush) {
+		ucp_request_param_t param = {0};
+		g->flush = g->ucp.worker_flush_nbx(g->worker, &param);
+		if (UCS_PTR_IS_ERR(g->flush)) // of an endpoint that is lost, which pump() sees
+			g->flush = NULL;
+	} else if (g->ucp.request_check_status(g->flush) != UCS_INPROGRESS) {
+		g->ucp.request_free(g->flush);
+		g->flush = NULL;
+	}
+	return !g->flush;
+}
+
 static bool arm(struct link_core *c)
 {
 	struct link_ucx_group *g = ucx(c);
@@ -318,6 +335,9 @@ static void stop(struct link_core *c)
 		g->pairs[i].ep = NULL;
 	}
 	progress_until(g, base_clock_now_ns() + STOP_NS, NULL);
+	if (g->flush)
+		g->ucp.request_free(g->flush);
+	g->flush = NULL;
 	if (g->address)
 		g->ucp.worker_release_address(g->worker, g->address);
 	g->address = NULL;
@@ -657,6 +677,7 @@ static const struct link_core_engine engine = {
 	.space = space,
 	.write = write_stream,
 	.busy = is_busy,
+	.settled = settled,
 	.drained = drained,
 	.arm = arm,
 	.disarm = disarm,
@@ -703,6 +724,7 @@ const struct link_ops link_ucx_ops = {
 	.send = link_core_send,
 	.receive = link_core_receive,
 	.allreduce = link_core_allreduce,
+	.flush = link_core_flush,
 	.test = link_core_test,
 	.wait = link_core_wait,
 	.cancel = link_core_cancel,

@@ -98,6 +98,7 @@ struct link_ucx_group {
 	int timer_fd; // ends the wait for what a goodbye promised
 	bool broken; // a peer broke the rules, or UCX failed
 	uint32_t outstanding; // requests of UCX
+	ucs_status_ptr_t flush; // that is under way, or NULL
 	struct link_ucx_pair pairs[LINK_MAX_MEMBERS];
 };
 

@@ -161,6 +161,8 @@ int rank_tensor_sum(struct rank *r, float *x, size_t count, struct base_error *e
 /* True for all members when any refuses. */
 int rank_tensor_agree(struct rank *r, bool refuse, bool *ret_refuse, struct base_error *e);
 int rank_tensor_tails(struct rank *r, struct rank_tail *tail, struct base_error *e);
+/* Before anything else is waited for: the others wait for what was sent here. */
+int rank_tensor_leave(struct rank *r, struct base_error *e);
 /* The rows of logits of all parts to member 0's logits_host. */
 int rank_tensor_gather(struct rank *r, uint32_t rows, struct base_error *e);
 /* Embedding rows where every part has some: zeros for the others' tokens, so that a sum makes them whole. -EBADMSG, -EIO. */

@@ -133,7 +133,7 @@ static int check_arguments(const struct arguments *a)
 		r = -EINVAL;
 	}
 	for (int i = 0; i < a->tensor_fds_count && !r; i++)
-		r = check_socket(&link_local_ops, "part-fd", a->tensor_fds[i], true);
+		r = check_socket(a->link, "part-fd", a->tensor_fds[i], true);
 	return r;
 }
 
@@ -279,7 +279,7 @@ static int connect_parts(const struct arguments *a, uint64_t epoch, struct link_
 	int fds[LINK_MAX_MEMBERS];
 	for (uint32_t i = 0, next = 0; i < a->parts; i++)
 		fds[i] = i == a->part ? -1 : a->tensor_fds[next++];
-	return link_local_ops.create(
+	return a->link->create(
 		fds, a->parts, a->part, epoch, TENSOR_RING_BYTES, base_clock_now_ns() + CONNECT_NS, ret_group, e);
 }
 
@@ -295,7 +295,7 @@ static int serve(const struct arguments *a, struct base_log *log, const _Atomic 
 			(unsigned long long)group->epoch, a->stage, a->stages, a->part, a->parts);
 		r = rank_serve_until(a->link, group, tensor, log, stop, &e);
 	}
-	link_local_ops.close(tensor);
+	a->link->close(tensor);
 	a->link->close(group);
 	if (r == -ECONNRESET)
 		base_log_notice(log, "ends: %s", base_error_text(&e));

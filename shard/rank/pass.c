@@ -406,6 +406,8 @@ static int finish_together(struct walk *k)
 	int status = rank_tensor_tails(k->r, &tail, k->e);
 	if (!status && k->rows)
 		status = rank_tensor_gather(k->r, k->rows, k->e);
+	if (!status)
+		status = rank_tensor_leave(k->r, k->e);
 	if (status)
 		return status;
 	if (!k->failed && tail.status)
@@ -427,6 +429,8 @@ static int agree(struct rank *r, int refused, struct base_error *e)
 		return status;
 	struct rank_tail tail = {.status = refused, .e = why};
 	status = rank_tensor_tails(r, &tail, e);
+	if (!status)
+		status = rank_tensor_leave(r, e);
 	if (status)
 		return status;
 	return base_error_set(e, -EINVAL, "%s", tail.status ? tail.e.message : "another part refused the pass");

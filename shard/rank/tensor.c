@@ -190,6 +190,11 @@ int rank_tensor_tails(struct rank *r, struct rank_tail *tail, struct base_error 
 	return ended(r, status, "end of a pass", e);
 }
 
+int rank_tensor_leave(struct rank *r, struct base_error *e)
+{
+	return ended(r, r->tensor->ops->flush(r->tensor, deadline(r)), "end of a pass", e);
+}
+
 // Row by row, so that each one lands where it belongs.
 int rank_tensor_gather(struct rank *r, uint32_t rows, struct base_error *e)
 {

@@ -59,15 +59,15 @@ class Cluster:
         self.nodes.append(d)
         return d
 
-    def start(self, count, *sets, model=None, hidden=False):
+    def start(self, count, *sets, model=None, hidden=False, coordinator=()):
         """Node a, then b and c, ... that join it; waits until the model is served over all of them."""
-        a = self.node("a", f"cluster.nodes={count}", *sets)
+        a = self.node("a", f"cluster.nodes={count}", *sets, *coordinator)
         if hidden:
             self.hide_model(a.make_model())
         else:
             a.sets.append(f"models.0.path={model or a.make_model()}")
         for i in range(1, count + (self.role == "coordinator")):
-            self.node("abcd"[i], *sets)
+            self.node("abcdefg"[i], *sets)
         for d in self.nodes:
             d.start(env={"UCX_TLS": "tcp,self"} if self.hosts else None)
         return a.wait_ready()
@@ -161,6 +161,47 @@ class Fleet(unittest.TestCase):
             self.assertEqual(len(c.working()), count)
             self.assertEqual(a.generate("The capital of France is", 24), want)
             c.close()
+
+    @unittest.skipIf(netns.why_not(), netns.why_not())
+    def test_parts_over_hosts(self):
+        """Two hosts (namespaces) share every layer: the tokens of two parts on one host, also when a part dies in 8 streams; when its
+        host does, no request is lost."""
+        want = self.eight(self.alone("memory.weights=16MiB", "compute.tensor=2"), 30)
+        hosts = netns.Hosts(2)
+        self.addCleanup(hosts.close)
+        c = self.cluster("both", hosts)
+        a = c.start(2, coordinator=["compute.tensor=2"])
+        b = c.nodes[1]
+        shards = json.loads(a.ctl("placement").stdout)["placements"][0]["shards"]
+        self.assertEqual([(s["stage"], s["tp_rank"], s["node"]) for s in shards], [(0, 0, "a"), (0, 1, "b")])
+        self.assertIn("part 1/2", a.ctl("nodes", json_output=False).stdout)
+        rank = b.ranks()[0]
+        self.assertEqual(self.eight(a, 30, lambda: os.kill(rank, signal.SIGKILL)), want)
+        self.assertEqual(c.working(), {"a", "b"})
+        self.assertEqual([len(t) for t in self.eight(a, 30, b.process.kill)], [30] * 8)
+        self.assertEqual(c.working(), {"a"})
+        self.assertIn("event=fewer_parts", a.log())
+
+    @unittest.skipUnless(MODEL and os.environ.get("THAW_TEST_LONG"), "THAW_TEST_MODEL and THAW_TEST_LONG are not set")
+    @unittest.skipIf(netns.why_not(), netns.why_not())
+    def test_parts_of_the_real_model(self):
+        """SmolLM2 with 3 parts over 3 hosts and with 2 stages of 3 over 6: the tokens of 3 parts on one host, each time. 2 parts are refused."""
+        real = ["compute.backend=cpu", "memory.kv=32MiB"]
+        alone = ["memory.weights=200MiB", "memory.kv=96MiB", "compute.tensor=3"]
+        want = self.alone(*real, *alone, model=MODEL).generate("The capital of France is", 24)
+        for count in (3, 6):
+            hosts = netns.Hosts(count)
+            self.addCleanup(hosts.close)
+            c = self.cluster("both", hosts)
+            a = c.start(count, *real, "memory.weights=64MiB", model=MODEL, coordinator=["compute.tensor=3"])
+            self.assertEqual(len(c.working()), count)
+            for _ in range(5):
+                self.assertEqual(a.generate("The capital of France is", 24), want)
+            c.close()
+        c = self.cluster()
+        a = c.node("a", "compute.tensor=2", f"models.0.path={MODEL}").start()
+        wait_for("the refusal", lambda: "compute.tensor: 2 ranks in a stage: its 9 heads share 3 KV heads, which do not divide by 2"
+                 in a.log())
 
     def test_kill_of_a_worker(self):
         """kill -9 of a worker's thawd, and of a rank, in 8 streams: no request lost, no token changed; it comes back and is used."""

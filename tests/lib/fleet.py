@@ -157,16 +157,19 @@ class Fleet:
         # A socket's path must be short: it is not in the data folder.
         return Daemon(["compute.backend=cpu", f"store.path={self.path(host)}/store", *sets])
 
-    def pack(self):
-        """All layers of the model in the store of every host."""
+    def pack(self, parts=1):
+        """All layers of the model in the store of every host, in so many parts."""
         packed = os.path.join(self.folder, "packed")
-        if not glob.glob(packed + "/*/model.json"):  # written last
-            d = Daemon(["compute.backend=cpu", f"store.path={packed}", f"models.0.path={self.model}"])
+        done = os.path.join(packed, f"parts-{parts}")
+        if not os.path.exists(done):
+            d = Daemon(["compute.backend=cpu", f"store.path={packed}", f"models.0.path={self.model}", f"compute.tensor={parts}"])
             try:
                 d.start().wait_ready(600)
                 d.stop()
             finally:
                 d.close()
+            with open(done, "w", encoding="utf-8"):
+                pass
         for host in range(self.count):
             for f in glob.glob(packed + "/*/*"):
                 to = os.path.join(self.path(host), "store", os.path.relpath(f, packed))

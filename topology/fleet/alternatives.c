@@ -105,7 +105,8 @@ static void add_tp(const struct fleet_work *f, uint32_t most, struct fleet_plan 
 	uint32_t named = 0, chosen = 1;
 	for (uint32_t i = 0; i < p->stages_count; i++)
 		chosen = p->stages[i].tp > chosen ? p->stages[i].tp : chosen;
-	for (uint32_t t = 2; t <= most && t <= f->in->devices_count && named < TP_NAMED; t++) {
+	for (uint32_t t = f->in->tp_least > 2 ? f->in->tp_least : 2;
+		t <= most && t <= f->in->devices_count && named < TP_NAMED; t++) {
 		char reason[192];
 		if (t == chosen)
 			continue;
@@ -140,7 +141,9 @@ static void add_left_out(const struct fleet_work *f, struct fleet_plan *p)
 	for (uint32_t d = 0; d < f->in->devices_count && named < LEFT_OUT_NAMED && p->left_out_count; d++) {
 		if (is_used(p, d))
 			continue;
-		struct fleet_limits limits = {.use = d, .tp_least = 1, .tp_most = FLEET_TP, .quick = true};
+		struct fleet_limits limits = fleet_limits_of(f->in);
+		limits.use = d;
+		limits.quick = true;
 		for (uint32_t i = 0; i < p->ranks_count; i++)
 			limits.use_least += fleet_same_kind(f, p->ranks[i].device, d);
 		struct fleet_alternative *a = add(p, "with %s", f->in->devices[d].name);

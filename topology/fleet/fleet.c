@@ -574,17 +574,17 @@ static int settle(struct fleet_work *f, const struct fleet_limits *limits, struc
 	return r;
 }
 
-static struct fleet_limits no_limits(const struct fleet_input *in)
+struct fleet_limits fleet_limits_of(const struct fleet_input *in)
 {
 	uint32_t most = in->tp_most && in->tp_most < FLEET_TP ? in->tp_most : FLEET_TP;
-	return (struct fleet_limits){.use = FLEET_NONE, .tp_least = 1, .tp_most = most};
+	return (struct fleet_limits){.use = FLEET_NONE, .tp_least = in->tp_least ? in->tp_least : 1, .tp_most = most};
 }
 
 int fleet_plan_build(const struct fleet_input *input, struct fleet_plan *ret_plan, struct base_error *e)
 {
 	struct fleet_work f;
 	struct fleet_plan p = {0};
-	struct fleet_limits limits = no_limits(input);
+	struct fleet_limits limits = fleet_limits_of(input);
 	int r = fleet_work_init(&f, input, e);
 	if (r == 0)
 		r = settle(&f, &limits, &p, e);

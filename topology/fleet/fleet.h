@@ -133,7 +133,8 @@ struct fleet_input {
 	uint32_t entries_count;
 	enum fleet_objective objective;
 	uint32_t sequences; // of a full batch
-	uint32_t tp_most; // ranks of a stage; 0: FLEET_TP, 1: no tensor parallelism
+	uint32_t tp_least; // ranks of a stage, at least; 0: 1. balanced and sequential give every stage so many
+	uint32_t tp_most; // at most; 0: FLEET_TP, 1: no tensor parallelism
 	uint32_t micro_batches_most; // 0: chosen
 	double overhead_ns; // of a pass beside the stages: scheduling, sampling, the way back
 };
@@ -184,6 +185,11 @@ struct fleet_plan {
 /* -ENOMEM: does not fit; e names the bytes short and what would fit. -EINVAL: bad input, by name. */
 int fleet_plan_build(const struct fleet_input *input, struct fleet_plan *ret_plan, struct base_error *e);
 void fleet_plan_finish(struct fleet_plan *p); // half-built and zero are fine
+/* For who runs it with the same number of ranks in every stage: the best plan with tp_least to tp_most of them, -EINVAL if the model
+ * cannot be cut by tp_least. More than one have to bring a fifth. Devices that differ by less than twice may share layers, others
+ * where tp_least needs them, and count with the least that they have; ret_devices (devices_count): as they were planned with, for what is said of the plan. */
+int fleet_plan_build_even(const struct fleet_input *input, struct fleet_device *ret_devices,
+	struct fleet_plan *ret_plan, struct base_error *e);
 
 /* Why a stage of so many ranks is impossible for the model, into reason; true if it is possible. */
 bool fleet_tp_possible(const struct fleet_model *m, uint32_t ranks, char *reason, size_t room);

@@ -82,6 +82,7 @@ struct fleet_limits {
 	bool one_stage;
 	bool quick; // of many kinds: one order is enough
 };
+struct fleet_limits fleet_limits_of(const struct fleet_input *in);
 /* The best placement for f->kv_blocks. -ENOMEM: none fits. ret_stages: (FLEET_STAGES). */
 int fleet_search(const struct fleet_work *f, const struct fleet_limits *limits, struct fleet_cut *ret_stages,
 	struct fleet_found *ret_found);

@@ -234,60 +234,89 @@ int fleet_map_explicit(
 /* ---- balanced and sequential ---- */
 
 // Memory that a device would use with everything hot, and what it has.
-static double fullness(const struct fleet_work *f, uint32_t device, uint32_t first, uint32_t end)
+static double fullness(const struct fleet_work *f, uint32_t device, uint32_t first, uint32_t end, uint32_t tp)
 {
 	struct topology_plan_input in;
-	fleet_share_input(f, device, first, end, 1, f->kv_blocks, &in);
+	fleet_share_input(f, device, first, end, tp, f->kv_blocks, &in);
 	double used = (double)in.weights_all_bytes + (double)in.kv_budget_bytes + (double)in.workspace_bytes;
 	return used / ((double)in.memory_bytes + 1);
 }
 
-// Runs of which none is fuller than most; false if layers are left. Each device gets at least one.
-static bool deal(const struct fleet_work *f, uint32_t devices, double most, struct fleet_cut *stages)
+// A stage is a device, or as many in a row as tp_least says. What is left over is left out.
+static uint32_t ranks_of_stage(const struct fleet_work *f)
+{
+	uint32_t tp = f->in->tp_least > 1 ? f->in->tp_least : 1;
+	return tp < FLEET_TP ? tp : FLEET_TP;
+}
+
+static struct fleet_cut stage_of(const struct fleet_work *f, uint32_t number, uint32_t first, uint32_t end)
+{
+	struct fleet_cut s = {.first = first, .end = end, .tp = ranks_of_stage(f)};
+	for (uint32_t t = 0; t < s.tp; t++)
+		s.devices[t] = number * s.tp + t;
+	return s;
+}
+
+static double fullest(const struct fleet_work *f, const struct fleet_cut *s)
+{
+	double most = 0;
+	for (uint32_t t = 0; t < s->tp; t++) {
+		double x = fullness(f, s->devices[t], s->first, s->end, s->tp);
+		most = x > most ? x : most;
+	}
+	return most;
+}
+
+// Runs of which none is fuller than most; false if layers are left. Each stage gets at least one.
+static bool deal(const struct fleet_work *f, uint32_t count, double most, struct fleet_cut *stages)
 {
 	uint32_t first = 0;
-	for (uint32_t d = 0; d < devices; d++) {
-		uint32_t left = devices - 1 - d, end = first + 1;
-		while (end < f->layers - left && fullness(f, d, first, end + 1) <= most)
-			end++;
-		stages[d] = (struct fleet_cut){.first = first, .end = end, .tp = 1, .devices = {d}};
-		if (fullness(f, d, first, end) > most)
+	for (uint32_t i = 0; i < count; i++) {
+		uint32_t left = count - 1 - i;
+		struct fleet_cut s = stage_of(f, i, first, first + 2);
+		while (s.end <= f->layers - left && fullest(f, &s) <= most)
+			s.end++;
+		s.end--;
+		stages[i] = s;
+		if (fullest(f, &s) > most)
 			return false;
-		first = end;
+		first = s.end;
 	}
 	return first == f->layers;
 }
 
 void fleet_map_balanced(const struct fleet_work *f, struct fleet_cut *ret_stages, uint32_t *ret_count)
 {
-	uint32_t devices = f->in->devices_count < f->layers ? f->in->devices_count : f->layers;
+	uint32_t count = f->in->devices_count / ranks_of_stage(f);
 	double low = 0, high = 1;
-	while (!deal(f, devices, high, ret_stages) && high < 1e18)
+	count = count < f->layers ? count : f->layers;
+	while (!deal(f, count, high, ret_stages) && high < 1e18)
 		high *= 2;
 	for (unsigned i = 0; i < 50; i++) {
 		double middle = (low + high) / 2;
-		if (deal(f, devices, middle, ret_stages))
+		if (deal(f, count, middle, ret_stages))
 			high = middle;
 		else
 			low = middle;
 	}
-	deal(f, devices, high, ret_stages);
-	*ret_count = devices;
+	deal(f, count, high, ret_stages);
+	*ret_count = count;
 }
 
 void fleet_map_sequential(const struct fleet_work *f, struct fleet_cut *ret_stages, uint32_t *ret_count)
 {
-	uint32_t first = 0, count = 0;
-	for (uint32_t d = 0; d < f->in->devices_count && first < f->layers; d++) {
-		uint32_t end = first;
-		while (end < f->layers && fullness(f, d, first, end + 1) <= 1)
-			end++;
-		if (end == first && d + 1 < f->in->devices_count)
+	uint32_t first = 0, count = 0, groups = f->in->devices_count / ranks_of_stage(f);
+	for (uint32_t i = 0; i < groups && first < f->layers; i++) {
+		struct fleet_cut s = stage_of(f, i, first, first + 1);
+		while (s.end <= f->layers && fullest(f, &s) <= 1)
+			s.end++;
+		s.end--;
+		if (s.end == first && i + 1 < groups)
 			continue; // not even one layer
-		if (d + 1 == f->in->devices_count)
-			end = f->layers; // what is left is streamed there
-		ret_stages[count++] = (struct fleet_cut){.first = first, .end = end, .tp = 1, .devices = {d}};
-		first = end;
+		if (i + 1 == groups)
+			s.end = f->layers; // what is left is streamed there
+		ret_stages[count++] = s;
+		first = s.end;
 	}
 	*ret_count = count;
 }

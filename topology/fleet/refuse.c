@@ -41,8 +41,8 @@ static bool fits_with(struct trial *t, uint64_t more, uint32_t context)
 		d->kv_budget_bytes = from->kv_budget_bytes ? from->kv_budget_bytes + more : 0;
 		d->workspace_budget_bytes = from->workspace_budget_bytes ? from->workspace_budget_bytes + more : 0;
 	}
-	uint32_t most = in.tp_most && in.tp_most < FLEET_TP ? in.tp_most : FLEET_TP;
-	struct fleet_limits limits = {.use = FLEET_NONE, .tp_least = 1, .tp_most = most, .quick = true};
+	struct fleet_limits limits = fleet_limits_of(&in);
+	limits.quick = true;
 	struct fleet_found found;
 	if (fleet_search(&f, &limits, t->stages, &found) < 0)
 		return false;

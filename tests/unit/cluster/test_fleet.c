@@ -34,6 +34,7 @@ struct world {
 	struct cluster_fleet *fleet;
 	struct node node[4];
 	uint32_t most; // nodes that the plan uses; 0: all
+	uint32_t parts; // of them in a stage; 0: 1
 	bool too_small;
 	_Atomic uint32_t regathers, broken, plans;
 	char previous[256]; // nodes of the plan before, as plan() saw them
@@ -49,7 +50,7 @@ static void wake(void *context)
 static int plan(void *context, const struct cluster_view *view, struct cluster_plan *ret, struct base_error *e)
 {
 	struct world *w = context;
-	uint32_t n = w->most && w->most < view->count ? w->most : view->count;
+	uint32_t n = w->most && w->most < view->count ? w->most : view->count, parts = w->parts ? w->parts : 1;
 	atomic_fetch_add(&w->plans, 1);
 	w->previous[0] = '\0';
 	for (uint32_t i = 0; view->previous && i < view->previous->stages_count; i++)
@@ -57,9 +58,12 @@ static int plan(void *context, const struct cluster_view *view, struct cluster_p
 	if (w->too_small)
 		return base_error_set(e, -ENOMEM, "1 byte short");
 	ret->stages_count = n;
+	ret->parts = w->parts;
 	for (uint32_t i = 0; i < n; i++) {
-		uint32_t first = LAYERS * i / n, end = LAYERS * (i + 1) / n;
-		ret->stages[i] = (struct cluster_plan_stage){.node = i, .slice = {first, end - first, 0, 1}};
+		uint32_t stage = i / parts, stages = n / parts;
+		uint32_t first = LAYERS * stage / stages, end = LAYERS * (stage + 1) / stages;
+		ret->stages[i] =
+			(struct cluster_plan_stage){.node = i, .slice = {first, end - first, i % parts, parts}};
 	}
 	return 0;
 }
@@ -275,13 +279,22 @@ static void run(struct world *w, const uint32_t *nodes, uint32_t count)
 	}
 	if (gather(w, &e))
 		fail_msg("%s", base_error_text(&e));
-	assert_int_equal(w->group.stages, count);
+	uint32_t parts = w->parts ? w->parts : 1, stages = count / parts;
+	assert_int_equal(w->group.stages, stages);
+	assert_int_equal(w->group.parts, parts);
+	assert_int_equal(w->group.ranks, count);
 	for (uint32_t i = 0; i < count; i++) {
 		struct node *n = &w->node[nodes[i]];
 		read_node(n);
 		assert_int_equal(n->start.epoch, w->group.epoch);
-		assert_int_equal(n->start.stage, i);
-		assert_int_equal(n->slice.first_layer, LAYERS * i / count);
+		assert_int_equal(n->start.stage, i / parts);
+		assert_int_equal(n->start.stages, stages);
+		assert_int_equal(n->start.part, i % parts);
+		assert_int_equal(n->start.parts, parts);
+		assert_int_equal(n->start.members_count, 1 + count);
+		assert_int_equal(n->slice.first_layer, LAYERS * (i / parts) / stages);
+		assert_int_equal(n->slice.tp_rank, i % parts);
+		assert_int_equal(n->slice.tp_size, parts);
 		assert_memory_equal(n->start.secret, w->group.secret, CLUSTER_SECRET_BYTES);
 		assert_string_equal(w->group.node[i], n->name);
 	}
@@ -671,6 +684,46 @@ static void a_coordinator_that_starts_again(void **state)
 	world_destroy(w);
 }
 
+/* Two stages of two parts; one part's node is lost, and what is left is one stage of two parts. */
+static void parts_of_stages(void **state)
+{
+	struct world *w = world_create(4);
+	struct cluster_start s;
+	Thaw__Node__V1__Start bad = THAW__NODE__V1__START__INIT;
+	struct base_error e = {0};
+	w->parts = 2;
+	for (uint32_t i = 0; i < 4; i++)
+		join(w, i);
+	run(w, (uint32_t[]){0, 1, 2, 3}, 4);
+	assert_string_equal(w->group.members[3].host, "10.0.0.2");
+	leave(w, 1);
+	assert_true(cluster_fleet_broken(w->fleet));
+	cluster_fleet_scatter(w->fleet);
+	w->most = 2;
+	run(w, (uint32_t[]){0, 2}, 2);
+	assert_string_equal(w->previous, "n0n1n2n3");
+	assert_int_equal(w->node[3].releases, 0);
+	read_node(&w->node[3]);
+	assert_int_equal(w->node[3].releases, 1);
+	/* A plan that is no rectangle. */
+	leave(w, 0);
+	cluster_fleet_scatter(w->fleet);
+	w->most = 0;
+	w->parts = 2;
+	join(w, 1);
+	assert_int_equal(gather(w, &e), -EPROTO);
+	assert_non_null(strstr(e.message, "3 ranks, 2 of each stage"));
+	/* And messages that are none. */
+	bad.epoch = 1;
+	bad.stages = 9;
+	bad.parts = 2;
+	assert_int_equal(cluster_read_start(&bad, &s, &e), -EBADMSG);
+	bad.stages = bad.part = 2;
+	assert_int_equal(cluster_read_start(&bad, &s, &e), -EBADMSG);
+	assert_string_equal(e.message, "part: 2 of 2 in 2 stages");
+	world_destroy(w);
+}
+
 static void records(void **state)
 {
 	static const char *const bad[] = {"", "[]", "{}", "{\"format\": 2}", "{\"format\": 1, \"cluster\": \"A\"}",
@@ -726,6 +779,7 @@ int main(void)
 		cmocka_unit_test(more_names_than_places),
 		cmocka_unit_test(more_models_than_plans),
 		cmocka_unit_test(a_coordinator_that_starts_again),
+		cmocka_unit_test(parts_of_stages),
 		cmocka_unit_test(records),
 		cmocka_unit_test(one_coordinator_for_a_store),
 	};

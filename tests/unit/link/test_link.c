@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -700,6 +701,64 @@ static void test_random_bytes(void **state)
 	}
 }
 
+/* After a flush nothing waits for the member that sent to call again. The peer does not read before all is sent, and each round sends
+ * one message more, so in one of them the last is accepted with a part of it in a full socket. */
+enum { QUIET_ROUNDS = 120, QUIET_BYTES = 65000 };
+struct quiet {
+	_Atomic int sent, taken; // rounds
+};
+
+static bool reached(const _Atomic int *counter, int round)
+{
+	uint64_t end = SECONDS(20);
+	while (atomic_load(counter) < round && base_clock_now_ns() < end)
+		nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+	return atomic_load(counter) >= round;
+}
+
+static int send_and_be_quiet(struct link_group *g, void *context)
+{
+	static uint8_t data[QUIET_BYTES];
+	struct quiet *q = context;
+	struct link_request r = {0};
+	for (int round = 1; round <= QUIET_ROUNDS; round++) {
+		for (int i = 0; i < round; i++) {
+			ops->send(g, 1, 1, data, sizeof data, &r);
+			if (r.status == -EINPROGRESS)
+				atomic_store(&q->sent, round);
+			CHECK(ops->wait(g, &r, SECONDS(20)) == 0);
+		}
+		atomic_store(&q->sent, round);
+		CHECK(ops->flush(g, SECONDS(20)) == 0);
+		CHECK(reached(&q->taken, round));
+	}
+	return 0;
+}
+
+static int read_late(struct link_group *g, void *context)
+{
+	struct quiet *q = context;
+	struct link_request r;
+	if (g->me == 0)
+		return send_and_be_quiet(g, q);
+	static uint8_t data[QUIET_BYTES];
+	for (int round = 1; round <= QUIET_ROUNDS; round++) {
+		CHECK(reached(&q->sent, round));
+		for (int i = 0; i < round; i++) {
+			ops->receive(g, 0, 1, data, sizeof data, &r);
+			CHECK(ops->wait(g, &r, SECONDS(20)) == 0);
+		}
+		atomic_store(&q->taken, round);
+	}
+	return 0;
+}
+
+static void test_flush(void **state)
+{
+	struct quiet q = {0};
+	run_threads(2, 16 << 20, read_late, &q);
+}
+
 #define ON(engine, f)                                                                                                  \
 	{                                                                                                              \
 #engine ": " #f, f, use_engine, NULL, (void *)&engine                                                  \
@@ -717,6 +776,7 @@ int main(void)
 		EACH_ENGINE(test_too_long_and_deadline),
 		EACH_ENGINE(test_event_fd),
 		EACH_ENGINE(test_allreduce),
+		EACH_ENGINE(test_flush),
 		EACH_ENGINE(test_last_words),
 		EACH_ENGINE(test_kill),
 		EACH_ENGINE(test_revoke),

@@ -208,6 +208,73 @@ static void heads_decide_how_many_share_a_stage(void **state)
 	free(s);
 }
 
+/* For who runs the same number of ranks in every stage: drives that bind are worth it, hosts of about the same figures are equal. */
+static void every_stage_has_as_many_ranks(void **state)
+{
+	struct scene *s = small_model(3, 40 * MIB);
+	struct fleet_device planned[6];
+	struct fleet_plan p;
+	struct base_error e = {0};
+	for (uint32_t d = 0; d < 3; d++)
+		s->devices[d].bandwidths.drive_bytes_per_s = 1e8 * (1 + 0.2 * d);
+	s->devices[1].memory_bytes = 43 * MIB;
+	for (int one = 0; one < 2; one++) {
+		s->in.objective = one ? FLEET_OBJECTIVE_ONE : FLEET_OBJECTIVE_FULL;
+		assert_int_equal(fleet_plan_build_even(&s->in, planned, &p, &e), 0);
+		assert_int_equal(p.stages_count, 1);
+		assert_int_equal(p.stages[0].tp, 3);
+		for (uint32_t d = 0; d < 3; d++) {
+			assert_int_equal(planned[d].memory_bytes, 40 * MIB);
+			assert_true(planned[d].bandwidths.drive_bytes_per_s == 1e8);
+		}
+		assert_non_null(strstr(find_alternative(&p, "1 rank in every stage")->reason, "slower"));
+		assert_non_null(strstr(find_alternative(&p, "2 ranks in every stage")->reason, "its 9 heads share"));
+		fleet_plan_finish(&p);
+	}
+	/* What is wanted, or why not. */
+	s->in.tp_least = s->in.tp_most = 2;
+	assert_int_equal(fleet_plan_build_even(&s->in, planned, &p, &e), -EINVAL);
+	assert_string_equal(e.message, "2 ranks in a stage: its 9 heads share 3 KV heads, which do not divide by 2");
+	s->in.tp_least = s->in.tp_most = 9;
+	assert_int_equal(fleet_plan_build_even(&s->in, planned, &p, &e), -ENOMEM);
+	assert_string_equal(e.message, "9 ranks in a stage: there are 3 devices that are alike, not 9");
+	s->in.tp_least = s->in.tp_most = 3;
+	s->devices[2].bandwidths.drive_bytes_per_s = 1e10; // far from the others: no reason not to do what is wanted
+	assert_int_equal(fleet_plan_build_even(&s->in, planned, &p, &e), 0);
+	assert_int_equal(p.stages[0].tp, 3);
+	fleet_plan_finish(&p);
+	/* Memory for everything and a link that is slow: layers stay whole, and nobody is asked to give anything up. */
+	s->in.tp_least = s->in.tp_most = 0;
+	for (uint32_t d = 0; d < 3; d++)
+		s->devices[d].memory_bytes = (300 + d) * MIB;
+	for (int c = 0; c < FLEET_LINK_CLASSES; c++)
+		s->in.links[c].latency_ns = 300000;
+	assert_int_equal(fleet_plan_build_even(&s->in, planned, &p, &e), 0);
+	for (uint32_t i = 0; i < p.stages_count; i++)
+		assert_int_equal(p.stages[i].tp, 1);
+	assert_int_equal(planned[2].memory_bytes, 302 * MIB);
+	fleet_plan_finish(&p);
+	free(s);
+}
+
+static void maps_of_several_ranks(void **state)
+{
+	struct scene *s = small_model(7, 60 * MIB);
+	struct fleet_plan p;
+	s->in.tp_least = s->in.tp_most = 3;
+	for (int m = 0; m < 2; m++) {
+		s->in.map = m ? FLEET_MAP_SEQUENTIAL : FLEET_MAP_BALANCED;
+		assert_int_equal(fleet_plan_build(&s->in, &p, NULL), 0);
+		assert_int_equal(p.stages_count, m ? 1 : 2);
+		for (uint32_t i = 0; i < p.ranks_count; i++) {
+			assert_int_equal(p.ranks[i].device, i);
+			assert_int_equal(p.ranks[i].tp_rank, i % 3);
+		}
+		fleet_plan_finish(&p);
+	}
+	free(s);
+}
+
 static void a_device_that_slows_is_left_out(void **state)
 {
 	struct scene *s = small_model(2, 80 * MIB);
@@ -479,6 +546,8 @@ int main(void)
 		cmocka_unit_test(no_placement_is_better_than_the_plan),
 		cmocka_unit_test(one_machine_is_a_fleet_of_one),
 		cmocka_unit_test(heads_decide_how_many_share_a_stage),
+		cmocka_unit_test(every_stage_has_as_many_ranks),
+		cmocka_unit_test(maps_of_several_ranks),
 		cmocka_unit_test(a_device_that_slows_is_left_out),
 		cmocka_unit_test(uneven_hosts_get_uneven_stages),
 		cmocka_unit_test(what_a_refusal_offers_is_enough),
