@@ -170,6 +170,23 @@ static void close_group(struct engine *e)
 		e->messages[i].requests = 0;
 }
 
+bool engine_link_often_lost(const struct engine *e)
+{
+	return e->restarts_in_a_row > e->config.max_restarts;
+}
+
+/* No hosts can hold the model, or those that should lose it again and again: requests are refused, and those that wait end after a while. */
+static void set_down(struct engine *e, bool down, const char *why)
+{
+	if (down && !e->down_ns)
+		engine_emit_event(e, "error", "fleet_down", "%s", why);
+	if (!down || !e->down_ns)
+		e->down_ns = down ? base_clock_now_ns() : 0;
+	pthread_mutex_lock(&e->lock);
+	e->load.down = down;
+	pthread_mutex_unlock(&e->lock);
+}
+
 static void lost(struct engine *e, const char *why)
 {
 	close_group(e);
@@ -180,6 +197,8 @@ static void lost(struct engine *e, const char *why)
 	e->restarts_in_a_row++;
 	engine_emit_event(e, "warning", "rank_lost", "epoch %llu: %s; its requests wait for a new one",
 		(unsigned long long)e->epoch, why);
+	if (e->config.starter.gather && engine_link_often_lost(e))
+		set_down(e, true, why);
 	engine_set_state(e, ENGINE_RECOVERING, why);
 }
 
@@ -265,23 +284,6 @@ static int gather_ranks(struct engine *e, struct base_error *error)
 	e->config.bound_pass_ns_memory = g.bound_pass_ns_memory;
 	e->config.bound_token_ns_compute = g.bound_token_ns_compute;
 	return 0;
-}
-
-bool engine_link_often_lost(const struct engine *e)
-{
-	return e->restarts_in_a_row > e->config.max_restarts;
-}
-
-/* No hosts can hold the model, or those that should lose it again and again: requests are refused, and those that wait end after a while. */
-static void set_down(struct engine *e, bool down, const char *why)
-{
-	if (down && !e->down_ns)
-		engine_emit_event(e, "error", "fleet_down", "%s", why);
-	if (!down || !e->down_ns)
-		e->down_ns = down ? base_clock_now_ns() : 0;
-	pthread_mutex_lock(&e->lock);
-	e->load.down = down;
-	pthread_mutex_unlock(&e->lock);
 }
 
 /* Hosts are missing, or busy packing. True: that is all there is to do for now. */

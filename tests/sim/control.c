@@ -9,11 +9,14 @@
 #include "daemon/cluster/coordinator.h"
 #include "daemon/rpc/client.h"
 #include "daemon/server.h"
+#include "offload/hash.h"
 #include "proto/check.h"
 #include "tests/sim/net.h"
 #include "tests/sim/node.h"
 
 #define LOOK_NS (5 * SIM_MS) // at a path that is blocked
+#define MOST_CHUNKS 2u // of a pull on their way
+#define BAD_CHUNKS 5u // of a thousand: a bit is another
 
 struct message {
 	struct message *next;
@@ -39,6 +42,7 @@ struct rpc_client_stream { // a call
 	struct sim_place client, server;
 	struct queue up, down;
 	struct cluster_session *session;
+	struct cluster_pull *pull; // Pull; NULL: Join
 	bool reset; // by the network
 	bool woken; // rpc_client_stream_wake
 	bool client_over, server_over; // closed, its fiber has ended
@@ -107,7 +111,16 @@ static void forget(struct rpc_client_stream *s)
 	drop(&s->up);
 	drop(&s->down);
 	free(s->held);
+	free(s->pull);
 	free(s);
+}
+
+static uint32_t waiting(const struct queue *q)
+{
+	uint32_t n = 0;
+	for (const struct message *m = q->first; m; m = m->next)
+		n++;
+	return n;
 }
 
 // ---- the coordinator's side
@@ -158,6 +171,76 @@ static int give(struct rpc_client_stream *s, struct base_error *e)
 	return 0;
 }
 
+/* 0, or why the call ends by what is not the coordinator's. */
+static int look_at_ends(const struct rpc_client_stream *s, struct base_error *e)
+{
+	if (!sim_net_alive(s->client) && !sim_node_dark(s->client.node))
+		return -ECONNRESET; // its kernel says that nobody is there
+	if (s->reset || !sim_net_alive(s->server) || !open_for_calls[s->server.node])
+		return base_error_set(e, -EHOSTDOWN, "the coordinator is stopping");
+	return 0;
+}
+
+static void end_call(struct rpc_client_stream *s, const struct base_error *e)
+{
+	if (sim_net_alive(s->server)) {
+		push(&s->down, NULL, 0, true, e);
+		sim_wake(&s->down, true);
+	}
+	s->server_over = true;
+	forget(s);
+}
+
+/* As rpc_pull.c. */
+static int give_chunk(struct rpc_client_stream *s, const struct cluster_source *source, struct base_error *e)
+{
+	Thaw__Node__V1__PullChunk m = THAW__NODE__V1__PULL_CHUNK__INIT;
+	_cleanup_free_ uint8_t *data = malloc(CLUSTER_CHUNK_BYTES), *packed = NULL;
+	int status = cluster_source_read(
+		source, &s->pull->runs, s->pull->skip_bytes, data, CLUSTER_CHUNK_BYTES, &m.data.len, e);
+	if (status)
+		return status;
+	m.data.data = data;
+	m.xxh3 = offload_hash(data, m.data.len);
+	if (sim_chance(BAD_CHUNKS))
+		data[sim_draw(m.data.len)] ^= 1;
+	s->pull->skip_bytes += m.data.len;
+	size_t bytes = thaw__node__v1__pull_chunk__get_packed_size(&m);
+	packed = malloc(bytes);
+	thaw__node__v1__pull_chunk__pack(&m, packed);
+	push(&s->down, packed, bytes, false, NULL);
+	sim_wake(&s->down, true);
+	return 0;
+}
+
+static void *serve_pull(void *argument)
+{
+	struct rpc_client_stream *s = argument;
+	struct base_error e = {0};
+	struct cluster_source source = {.fd = -1};
+	struct cluster_identity peer = {.role = CLUSTER_ROLE_WORKER};
+	bool own = s->client.node == s->server.node;
+	snprintf(peer.cluster, sizeof peer.cluster, "%s", SIM_CLUSTER);
+	snprintf(peer.name, sizeof peer.name, "n%u", s->client.node);
+	sim_sleep(sim_net_delay(s->client.node, s->server.node));
+	int status = look_at_ends(s, &e);
+	if (!status)
+		status = cluster_source_open(
+			sim_node_coordinator(s->server.node), own ? NULL : &peer, s->pull, &source, &e);
+	while (!status && s->pull->skip_bytes < s->pull->runs.run_bytes * s->pull->runs.runs) {
+		status = look_at_ends(s, &e);
+		if (s->client_over)
+			status = -ECANCELED;
+		else if (!status && waiting(&s->down) >= MOST_CHUNKS)
+			sim_wait_for(s, LOOK_NS);
+		else if (!status)
+			status = give_chunk(s, &source, &e);
+	}
+	cluster_source_close(&source);
+	end_call(s, &e);
+	return NULL;
+}
+
 static void *serve(void *argument)
 {
 	struct rpc_client_stream *s = argument;
@@ -165,11 +248,8 @@ static void *serve(void *argument)
 	int status = 0;
 	while (!status) {
 		struct message *m = pop(&s->up);
-		if (!sim_net_alive(s->client) && !sim_node_dark(s->client.node))
-			status = -ECONNRESET; // its kernel says that nobody is there
-		else if (s->reset || !sim_net_alive(s->server) || !open_for_calls[s->server.node])
-			status = base_error_set(&e, -EHOSTDOWN, "the coordinator is stopping");
-		else if (m)
+		status = look_at_ends(s, &e);
+		if (!status && m)
 			status = take(s, m, &e);
 		free(m);
 		if (!status)
@@ -179,12 +259,7 @@ static void *serve(void *argument)
 	}
 	if (s->session)
 		cluster_session_close(base_steal(s->session));
-	if (sim_net_alive(s->server)) {
-		push(&s->down, NULL, 0, true, &e);
-		sim_wake(&s->down, true);
-	}
-	s->server_over = true;
-	forget(s);
+	end_call(s, &e);
 	return NULL;
 }
 
@@ -245,8 +320,7 @@ void __wrap_rpc_client_destroy(struct rpc_client *c)
 	free(c);
 }
 
-__typeof__(rpc_client_stream_open_both) __wrap_rpc_client_stream_open_both;
-int __wrap_rpc_client_stream_open_both(struct rpc_client *c, const char *method, struct rpc_client_stream **ret_stream)
+static int open_call(struct rpc_client *c, struct cluster_pull *pull, struct rpc_client_stream **ret_stream)
 {
 	struct rpc_client_stream *s = calloc(1, sizeof *s);
 	if (!s)
@@ -257,9 +331,10 @@ int __wrap_rpc_client_stream_open_both(struct rpc_client *c, const char *method,
 	s->server = sim_node_place(c->node);
 	s->up.from = s->down.to = s->client.node;
 	s->up.to = s->down.from = s->server.node;
+	s->pull = pull;
 	*ret_stream = s;
 	if (open_for_calls[c->node] && sim_net_alive(s->server)) {
-		sim_detach(sim_start(s->server.node, "rpc", serve, s));
+		sim_detach(sim_start(s->server.node, "rpc", pull ? serve_pull : serve, s));
 		return 0;
 	}
 	struct base_error e = {0};
@@ -268,6 +343,32 @@ int __wrap_rpc_client_stream_open_both(struct rpc_client *c, const char *method,
 	if (!sim_node_dark(c->node))
 		push(&s->down, NULL, 0, true, &e);
 	return 0;
+}
+
+__typeof__(rpc_client_stream_open_both) __wrap_rpc_client_stream_open_both;
+int __wrap_rpc_client_stream_open_both(struct rpc_client *c, const char *method, struct rpc_client_stream **ret_stream)
+{
+	return open_call(c, NULL, ret_stream);
+}
+
+__typeof__(rpc_client_stream_open) __wrap_rpc_client_stream_open;
+int __wrap_rpc_client_stream_open(struct rpc_client *c, const char *method, const void *request, size_t request_bytes,
+	uint64_t timeout_ns, struct rpc_client_stream **ret_stream)
+{
+	struct proto_budget budget;
+	ProtobufCMessage *m;
+	struct base_error e = {0};
+	struct cluster_pull *pull = calloc(1, sizeof *pull);
+	int status = pull ? proto_unpack(&thaw__node__v1__pull_request__descriptor, request, request_bytes, &budget, &m,
+				    NULL, &e)
+			  : -ENOMEM;
+	if (!status) {
+		status = cluster_read_pull((const Thaw__Node__V1__PullRequest *)m, pull, &e);
+		protobuf_c_message_free_unpacked(m, &budget.allocator);
+	}
+	if (status)
+		sim_fail("a pull that is none: %s", base_error_text(&e));
+	return open_call(c, pull, ret_stream);
 }
 
 static bool lost(const struct rpc_client_stream *s)

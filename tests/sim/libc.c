@@ -363,6 +363,17 @@ int __wrap_fdatasync(int fd)
 	return 0;
 }
 
+/* A node without a copy of the model. */
+WRAP(access);
+int __wrap_access(const char *path, int mode)
+{
+	if (sim_running() && !sim_file_there(sim_here(), path)) {
+		errno = ENOENT;
+		return -1;
+	}
+	return __real_access(path, mode);
+}
+
 // ---- drives: reads of the offload engine's threads (off_t has 64 bits, so pread is pread64)
 
 WRAP(pread64);

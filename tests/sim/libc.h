@@ -14,3 +14,4 @@ struct sim_drive_fault { // of one read
 	bool flip; // one bit is another
 };
 void sim_drive_read(uint32_t node, size_t bytes, struct sim_drive_fault *ret_fault);
+bool sim_file_there(uint32_t node, const char *path);

@@ -89,6 +89,7 @@ static void draw_setup(const struct run *r, struct sim_setup *s)
 		.nodes = (uint32_t)sim_between(2, 4),
 		.head_computes = sim_chance(600),
 		.device_map = maps[sim_draw(6)],
+		.copies = sim_chance(500),
 		.cold = sim_chance(250),
 		.max_sequences = (uint32_t)sim_between(1, 6),
 		.batch_tokens = sim_chance(500) ? 32 : 16};
@@ -109,9 +110,9 @@ static void draw_setup(const struct run *r, struct sim_setup *s)
 	s->null_fd = r->null_fd;
 	s->model_path = r->model[r->learn ? r->learn_cold : s->cold];
 	sim_clients_init(r->result->answers[r->learn ? r->learn_cold : s->cold], r->learn);
-	sim_say("%u nodes, head %s, map %s, %s, %u sequences, %llu bytes of KV", s->nodes,
+	sim_say("%u nodes, head %s, map %s, %s, %u sequences, %llu bytes of KV, %s", s->nodes,
 		s->head_computes ? "computes" : "does not compute", s->device_map, s->cold ? "cold" : "hot",
-		s->max_sequences, (unsigned long long)s->kv_bytes);
+		s->max_sequences, (unsigned long long)s->kv_bytes, s->copies ? "copies" : "pulled");
 }
 
 /* Nothing is left of what was asked for. */

@@ -62,6 +62,11 @@ void sim_drive_read(uint32_t node, size_t bytes, struct sim_drive_fault *ret_fau
 	*ret_fault = f;
 }
 
+bool sim_file_there(uint32_t node, const char *path)
+{
+	return node == 0 || node == SIM_NOWHERE || setup.copies || strcmp(path, setup.model_path) != 0;
+}
+
 // ---- what a node finds of its machine
 
 __typeof__(topology_scan) __wrap_topology_scan;

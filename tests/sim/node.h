@@ -15,7 +15,7 @@ struct sim_setup { // of a run
 	const char *directory; // stores are made below
 	const char *model_path; // larger than SIM_COLD_BYTES on two nodes, if cold
 	uint32_t nodes;
-	bool head_computes;
+	bool head_computes, copies; // copies: of the model on each node, else layers are pulled from the head
 	const char *device_map;
 	bool cold; // weights are read in every pass
 	uint32_t max_sequences, batch_tokens;

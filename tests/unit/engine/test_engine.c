@@ -297,6 +297,7 @@ struct fleet {
 	uint32_t lives, scattered;
 	_Atomic uint32_t questions;
 	_Atomic bool away;
+	_Atomic uint32_t unlucky; // times that nobody can be connected
 	struct rank_assign assign[FAKE_RANKS];
 };
 
@@ -310,6 +311,8 @@ static int gather(void *context, struct engine_gathered *ret_gathered, struct ba
 	atomic_fetch_add(&f->questions, 1);
 	if (f->away)
 		return base_error_set(e, -EHOSTDOWN, "node-b is missing");
+	if (f->unlucky && atomic_fetch_sub(&f->unlucky, 1))
+		return base_error_set(e, -ECONNRESET, "node-b does not come");
 	if (f->questions < 3)
 		return base_error_set(e, -EAGAIN, "node-b packs");
 	for (uint32_t i = 0; i < FAKE_RANKS; i++)
@@ -330,16 +333,59 @@ static void scatter(void *context)
 	((struct fleet *)context)->scattered++;
 }
 
-static void test_gathered_ranks(void **state)
+static struct bench *fleet_create(struct fleet *f)
 {
-	struct bench *b = bench_create();
-	struct fleet f = {.bench = b};
-	struct engine_load load;
+	struct bench *b = f->bench = bench_create();
 	b->config.stages = FAKE_RANKS;
-	b->config.starter = (struct engine_starter){.gather = gather, .scatter = scatter, .context = &f};
+	b->config.max_restarts = 1;
+	b->config.starter = (struct engine_starter){.gather = gather, .scatter = scatter, .context = f};
 	b->ranks.delay_ns = 1000000;
 	assert_int_equal(engine_create(&b->config, &b->engine, NULL), 0);
 	wait_state(b, ENGINE_READY);
+	return b;
+}
+
+static void fleet_destroy(struct fleet *f)
+{
+	struct engine_starter one = fake_ranks_starter(&f->bench->ranks);
+	engine_destroy(f->bench->engine);
+	f->bench->engine = NULL;
+	assert_int_equal(f->scattered, f->lives);
+	for (uint32_t i = 0; i < FAKE_RANKS; i++)
+		one.stop(one.context, i);
+	bench_destroy(f->bench);
+}
+
+/* Hosts that are lost again and again are as none: requests are refused, but the model is there when the hosts are. */
+static void test_gathered_ranks_often_lost(void **state)
+{
+	struct fleet f = {0};
+	struct bench *b = fleet_create(&f);
+	struct engine_load load;
+	assert_int_equal(submit(b, make_request(b, 0, 10, 60)), 0);
+	f.unlucky = 3;
+	engine_regather(b->engine, "node-b is lost");
+	do
+		engine_get_load(b->engine, &load);
+	while (!load.down);
+	struct request *r = make_request(b, 1, 10, 5);
+	struct base_error e = {0};
+	assert_int_equal(engine_submit(b->engine, r, NULL, &e), -EHOSTDOWN);
+	assert_non_null(strstr(e.message, "node-b does not come"));
+	wait_state(b, ENGINE_READY);
+	assert_int_equal(submit(b, r), 0);
+	for (uint32_t i = 0; i < 2; i++)
+		wait_reader(&b->reader[i], 0);
+	check_hash_output(b, 0, 10, 60);
+	check_hash_output(b, 1, 10, 5);
+	fleet_destroy(&f);
+}
+
+static void test_gathered_ranks(void **state)
+{
+	struct fleet f = {0};
+	struct bench *b = fleet_create(&f);
+	struct engine_load load;
 	assert_true(f.questions >= 3);
 	engine_get_load(b->engine, &load);
 	assert_int_equal(load.epoch, 100);
@@ -374,13 +420,7 @@ static void test_gathered_ranks(void **state)
 	assert_int_equal(submit(b, r), 0);
 	wait_reader(&b->reader[8], 0);
 	check_hash_output(b, 8, 10, 5);
-	struct engine_starter one = fake_ranks_starter(&b->ranks);
-	engine_destroy(b->engine);
-	b->engine = NULL;
-	assert_int_equal(f.scattered, f.lives);
-	for (uint32_t i = 0; i < FAKE_RANKS; i++)
-		one.stop(one.context, i);
-	bench_destroy(b);
+	fleet_destroy(&f);
 }
 
 static void test_hung_rank_is_replaced(void **state)
@@ -929,6 +969,7 @@ int main(void)
 		cmocka_unit_test(test_two_stages),
 		cmocka_unit_test(test_parts),
 		cmocka_unit_test(test_gathered_ranks),
+		cmocka_unit_test(test_gathered_ranks_often_lost),
 		cmocka_unit_test(test_hung_rank_is_replaced),
 		cmocka_unit_test(test_queue_memory),
 		cmocka_unit_test(test_another_build),
