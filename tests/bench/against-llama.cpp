@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""against-llama.cpp --bin DIR --model FILE [--build DIR] [--cap MIB ...] [--rounds N]
+"""against-llama.cpp --bin DIR --model FILE [--build DIR] [--cap MIB ...] [--rounds N] [--record]
 
 Ratios of thaw to llama.cpp on one machine: decode of 1 and 8 sequences and prefill with all weights hot, and decode of 1 and
 8 sequences in a memory cgroup (v1, needs root) of each --cap. Runs are interleaved, the ratio is of the medians of the rounds.
 
 DIR holds llama-bench, llama-batched-bench and llama-completion, built elsewhere. llama.cpp runs with its defaults when all is
 hot, and with `--load-mode mmap --no-repack` under a cap. Huge pages (hugetlb) that thaw uses are taken off its cap, because
-the memory cgroup does not count them."""
+the memory cgroup does not count them. --record puts the ratios into docs/BENCHMARKS.md, in the place of those of the same model."""
 import argparse
 import contextlib
 import json
@@ -206,6 +206,22 @@ def compare(a, name, ours, theirs):
     return line
 
 
+def record(a, lines):
+    """A section of docs/BENCHMARKS.md for the model; `tests/bench/run all` keeps these sections."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "docs", "BENCHMARKS.md")
+    head = f"## Against llama.cpp: {os.path.basename(a.model)}\n"
+    with open(path) as f:
+        sections = re.split(r"(?m)^(?=## Against llama\.cpp)", f.read().rstrip("\n") + "\n")
+    cpu = next(l.split(":", 1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name"))
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=os.path.dirname(path)).stdout.strip()
+    text = (f"{head}\nWritten by `tests/bench/against-llama.cpp --record`: tokens/s and their ratio, medians of {a.rounds} "
+            f"round{'s' if a.rounds > 1 else ''}, {a.threads} threads.\n\n"
+            f"- date: {time.strftime('%Y-%m-%d', time.gmtime())}, commit {commit}\n- machine: {cpu}\n\n```\n" + "\n".join(lines) + "\n```\n")
+    kept = [s.rstrip("\n") + "\n" for s in sections if not s.startswith(head)]
+    with open(path, "w") as f:
+        f.write("\n".join(kept + [text]))
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--bin", required=True, help="folder of llama.cpp's programs")
@@ -217,6 +233,7 @@ def main():
     p.add_argument("--threads", type=int, default=os.cpu_count())
     p.add_argument("--tokens", type=int, default=32, help="decoded in each round")
     p.add_argument("--only", choices=["hot", "capped"])
+    p.add_argument("--record", action="store_true", help="into docs/BENCHMARKS.md")
     a = p.parse_args()
     a.model, a.build, a.bin = (os.path.abspath(x) for x in (a.model, a.build, a.bin))
     os.makedirs(a.data, exist_ok=True)
@@ -238,6 +255,8 @@ def main():
         finally:
             thaw.close()
     print("\n".join(lines))
+    if a.record:
+        record(a, lines)
 
 
 main()
