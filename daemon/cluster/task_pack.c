@@ -28,6 +28,7 @@
 #define PIECE_BYTES (1u << 20)
 #define SPARE_MIB_PER_S 64u // at most: drives and links are busy with passes
 #define SPARE_NICE 19
+#define SPARE_PAUSE_NS 200000000 // between two layers
 
 static int on_progress(void *context, enum pack_phase phase, uint64_t done_bytes, uint64_t total_bytes)
 {
@@ -88,6 +89,8 @@ static int pack_spares(struct cluster_task *t, const struct format_gguf *gguf, c
 			return status;
 		t->stored_layers++;
 		t->stored_bytes += result.written_bytes;
+		if (result.written_bytes) // who waits for the store's lock asks every 50 ms
+			nanosleep(&(struct timespec){.tv_nsec = SPARE_PAUSE_NS}, NULL);
 	}
 	return 0;
 }
