@@ -7,6 +7,9 @@
 #include "shard/rank/rank.h"
 #include "topology/fleet/fleet.h"
 
+/* Of a pass beside its stages: scheduling, sampling and the way back, with ranks on one host. */
+#define PLAN_MODEL_PASS_NS 50e3
+
 struct plan_model {
 	struct fleet_model sizes; // its layers are below
 	struct fleet_layer *layers;

@@ -203,13 +203,15 @@ static void take_plan(const struct fleet_plan *p, const uint32_t *order, struct 
 static void fill_input(
 	const struct server_fleet *f, const struct fleet_device *devices, uint32_t count, struct fleet_input *ret_input)
 {
+	struct fleet_link link = {LINK_LATENCY_NS, LINK_BYTES_PER_S};
+	if (f->links.measured)
+		link = (struct fleet_link){f->links.latency_ns, f->links.bytes_per_s};
 	*ret_input = (struct fleet_input){
 		.model = &f->sizes.sizes,
 		.devices = devices,
 		.devices_count = count,
-		.links[FLEET_LINK_CLUSTER] = f->links.measured
-						     ? (struct fleet_link){f->links.latency_ns, f->links.bytes_per_s}
-						     : (struct fleet_link){LINK_LATENCY_NS, LINK_BYTES_PER_S},
+		.links[FLEET_LINK_CLUSTER] = link,
+		.overhead_ns = PLAN_MODEL_PASS_NS + 2 * link.latency_ns, // the engine is on another host than the ranks
 		.objective = FLEET_OBJECTIVE_FULL,
 		.sequences = f->entry->rank.sequences,
 	};

@@ -17,11 +17,12 @@
 #include "shard/backend/backend.h"
 
 #define DRIVE_WARM_NS 50000000ull // not counted: what a drive's own memory, or its allowance for bursts, gives at first
-#define DRIVE_NS 250000000ull // from the start
-/* Of a slow drive that is too few reads, and the allowance too much of them. */
+#define DRIVE_NS 200000000ull
+/* Of a slow drive that is too few reads, and the allowance too much of them: longer windows, a third if two do not agree. */
 #define DRIVE_SLOW_BYTES_PER_S 500e6
-#define DRIVE_SLOW_WARM_NS 250000000ull
-#define DRIVE_SLOW_NS 1000000000ull
+#define DRIVE_SLOW_NS 500000000ull
+#define DRIVE_SLOW_WINDOWS 3u
+#define DRIVE_AGREES 1.25
 #define DRIVE_REAP_NS (5 * BASE_NS_PER_SECOND)
 #define DRIVE_DEPTH 16u
 #define DRIVE_BLOCK_BYTES (1u << 20)
@@ -82,32 +83,43 @@ static int submit_next(struct drive *d, struct offload_read *r)
 	return n == 1 ? 0 : n < 0 ? n : -EAGAIN;
 }
 
-struct window { // of the time that is counted
-	uint64_t start_ns, warm_ns, end_ns; // the last two since the start
-	uint64_t from_ns, from_bytes; // 0: still warming up
+struct window {
+	uint64_t warm_ns, from_ns, from_bytes; // from_ns 0: still warming up
+	bool slow;
+	double rate[DRIVE_SLOW_WINDOWS];
+	uint32_t count;
 };
 
-/* After a completion. True: there is a rate. */
+/* After a completion, the clock of which decides: many may come at once. True: there is a rate. */
 static bool look(struct window *w, uint64_t now, uint64_t bytes, double *ret_bytes_per_s)
 {
-	uint64_t since = now - w->start_ns;
-	if (since >= w->warm_ns && !w->from_ns) {
-		w->from_ns = now;
-		w->from_bytes = bytes;
-	}
-	if (since < w->end_ns || now <= w->from_ns)
+	if (w->from_ns ? now < w->from_ns + (w->slow ? DRIVE_SLOW_NS : DRIVE_NS) : now < w->warm_ns)
 		return false;
-	*ret_bytes_per_s = (double)(bytes - w->from_bytes) * 1e9 / (double)(now - w->from_ns);
-	if (*ret_bytes_per_s >= DRIVE_SLOW_BYTES_PER_S || w->end_ns == DRIVE_SLOW_NS)
-		return true;
-	*w = (struct window){
-		.start_ns = w->start_ns, .warm_ns = DRIVE_SLOW_WARM_NS, .end_ns = DRIVE_SLOW_NS, now, bytes};
-	return false;
+	double rate = w->from_ns ? (double)(bytes - w->from_bytes) * 1e9 / (double)(now - w->from_ns) : 0;
+	bool first = !w->from_ns, was_slow = w->slow;
+	w->from_ns = now;
+	w->from_bytes = bytes;
+	if (first)
+		return false;
+	*ret_bytes_per_s = rate;
+	w->slow = was_slow || rate < DRIVE_SLOW_BYTES_PER_S;
+	if (!was_slow)
+		return !w->slow;
+	w->rate[w->count++] = rate;
+	if (w->count < 2)
+		return false;
+	double low = w->rate[0] < w->rate[1] ? w->rate[0] : w->rate[1], high = w->rate[0] + w->rate[1] - low;
+	if (w->count == 2) {
+		*ret_bytes_per_s = (low + high) / 2;
+		return high <= low * DRIVE_AGREES;
+	}
+	*ret_bytes_per_s = rate < low ? low : rate > high ? high : rate; // the one in the middle
+	return true;
 }
 
 static int read_for(struct drive *d, double *ret_bytes_per_s)
 {
-	struct window w = {.start_ns = base_clock_now_ns(), .warm_ns = DRIVE_WARM_NS, .end_ns = DRIVE_NS};
+	struct window w = {.warm_ns = base_clock_now_ns() + DRIVE_WARM_NS};
 	uint32_t in_flight = 0;
 	bool over = false;
 	int status = 0;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Measures what the planner needs: drive (O_DIRECT through a caller's reader), memory and compute bandwidth. Short and
- * bounded (drive <= 300 ms, one below 500 MB/s 1 s; memory <= 100 ms and the time to get the memory); cached in
+ * bounded (drive <= 300 ms, one below 500 MB/s 1.8 s; memory <= 100 ms and the time to get the memory); cached in
  * STORE/probe.json with date and a digest of the machine. Drive and compute are measured by functions that the caller gives,
  * because offload and the backends own those.
  */

@@ -19,7 +19,6 @@
 
 #define LOGITS_ROWS 64u // of a pass at most, as the daemon takes them
 #define PROCESS_BYTES (8ull << 20) // of a rank, beside its budgets
-#define PASS_OVERHEAD_NS 50e3 // scheduling, sampling and the way back, measured with ranks on one host
 
 struct offline {
 	struct ctl *c;
@@ -176,7 +175,7 @@ static int prepare(struct offline *o)
 	o->in.map = o->fleet.map;
 	o->in.entries = o->entries;
 	o->in.objective = c->options.one_stream ? FLEET_OBJECTIVE_ONE : FLEET_OBJECTIVE_FULL;
-	o->in.overhead_ns = PASS_OVERHEAD_NS;
+	o->in.overhead_ns = PLAN_MODEL_PASS_NS;
 	for (uint32_t i = 0; i < o->fleet.devices_count; i++) {
 		struct fleet_device *d = &o->fleet.devices[i];
 		d->weights_budget_bytes = c->options.weights_bytes ? c->options.weights_bytes : d->weights_budget_bytes;

@@ -172,9 +172,9 @@ static void get_topology(struct rpc_call *c, const ProtobufCMessage *request)
 	m.devices = d->list;
 	rpc_convert_bandwidths(&b, &bandwidths);
 	m.bandwidths = &bandwidths;
-	_cleanup_free_ struct rpc_admin_links *links =
-		rpc_admin_links_create(server_coordinator(daemon_of(c)), &m.links, &m.n_links);
+	struct rpc_admin_links *links = rpc_admin_links_create(server_coordinator(daemon_of(c)), &m.links, &m.n_links);
 	rpc_call_reply(c, &m.base);
+	free(links);
 }
 
 static void get_placement(struct rpc_call *c, const ProtobufCMessage *request)

@@ -104,8 +104,7 @@ void rpc_admin_get_nodes(struct rpc_call *c, const ProtobufCMessage *request)
 		rpc_call_fail(c, &f);
 		return;
 	}
-	_cleanup_free_ struct rpc_admin_links *links =
-		rpc_admin_links_create(coordinator, &reply.links, &reply.n_links);
+	struct rpc_admin_links *links = rpc_admin_links_create(coordinator, &reply.links, &reply.n_links);
 	uint64_t now = base_clock_now_ns();
 	reply.cluster = (char *)server_config(c->queue->server->daemon)->cluster.name;
 	reply.epoch = cluster_coordinator_epoch(coordinator);
@@ -116,6 +115,7 @@ void rpc_admin_get_nodes(struct rpc_call *c, const ProtobufCMessage *request)
 		list[i] = &shown[i].node;
 	}
 	rpc_call_reply(c, &reply.base);
+	free(links);
 }
 
 void rpc_admin_drain_node(struct rpc_call *c, const ProtobufCMessage *request)
