@@ -271,7 +271,7 @@ static int ask_plan(struct cluster_fleet *f, struct snapshot *s, struct cluster_
 	pthread_cond_broadcast(&c->changed); // who destroys the fleet waits for that
 	if (!status && changes != f->changes)
 		return base_error_set(e, -EAGAIN, "the nodes changed meanwhile");
-	if (status == -ENOMEM && f->planned) { // it did fit once: nodes are missing
+	if (status == -ENOMEM && (f->planned || previous_plan(f))) { // it did fit once: nodes are missing
 		base_error_prefix(e, "the nodes that are left cannot hold the model");
 		return -EHOSTDOWN;
 	}

@@ -320,6 +320,7 @@ static void configure(uint32_t node)
 	c->memory.kv_bytes = setup.kv_bytes;
 	snprintf(c->compute.backend, sizeof c->compute.backend, "cpu");
 	c->compute.threads = 1;
+	c->compute.tensor = 1; // parts add in another order than the run that all is compared with
 	snprintf(c->offload.engine, sizeof c->offload.engine, "sync");
 	c->offload.depth = 4;
 	c->scheduler.max_sequences = setup.max_sequences;
