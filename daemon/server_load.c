@@ -599,24 +599,6 @@ static void on_engine_event(void *context, const char *severity, const char *kin
 	pthread_mutex_unlock(&x->server->lock);
 }
 
-/* CPUs of its own for each rank; where there are fewer, each takes one thread that the kernel moves about. */
-static void fill_cpus(const struct server_entry *x, uint32_t rank, struct rank_config *r)
-{
-	const struct config *c = &x->server->config;
-	const struct topology_machine *m = &x->server->machine;
-	uint32_t ranks = ranks_of(x);
-	uint32_t cpus = m->cpus < base_array_size(r->cpus) ? m->cpus : (uint32_t)base_array_size(r->cpus);
-	if (cpus < ranks) {
-		r->cpus_count = 0;
-		r->threads = 1;
-		return;
-	}
-	uint32_t first = cpus * rank / ranks, end = cpus * (rank + 1) / ranks;
-	r->cpus_count = end - first;
-	memcpy(r->cpus, m->cpu + first, r->cpus_count * sizeof *r->cpus);
-	r->threads = c->compute.threads && c->compute.threads < r->cpus_count ? c->compute.threads : r->cpus_count;
-}
-
 /* Each rank's part of the budgets: by what it holds. */
 static void fill_assign(
 	const struct server_entry *x, const char *directory, uint32_t rank, struct rank_config *ret_config)
@@ -634,7 +616,8 @@ static void fill_assign(
 		r->weights_budget_bytes = n->weights_min_bytes;
 	r->kv_budget_bytes = p->kv_blocks * n->kv_block_bytes;
 	r->workspace_budget_bytes = ranks == 1 ? p->workspace_bytes : n->workspace_bytes;
-	fill_cpus(x, rank, r);
+	r->threads = topology_machine_share(
+		&x->server->machine, rank, ranks, x->server->config.compute.threads, r->cpus, &r->cpus_count);
 }
 
 static int start_engine(struct server_entry *x, const char *directory, struct base_error *e)

@@ -64,3 +64,16 @@ void topology_machine_print(const struct topology_machine *m, FILE *out)
 	print_devices("GPU", m->gpus, m->gpus_count, out);
 	print_devices("NIC", m->nics, m->nics_count, out);
 }
+
+uint32_t topology_machine_share(const struct topology_machine *m, uint32_t part, uint32_t parts, uint32_t most,
+	uint32_t cpus[TOPOLOGY_MAX_CPUS], uint32_t *ret_cpus_count)
+{
+	if (m->cpus < parts) {
+		*ret_cpus_count = 0;
+		return 1;
+	}
+	uint32_t first = m->cpus * part / parts, count = m->cpus * (part + 1) / parts - first;
+	memcpy(cpus, m->cpu + first, count * sizeof *cpus);
+	*ret_cpus_count = count;
+	return most && most < count ? most : count;
+}

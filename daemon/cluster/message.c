@@ -208,9 +208,9 @@ int cluster_read_prepared(const Thaw__Node__V1__Prepared *m, struct cluster_prep
 		status = take_path("model_path", m->model_path, ret->model_path, e);
 	if (!status && (!m->port || m->port > UINT16_MAX))
 		status = base_error_set(e, -EBADMSG, "port: %u is none", m->port);
-	if (!status && (!m->n_cpus || m->n_cpus > CLUSTER_MAX_CPUS || !m->threads || m->threads > m->n_cpus))
+	if (!status && (!m->n_cpus || m->n_cpus > TOPOLOGY_MAX_CPUS || !m->threads || m->threads > m->n_cpus))
 		status = base_error_set(
-			e, -EBADMSG, "cpus: %zu for %u threads, 1 to %u", m->n_cpus, m->threads, CLUSTER_MAX_CPUS);
+			e, -EBADMSG, "cpus: %zu for %u threads, 1 to %u", m->n_cpus, m->threads, TOPOLOGY_MAX_CPUS);
 	for (size_t i = 0; i < m->n_cpus && !status; i++) {
 		ret->cpus[i] = m->cpus[i];
 		if (m->cpus[i] >= 65536)

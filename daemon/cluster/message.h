@@ -16,7 +16,6 @@
 #define CLUSTER_PROTOCOL 1u
 #define CLUSTER_MAX_NODES 64u
 #define CLUSTER_MAX_MEMBERS 17u // of a group: the coordinator and its ranks
-#define CLUSTER_MAX_CPUS 256u
 #define CLUSTER_MAX_STORED 64u
 #define CLUSTER_PATH_BYTES 512u
 #define CLUSTER_HOST_BYTES 256u
@@ -67,7 +66,7 @@ struct cluster_prepared {
 	uint64_t assignment;
 	char store_directory[CLUSTER_PATH_BYTES], model_path[CLUSTER_PATH_BYTES];
 	uint32_t port, threads;
-	uint32_t cpus_count, cpus[CLUSTER_MAX_CPUS];
+	uint32_t cpus_count, cpus[TOPOLOGY_MAX_CPUS];
 	char repaired[CLUSTER_TEXT_BYTES]; // files
 	struct topology_bandwidths bandwidths;
 };

@@ -37,15 +37,6 @@ static void fail(struct cluster_task *t, int status, const struct base_error *e)
 	set_state(t, TASK_FAILED);
 }
 
-static void fill_cpus(const struct cluster_task *t, struct cluster_prepared *p)
-{
-	const struct topology_machine *m = t->worker->config.machine;
-	uint32_t threads = t->worker->config.threads;
-	p->cpus_count = m->cpus < CLUSTER_MAX_CPUS ? m->cpus : CLUSTER_MAX_CPUS;
-	memcpy(p->cpus, m->cpu, p->cpus_count * sizeof *p->cpus);
-	p->threads = threads && threads < p->cpus_count ? threads : p->cpus_count;
-}
-
 static int prepare(struct cluster_task *t, struct base_error *e)
 {
 	_cleanup_free_ struct cluster_prepared *p = calloc(1, sizeof *p);
@@ -66,7 +57,8 @@ static int prepare(struct cluster_task *t, struct base_error *e)
 	p->assignment = t->assign.assignment;
 	p->port = port;
 	snprintf(p->store_directory, sizeof p->store_directory, "%s", packed.directory);
-	fill_cpus(t, p);
+	p->threads = topology_machine_share(
+		t->worker->config.machine, 0, 1, t->worker->config.threads, p->cpus, &p->cpus_count);
 	snprintf(p->repaired, sizeof p->repaired, "%.*s", (int)sizeof p->repaired - 1, packed.repaired);
 	pthread_mutex_lock(&t->worker->lock);
 	t->prepared = *p;

@@ -274,14 +274,34 @@ static void do_reduce(struct walk *k, const struct program_step *step, uint32_t 
 		k->failed = k->ended;
 }
 
+// Without a default: a step that is new does not compile until it has a kind.
+static enum base_trace_kind span_kind(enum program_op op)
+{
+	switch (op) {
+	case PROGRAM_EMBED:
+		return BASE_TRACE_EMBED;
+	case PROGRAM_NORM:
+		return BASE_TRACE_NORM;
+	case PROGRAM_MATMUL:
+		return BASE_TRACE_MATMUL;
+	case PROGRAM_ROPE:
+		return BASE_TRACE_ROPE;
+	case PROGRAM_ATTEND:
+		return BASE_TRACE_ATTEND;
+	case PROGRAM_ADD:
+		return BASE_TRACE_ADD;
+	case PROGRAM_SILU_GATE:
+		return BASE_TRACE_SILU_GATE;
+	case PROGRAM_SELECT:
+		return BASE_TRACE_SELECT;
+	case PROGRAM_REDUCE:
+		return BASE_TRACE_ALLREDUCE;
+	}
+	return BASE_TRACE_MATMUL;
+}
+
 static void do_small_step(struct walk *k, const struct program_step *step, uint32_t n)
 {
-	static const enum base_trace_kind kinds[] = {[PROGRAM_NORM] = BASE_TRACE_NORM,
-		[PROGRAM_ROPE] = BASE_TRACE_ROPE,
-		[PROGRAM_ATTEND] = BASE_TRACE_ATTEND,
-		[PROGRAM_ADD] = BASE_TRACE_ADD,
-		[PROGRAM_SILU_GATE] = BASE_TRACE_SILU_GATE,
-		[PROGRAM_SELECT] = BASE_TRACE_SELECT};
 	struct rank *r = k->r;
 	const struct program_config *c = &r->program->config;
 	float *out = r->values[step->out];
@@ -314,7 +334,7 @@ static void do_small_step(struct walk *k, const struct program_step *step, uint3
 	case PROGRAM_REDUCE:
 		return; // done elsewhere
 	}
-	end_span(k, kinds[step->op], step->layer);
+	end_span(k, span_kind(step->op), step->layer);
 }
 
 static void embed(struct walk *k, float *x)

@@ -18,6 +18,7 @@
 #include "shard/pack/pack.h"
 #include "shard/program/program.h"
 #include "shard/sample/sample.h"
+#include "topology/machine.h"
 
 #define RANK_MAX_SEQUENCES 256u
 #define RANK_MAX_BATCH_TOKENS 4096u
@@ -42,7 +43,7 @@ struct rank_config {
 	uint32_t verify_every;
 	uint32_t threads; // 0: one for each CPU
 	uint32_t cpus_count;
-	uint32_t cpus[256];
+	uint32_t cpus[TOPOLOGY_MAX_CPUS];
 };
 
 /* What rank_create will need, from the program alone: for the planner and for refusals with numbers. */

@@ -291,6 +291,27 @@ static void test_limits(void **state)
 	refused(m);
 }
 
+/* The engine's room for everything but passes is 8 KiB. */
+static void test_the_cpus_of_a_large_machine_fit(void **state)
+{
+	struct rank_message_scratch *scratch;
+	struct rank_message m = sample(0), d;
+	struct rank_config *c = &m.assign.config;
+	assert_int_equal(rank_message_scratch_create(&scratch), 0);
+	memset(c->store_directory, 's', sizeof c->store_directory - 1);
+	memset(c->model_path, 'm', sizeof c->model_path - 1);
+	c->cpus_count = TOPOLOGY_MAX_CPUS;
+	for (uint32_t i = 0; i < c->cpus_count; i++)
+		c->cpus[i] = i;
+	int64_t n = rank_message_encode(&m, room, 8192);
+	assert_true(n > 0);
+	assert_int_equal(rank_message_decode(room, (size_t)n, scratch, &d, NULL), 0);
+	assert_memory_equal(&d.assign, &m.assign, sizeof m.assign);
+	c->cpus_count++;
+	assert_true(rank_message_encode(&m, room, sizeof room) < 0);
+	rank_message_scratch_destroy(scratch);
+}
+
 /* A change of the format without another RANK_MESSAGE_VERSION would let two builds talk past each other: when this fails, count the
  * version up and put what it prints here. */
 static void test_the_version_names_the_format(void **state)
@@ -378,6 +399,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_fields),
 		cmocka_unit_test(test_limits),
 		cmocka_unit_test(test_changed_words),
+		cmocka_unit_test(test_the_cpus_of_a_large_machine_fit),
 		cmocka_unit_test(test_the_version_names_the_format),
 		cmocka_unit_test(test_another_version_is_named),
 	};

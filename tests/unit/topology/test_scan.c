@@ -77,6 +77,28 @@ static void bad_files_are_refused_and_leave_the_output(void **state)
 	free(m);
 }
 
+static void processes_share_the_cpus_of_the_largest_machine(void **state)
+{
+	struct topology_machine *m = calloc(1, sizeof *m);
+	uint32_t cpus[TOPOLOGY_MAX_CPUS], count, next = 0;
+	m->cpus = TOPOLOGY_MAX_CPUS;
+	for (uint32_t i = 0; i < m->cpus; i++)
+		m->cpu[i] = i;
+	assert_int_equal(topology_machine_share(m, 0, 1, 0, cpus, &count), TOPOLOGY_MAX_CPUS);
+	assert_int_equal(count, TOPOLOGY_MAX_CPUS);
+	assert_int_equal(cpus[count - 1], TOPOLOGY_MAX_CPUS - 1);
+	for (uint32_t part = 0; part < 3; part++) {
+		assert_int_equal(topology_machine_share(m, part, 3, 4, cpus, &count), 4);
+		assert_int_equal(cpus[0], next);
+		next += count;
+	}
+	assert_int_equal(next, TOPOLOGY_MAX_CPUS);
+	m->cpus = 2;
+	assert_int_equal(topology_machine_share(m, 2, 3, 0, cpus, &count), 1);
+	assert_int_equal(count, 0);
+	free(m);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -84,6 +106,7 @@ int main(void)
 		cmocka_unit_test(an_affinity_mask_is_kept_to),
 		cmocka_unit_test(cores_come_before_their_second_threads),
 		cmocka_unit_test(bad_files_are_refused_and_leave_the_output),
+		cmocka_unit_test(processes_share_the_cpus_of_the_largest_machine),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
