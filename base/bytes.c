@@ -46,7 +46,6 @@ void base_reader_copy(struct base_reader *r, void *out, size_t n)
 		return v;                                                                                              \
 	}
 READ(u8, uint8_t)
-READ(u16, uint16_t)
 READ(u32, uint32_t)
 READ(u64, uint64_t)
 READ(f32, float)
@@ -74,8 +73,6 @@ void base_writer_bytes(struct base_writer *w, const void *data, size_t n)
 	{                                                                                                              \
 		base_writer_bytes(w, &v, sizeof v);                                                                    \
 	}
-WRITE(u8, uint8_t)
-WRITE(u16, uint16_t)
 WRITE(u32, uint32_t)
 WRITE(u64, uint64_t)
 WRITE(f32, float)

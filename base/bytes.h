@@ -19,7 +19,6 @@ struct base_reader {
 
 void base_reader_init(struct base_reader *r, const void *data, size_t size_bytes);
 uint8_t base_reader_u8(struct base_reader *r);
-uint16_t base_reader_u16(struct base_reader *r);
 uint32_t base_reader_u32(struct base_reader *r);
 uint64_t base_reader_u64(struct base_reader *r);
 float base_reader_f32(struct base_reader *r);
@@ -37,8 +36,6 @@ struct base_writer {
 };
 
 void base_writer_init(struct base_writer *w, void *data, size_t room_bytes);
-void base_writer_u8(struct base_writer *w, uint8_t v);
-void base_writer_u16(struct base_writer *w, uint16_t v);
 void base_writer_u32(struct base_writer *w, uint32_t v);
 void base_writer_u64(struct base_writer *w, uint64_t v);
 void base_writer_f32(struct base_writer *w, float v);

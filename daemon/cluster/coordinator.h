@@ -189,8 +189,6 @@ int cluster_fleet_try(struct cluster_fleet *f, struct base_error *e);
 void cluster_fleet_mend(struct cluster_fleet *f);
 /* Is a node of the group that gather gave last lost? To end a connecting that cannot succeed. */
 bool cluster_fleet_broken(struct cluster_fleet *f);
-/* What all nodes have done of packing. */
-void cluster_fleet_progress(struct cluster_fleet *f, uint64_t *ret_done_bytes, uint64_t *ret_total_bytes);
 
 /* ---- spare copies (spare.c) ---- */
 

@@ -497,17 +497,6 @@ bool cluster_fleet_broken(struct cluster_fleet *f)
 	return broken;
 }
 
-void cluster_fleet_progress(struct cluster_fleet *f, uint64_t *ret_done_bytes, uint64_t *ret_total_bytes)
-{
-	*ret_done_bytes = *ret_total_bytes = 0;
-	pthread_mutex_lock(&f->coordinator->lock);
-	for (uint32_t i = 0; i < f->coming.parts; i++) {
-		*ret_done_bytes += f->coming.part[i].done_bytes;
-		*ret_total_bytes += f->coming.part[i].total_bytes;
-	}
-	pthread_mutex_unlock(&f->coordinator->lock);
-}
-
 /* ---- what nodes say; lock held ---- */
 
 static void set_broken(struct cluster_fleet *f)

@@ -83,7 +83,6 @@ int format_gguf_get_array(const struct format_gguf *g, const char *key, enum for
 	struct base_error *e);
 struct format_gguf_string format_gguf_array_string(const struct format_gguf *g, const char *key, uint64_t index);
 int format_gguf_array_u32s(const struct format_gguf *g, const char *key, uint32_t *out, uint64_t count);
-int format_gguf_array_f32s(const struct format_gguf *g, const char *key, float *out, uint64_t count);
 
 /* Of metadata and tensor table, from the file's first byte on. */
 uint64_t format_gguf_header_bytes(const struct format_gguf *g);

@@ -187,19 +187,6 @@ int format_gguf_array_u32s(const struct format_gguf *g, const char *key, uint32_
 	return 0;
 }
 
-int format_gguf_array_f32s(const struct format_gguf *g, const char *key, float *out, uint64_t count)
-{
-	const struct format_gguf_entry *entry = format_gguf_find(g, key);
-	if (!entry)
-		return -ENOENT;
-	if (!entry->is_array || (entry->type != FORMAT_GGUF_F32 && entry->type != FORMAT_GGUF_F64) ||
-		count > entry->count)
-		return -EINVAL;
-	for (uint64_t i = 0; i < count; i++)
-		out[i] = element_f32(entry, i);
-	return 0;
-}
-
 int format_gguf_read(const struct format_gguf *g, const struct format_gguf_tensor *t, uint64_t offset, void *out,
 	uint64_t bytes, struct base_error *e)
 {

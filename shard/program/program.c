@@ -18,22 +18,6 @@ const struct program_architecture program_architectures[] = {
 	{NULL, NULL},
 };
 
-const char *program_op_name(enum program_op op)
-{
-	static const char *const names[] = {
-		[PROGRAM_EMBED] = "embed",
-		[PROGRAM_NORM] = "norm",
-		[PROGRAM_MATMUL] = "matmul",
-		[PROGRAM_ROPE] = "rope",
-		[PROGRAM_ATTEND] = "attend",
-		[PROGRAM_ADD] = "add",
-		[PROGRAM_SILU_GATE] = "silu-gate",
-		[PROGRAM_SELECT] = "select",
-		[PROGRAM_REDUCE] = "reduce",
-	};
-	return (size_t)op < base_array_size(names) ? names[op] : "unknown";
-}
-
 static const struct program_architecture *find_architecture(const struct format_gguf_string *name)
 {
 	for (const struct program_architecture *a = program_architectures; a->name; a++) {

@@ -2,7 +2,7 @@
  * Programs: a model's forward pass as pure data. See docs/ARCHITECTURE.md, "the program is the schedule".
  *
  * An architecture is a row of the table in program/program.c: its GGUF name and a function that reads the config
- * from metadata and builds the program. Planner, packer, stream, executor and thawctl read the result;
+ * from metadata and builds the program. Planner, packer, stream and executor read the result;
  * none of them knows an architecture by name. Built once, then read-only: any thread.
  */
 #pragma once
@@ -87,17 +87,16 @@ struct program {
 	uint32_t logits; // the value that holds them
 };
 
-/* Refuses by name what is not supported: architecture, tensor type, rope scaling, shapes that do not match. */
 /* The one tensor whose data program_build reads; a model may have it. */
 #define PROGRAM_ROPE_FREQS "rope_freqs.weight"
+/* Refuses by name what is not supported: architecture, tensor type, rope scaling, shapes that do not match. */
 int program_build(const struct format_gguf *g, struct program **ret_program, struct base_error *e);
 void program_destroy(struct program *p);
 
-/* Bytes of weights of layer l, of what is outside of layers, of one token's KV. Multiply-adds for one token. */
+/* Bytes of weights, and multiply-adds for one token. */
 uint64_t program_weight_bytes(const struct program *p); // all but an untied embedding matrix: what a pass reads
 uint64_t program_layer_bytes(const struct program *p, uint32_t layer); // PROGRAM_NONE: outside of the layers
 uint64_t program_token_macs(const struct program *p);
-const char *program_op_name(enum program_op op);
 
 /* ---- parts of a program: slice.c ----
  * Part r of n has whole KV heads with the query heads that use them (or, with more parts than KV heads, shares one), runs of

@@ -596,9 +596,3 @@ int rank_serve_until(const struct link_ops *link, struct link_group *group, stru
 	finish(s, r);
 	return r;
 }
-
-int rank_serve(const struct link_ops *link, struct link_group *group, struct link_group *tensor, struct base_log *log,
-	struct base_error *e)
-{
-	return rank_serve_until(link, group, tensor, log, NULL, e);
-}

@@ -13,10 +13,8 @@
  * stage is computed on but reported as failed, with the status of the first stage that said so.
  * STOP counts between passes and while waiting, also while loading; STATS go out between passes, about once a second.
  *
- * (The end of a neighbour that stopped first may overtake STOP: then -ECONNRESET.)
- *
- * One thread, the stage thread. The groups are revoked at the end; the caller closes them. Returns 0 after STOP (or *stop), -ECONNRESET when the
- * group ended, -EBADMSG or -EPROTO with text for a peer that breaks the protocol, or the error of ASSIGN (which
+ * One thread, the stage thread. The groups are revoked at the end; the caller closes them. Returns 0 after STOP (or *stop), -ECONNRESET
+ * when the group ended (also when the end of a neighbour that stopped first overtakes STOP), -EBADMSG or -EPROTO with text for a peer that breaks the protocol, or the error of ASSIGN (which
  * was also sent as FAILED).
  */
 #pragma once
@@ -28,9 +26,6 @@
 #include "base/log.h"
 #include "shard/link/link.h"
 
-int rank_serve(const struct link_ops *link, struct link_group *group, struct link_group *tensor, struct base_log *log,
-	struct base_error *e);
-
-/* The same, and ends after the pass under way when *stop becomes true (noticed within 200 ms); stop may be NULL. */
+/* Ends also after the pass under way when *stop becomes true (noticed within 200 ms); stop may be NULL. */
 int rank_serve_until(const struct link_ops *link, struct link_group *group, struct link_group *tensor,
 	struct base_log *log, const _Atomic bool *stop, struct base_error *e);

@@ -52,7 +52,8 @@ static void reader_is_sticky_and_bounded(void **state)
 	const uint8_t data[] = {1, 0, 2, 0, 0, 0, 9};
 	struct base_reader r;
 	base_reader_init(&r, data, sizeof data);
-	assert_int_equal(base_reader_u16(&r), 1);
+	assert_int_equal(base_reader_u8(&r), 1);
+	assert_int_equal(base_reader_u8(&r), 0);
 	assert_int_equal(base_reader_u32(&r), 2);
 	assert_int_equal(base_reader_left(&r), 1);
 	assert_int_equal(base_reader_u32(&r), 0);
