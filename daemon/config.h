@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Configuration: YAML, strict, one table (config.c) that knows every key: type, default, limits, help, reloadable or not.
+ * Configuration: YAML, strict, one table (config_table.c) that knows every key: type, default, limits, help, reloadable or
+ * not.
  *
  * Precedence: defaults < main file < conf.d/<name>.yaml in name order < environment THAW_<KEY_WITH_UNDERSCORES> < flags
- * --set key=value (models.N.path for models). A model of a later file replaces the one of its name, else it is added. Unknown or duplicate keys, anchors, tags and a second document are refused with file:line:column. Sizes and times need a
- * unit. The origin of every value is kept for `thawctl config show --origin`. Built once, then read-only.
+ * --set key=value (models.N.path for models). A model of a later file replaces the one of its name, else it is added. Unknown or
+ * duplicate keys, anchors, tags and a second document are refused with file:line:column. Sizes and times need a unit. The origin of every value is kept for `thawctl config show --origin`. Built once, then read-only.
  */
 #pragma once
 

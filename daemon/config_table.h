@@ -41,12 +41,11 @@ extern const struct config_key config_model_keys[]; // path without the "models.
 #define CONFIG_MAX_KEYS 80u
 #define CONFIG_ORIGIN_BYTES 288u
 
-struct config_origins {
+struct config_origins { // where a value stands, for messages too: "file:line:col", "environment THAW_X", "--set"
 	char key[CONFIG_MAX_KEYS][CONFIG_ORIGIN_BYTES]; // "" is the default
 	char model[CONFIG_MAX_MODELS][CONFIG_ORIGIN_BYTES];
 };
 
-/* Where a value stands, for messages and origins: "file:line:col", "environment THAW_X", "--set". */
 const struct config_key *config_key_find(const char *path);
 const struct config_key *config_model_key_find(const char *name);
 /* Fills hint with `; did you mean "x"?` or "" . section NULL: all keys with their full path. */

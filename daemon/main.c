@@ -57,7 +57,7 @@ static void usage(FILE *out)
 		     "Serves language models over gRPC.\n\n"
 		     "  --config FILE      configuration (/etc/thaw/thaw.yaml if it is there)\n"
 		     "  --conf-dir DIR     directory of more, *.yaml in name order (/etc/thaw/conf.d)\n"
-		     "  --set KEY=VALUE    one setting, before all files; may be given several times\n"
+		     "  --set KEY=VALUE    one setting; wins over files and environment; may be repeated\n"
 		     "  --log-level WORD   error, warning, notice, info or debug: as --set daemon.log_level=WORD\n"
 		     "  --check            check the configuration and the store's place, and stop\n"
 		     "  --help, --version\n\n"

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What coordinator.c (sessions, membership, the thread) and fleet.c (plans) share. Fields are the lock's unless a comment says
- * otherwise. Only these two include this.
+ * What the files of the coordinator share: coordinator.c (sessions, membership, the thread), claim.c (who coordinates), fleet.c (plans),
+ * links.c (links that are measured), source.c (files that nodes pull), spare.c (spare layers). Fields are the lock's unless a
+ * comment says otherwise. Not for other rooms.
  */
 #pragma once
 

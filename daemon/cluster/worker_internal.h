@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What worker.c (the connection), task.c (assignments) and probe.c (links that are measured) share. Only these include this.
+ * What worker.c (the connection), task.c (assignments), task_pack.c (their files) and probe.c (links that are measured) share. Not for
+ * other rooms.
  */
 #pragma once
 

@@ -137,7 +137,7 @@ int ctl_run(struct ctl *c, int argc, char **argv);
 int ctl_parse(struct ctl *c, int argc, char **argv);
 bool ctl_given(const struct ctl *c, const char *option);
 
-/* help.c */
+/* verbs.c */
 void ctl_print_help(FILE *out);
 void ctl_print_verb_help(const struct ctl_verb *v, FILE *out);
 

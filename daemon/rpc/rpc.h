@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The gRPC server: everything of gRPC-core behind four calls. See rpc_core.h for threads and bounds.
+ * The gRPC server: everything of gRPC-core behind a few calls. See rpc_core.h for threads and bounds.
  *
  * Where: listen.grpc is a unix socket (mode 0660, PATH.lock beside it holds the pid). listen.tcp is plaintext on the
  * loopback; elsewhere it needs tls_cert, tls_key and tls_ca (mutual TLS), or insecure_tcp. Admin is not served over

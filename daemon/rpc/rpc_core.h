@@ -2,8 +2,8 @@
  * Calls and queues: all that daemon/rpc's services need to know of gRPC-core.
  *
  * Threads. Each rpc_queue is a GRPC_CQ_NEXT queue with a thread of its own; a call is bound to one queue, and
- * everything that is not marked otherwise runs on that thread. Slow starts (files, long texts) run on the one worker
- * thread, during which the queue leaves the call alone. Engine threads only call rpc_call_wake and rpc_call_hand_back.
+ * everything that is not marked otherwise runs on that thread. Slow starts (files, long texts) run on the worker's
+ * thread and reads of models' files for nodes on the reader's, while the queue leaves the call alone. Engine threads only call rpc_call_wake and rpc_call_hand_back.
  *
  * Life of a call. NEW (armed, waiting for a client) -> OPEN (start() runs) -> ENDING (status handed to gRPC) -> CLOSED
  * (the RECV_CLOSE that is armed first has come back: finished or cancelled) -> freed when the last reference goes: one
@@ -200,10 +200,10 @@ void rpc_call_identity(const struct rpc_call *c, char *out, size_t room);
  * asked again. -EAGAIN. */
 int rpc_call_work(struct rpc_call *c, struct rpc_worker *w, void (*work)(struct rpc_call *c));
 
-/* rpc_worker.c: one thread for starts that may block. */
+/* rpc_worker.c: a thread for what may block. A server has two: worker for starts, reader for files that nodes pull. */
 int rpc_worker_create(struct rpc_worker **ret_worker);
 void rpc_worker_destroy(struct rpc_worker *w);
-/* Runs work(call, payload) there; -EAGAIN when RPC_WORKER_QUEUE calls wait. The caller gives it a reference. */
+/* Runs work(call) there; -EAGAIN when RPC_WORKER_QUEUE calls wait. The caller gives it a reference. */
 int rpc_worker_submit(struct rpc_worker *w, struct rpc_call *c, void (*work)(struct rpc_call *c));
 
 /* rpc_listen.c: sockets. */

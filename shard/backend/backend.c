@@ -3,11 +3,12 @@
 
 #include <string.h>
 
+const struct backend_ops *const backend_all[] = {&backend_reference_ops, &backend_cpu_ops, NULL};
+
 const struct backend_ops *backend_find(const char *name)
 {
-	static const struct backend_ops *const all[] = {&backend_reference_ops, &backend_cpu_ops};
-	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
-		if (strcmp(all[i]->name, name) == 0)
-			return all[i];
+	for (size_t i = 0; backend_all[i]; i++)
+		if (strcmp(backend_all[i]->name, name) == 0)
+			return backend_all[i];
 	return NULL;
 }

@@ -124,5 +124,6 @@ struct backend {
 extern const struct backend_ops backend_reference_ops;
 extern const struct backend_ops backend_cpu_ops;
 
+extern const struct backend_ops *const backend_all[]; // NULL comes last
 /* By name ("reference", "cpu"); NULL if there is none. */
 const struct backend_ops *backend_find(const char *name);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What the files of the planner share: fleet.c (the whole), fleet_cost.c (what a run of layers costs), fleet_search.c
- * (the search), fleet_map.c (device maps), fleet_refuse.c and fleet_explain.c (words). Not for other rooms.
+ * What the files of the planner share: fleet.c (the whole), cost.c (what a run of layers costs), search.c (the
+ * search), even.c (the same number of ranks in every stage), map.c (device maps), alternatives.c (what was not chosen), refuse.c and
+ * explain.c (words). Not for other rooms.
  */
 #pragma once
 
@@ -96,7 +97,7 @@ void fleet_map_sequential(const struct fleet_work *f, struct fleet_cut *ret_stag
 
 /* Says why nothing fits: -ENOMEM. */
 int fleet_refuse(const struct fleet_work *f, struct base_error *e);
-/* What was not chosen, and what would lift what binds: fleet_alternatives.c. */
+/* What was not chosen, and what would lift what binds: alternatives.c. */
 void fleet_add_alternatives(const struct fleet_work *f, struct fleet_plan *p);
 void fleet_advise(const struct fleet_work *f, struct fleet_plan *p);
 /* Service and active time of a stage for n positions, and what binds it. */

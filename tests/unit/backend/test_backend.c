@@ -741,9 +741,21 @@ static void creation_refuses_nonsense(void **state)
 	backend_reference_ops.destroy(NULL);
 }
 
+static void every_backend_is_among_the_subjects(void **state)
+{
+	for (size_t i = 0; backend_all[i]; i++) {
+		bool found = false;
+		for (size_t k = 0; k < SUBJECTS; k++)
+			found = found || strcmp(subjects[k].backend, backend_all[i]->name) == 0;
+		if (!found)
+			fail_msg("no case runs over the backend \"%s\": add it to subjects", backend_all[i]->name);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(every_backend_is_among_the_subjects),
 		cmocka_unit_test(matmul_is_right),
 		cmocka_unit_test(matmul_of_odd_columns),
 		cmocka_unit_test(matmul_keeps_to_its_rows),

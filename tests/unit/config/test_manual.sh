@@ -22,6 +22,9 @@ for k in json.load(sys.stdin)["keys"]:
 
 while read -r verb; do
 	grep -q -- "^\.It Cm $verb\>" "$docs/thawctl.1" || complain "thawctl.1: no $verb"
+	while read -r option; do
+		grep -qE -- "(Fl|,) -$option( |\$)" "$docs/thawctl.1" || complain "thawctl.1: $verb: no --$option"
+	done < <("$thawctl" help "$verb" | sed -n '/^Options:/,$s/^  ...\{0,2\} *--\([a-z-]*\).*/\1/p')
 done < <("$thawctl" help | sed -n '/^Verbs:/,/^$/s/^  \([a-z]*\) .*/\1/p')
 
 "$thawctl" config check --config "$docs/../deploy/thaw.yaml" --conf-dir "$docs/figures" >/dev/null || complain "deploy/thaw.yaml is not accepted"
