@@ -214,8 +214,6 @@ static int check_cluster(const struct config *c, struct base_error *e)
 		return base_error_set(e, -EINVAL, "models: a worker has none: the coordinator says what it computes");
 	if (c->compute.stages > 1)
 		return base_error_set(e, -EINVAL, "compute.stages: a cluster's plan chooses the stages: leave it at 1");
-	if (c->compute.tensor && role == CLUSTER_ROLE_WORKER)
-		return base_error_set(e, -EINVAL, "compute.tensor: a worker has none: the coordinator's counts");
 	return 0;
 }
 

@@ -8,8 +8,9 @@
 #include "base/cleanup.h"
 #include "topology/fleet/internal.h"
 
-#define NEAR 2.0 // times: two devices that differ by less may share layers
-#define FAR 1e6 // ... and by less than this where the caller wants so many that there are not enough near ones
+#define NEAR                                                                                                           \
+	2.0 // times: two devices that differ by less may share layers; by less than twice as much where these are too few, and so on:
+#define FAR 1e6 // what a measurement is worth on a busy machine is left to what comes of the plan
 #define GAIN                                                                                                           \
 	1.2 // times: what sharing layers has to bring, for their sums wait for the last of the ranks in every layer
 #define NAMED 4u
@@ -117,17 +118,29 @@ static int build(const struct fleet_input *given, const struct fleet_device *dev
 	return t->status;
 }
 
-static int try_ranks(const struct fleet_input *in, const struct fleet_device *levelled, uint32_t largest,
-	uint32_t ranks, struct try *t, struct base_error *e)
+/* Devices as `ranks` of them that are most alike can count on; returns how many are alike. */
+static uint32_t level_for(const struct fleet_input *in, uint32_t ranks, struct fleet_device *out)
+{
+	uint32_t largest = level_all(in, NEAR, out);
+	for (double times = 2 * NEAR; largest && largest < ranks && times < FAR; times *= 2)
+		largest = level_all(in, times, out);
+	return largest;
+}
+
+static int try_ranks(const struct fleet_input *in, struct fleet_device *levelled, uint32_t ranks, struct try *t,
+	struct base_error *e)
 {
 	if (!fleet_tp_possible(in->model, ranks, t->reason, sizeof t->reason))
 		return t->status = base_error_set(e, -EINVAL, "%" PRIu32 " ranks in a stage: %s", ranks, t->reason);
+	if (ranks == 1)
+		return build(in, in->devices, ranks, t, e);
+	uint32_t largest = level_for(in, ranks, levelled);
 	if (ranks > largest) {
 		snprintf(t->reason, sizeof t->reason, "there are %" PRIu32 " devices that are alike, not %" PRIu32,
 			largest, ranks);
 		return t->status = base_error_set(e, -ENOMEM, "%" PRIu32 " ranks in a stage: %s", ranks, t->reason);
 	}
-	return build(in, ranks == 1 ? in->devices : levelled, ranks, t, e);
+	return build(in, levelled, ranks, t, e);
 }
 
 static void add_others(const struct fleet_input *in, const struct try *tries, uint32_t least, uint32_t most,
@@ -161,15 +174,12 @@ int fleet_plan_build_even(const struct fleet_input *in, struct fleet_device *ret
 	uint32_t most = in->tp_most && in->tp_most < FLEET_TP ? in->tp_most : FLEET_TP;
 	_cleanup_free_ struct fleet_device *levelled = calloc(in->devices_count + 1, sizeof *levelled);
 	_cleanup_free_ struct try *tries = calloc(FLEET_TP + 1, sizeof *tries);
-	uint32_t largest = levelled && tries ? level_all(in, NEAR, levelled) : 0;
-	if (!tries || (!largest && in->devices_count))
+	if (!tries || !levelled)
 		return base_error_set(e, -ENOMEM, "plan: out of memory");
-	for (double times = 2 * NEAR; largest && largest < least && times < FAR; times *= 2)
-		largest = level_all(in, times, levelled);
 	most = most > in->devices_count ? in->devices_count : most;
 	most = most < least ? least : most;
 	for (uint32_t t = least; t <= most && t <= FLEET_TP; t++) {
-		if (try_ranks(in, levelled, largest, t, &tries[t], t == least ? e : NULL) < 0)
+		if (try_ranks(in, levelled, t, &tries[t], t == least ? e : NULL) < 0)
 			continue;
 		if (!best || period(in, &tries[t].plan) * (best == 1 ? GAIN : 1) < period(in, &tries[best].plan))
 			best = t;
@@ -182,6 +192,9 @@ int fleet_plan_build_even(const struct fleet_input *in, struct fleet_device *ret
 	tries[best].plan = (struct fleet_plan){0};
 	for (uint32_t t = 0; t <= FLEET_TP; t++)
 		fleet_plan_finish(&tries[t].plan);
-	memcpy(ret_devices, best == 1 ? in->devices : levelled, in->devices_count * sizeof *ret_devices);
+	if (best == 1)
+		memcpy(ret_devices, in->devices, in->devices_count * sizeof *ret_devices);
+	else
+		level_for(in, best, ret_devices);
 	return 0;
 }

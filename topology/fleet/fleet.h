@@ -186,8 +186,8 @@ struct fleet_plan {
 int fleet_plan_build(const struct fleet_input *input, struct fleet_plan *ret_plan, struct base_error *e);
 void fleet_plan_finish(struct fleet_plan *p); // half-built and zero are fine
 /* For who runs it with the same number of ranks in every stage: the best plan with tp_least to tp_most of them, -EINVAL if the model
- * cannot be cut by tp_least. More than one have to bring a fifth. Devices that differ by less than twice may share layers, others
- * where tp_least needs them, and count with the least that they have; ret_devices (devices_count): as they were planned with, for what is said of the plan. */
+ * cannot be cut by tp_least. More than one have to bring a fifth. Devices that differ by less than twice may share layers, others where
+ * there are too few of these, and count with the least that they have; ret_devices (devices_count): as they were planned with, for what is said of the plan. */
 int fleet_plan_build_even(const struct fleet_input *input, struct fleet_device *ret_devices,
 	struct fleet_plan *ret_plan, struct base_error *e);
 
