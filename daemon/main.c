@@ -2,6 +2,7 @@
 // thawd: starts everything, then waits for signals and tells the service manager how it goes.
 #include <errno.h>
 #include <getopt.h>
+#include <malloc.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -22,6 +23,7 @@
 
 #define MAX_SETS 64
 #define TICK_NS (200 * 1000000ull)
+#define LARGE_BYTES (256 << 10)
 #define STOP_EXTRA_NS (2 * BASE_NS_PER_SECOND) // for calls to end after their requests did
 
 enum { EXIT_USAGE = 64, EXIT_CONFIG = 78 }; // as in sysexits(3); the unit file knows the second
@@ -167,9 +169,11 @@ static void describe(struct daemon *d, uint32_t count, uint32_t *ret_busy)
 		if (m->phase < SERVER_PHASE_READY && !loading)
 			loading = m;
 	}
-	*ret_busy = running + waiting;
+	*ret_busy = running + waiting + (d->stopping && server_cluster_leaves(d->server));
 	char text[sizeof d->status];
-	if (d->stopping)
+	if (d->stopping && server_cluster_leaves(d->server))
+		snprintf(text, sizeof text, "draining: its layers go to other nodes");
+	else if (d->stopping)
 		snprintf(text, sizeof text, "draining: %u requests left", running + waiting);
 	else if (server_worker_text(d->server, text, sizeof text))
 		; // that is all there is to say
@@ -212,7 +216,7 @@ static void feed_watchdog(struct daemon *d, uint64_t now)
 	d->next_watchdog_ns = now + interval;
 }
 
-/* Returns how many requests are in the house. */
+/* Returns how many requests are in the house, and whether others still take over what this worker computes. */
 static uint32_t tick(struct daemon *d)
 {
 	uint32_t busy, count = server_list_models(d->server, d->infos, CONFIG_MAX_MODELS);
@@ -263,6 +267,7 @@ static bool on_signal(struct daemon *d, uint32_t number)
 	notify_stopping("draining");
 	notify_extend_timeout(d->config.daemon.drain_ns + 15 * BASE_NS_PER_SECOND);
 	server_drain(d->server, true);
+	server_cluster_drain(d->server);
 	rpc_server_update_health(d->rpc);
 	return false;
 }
@@ -322,6 +327,8 @@ int main(int argc, char **argv)
 	struct daemon d = {0};
 	struct base_error e = {0};
 	enum base_log_level level = BASE_LOG_INFO;
+	/* Large blocks go back to the system when they are freed; else each of malloc's many arenas keeps the largest it ever had. */
+	mallopt(M_MMAP_THRESHOLD, LARGE_BYTES);
 	int status = parse_arguments(argc, argv, &d.arguments);
 	if (status)
 		return status > 0 ? EXIT_SUCCESS : EXIT_USAGE;

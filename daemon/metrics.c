@@ -81,6 +81,11 @@ static int explain_model(const struct server_model_info *m, char *out, size_t ro
 // Why nothing can be answered: a line for each model.
 static void explain_not_ready(struct server *s, char *out, size_t room)
 {
+	char worker[256];
+	if (!server_draining(s) && server_worker_text(s, worker, sizeof worker)) {
+		snprintf(out, room, "%s\n", worker);
+		return;
+	}
 	_cleanup_free_ struct server_model_info *models = calloc(CONFIG_MAX_MODELS, sizeof *models);
 	uint32_t count = models ? server_list_models(s, models, CONFIG_MAX_MODELS) : 0;
 	if (server_draining(s) || !count) {

@@ -496,8 +496,11 @@ bool server_draining(const struct server *s)
 
 bool server_ready(struct server *s)
 {
-	bool ready = false;
+	struct cluster_worker_status w = {0};
 	pthread_mutex_lock(&s->lock);
+	if (s->worker && !s->coordinator)
+		cluster_worker_get_status(s->worker, &w);
+	bool ready = w.joined;
 	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES && !ready; i++) {
 		struct server_entry *x = s->entry[i];
 		struct engine_load load;

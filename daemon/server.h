@@ -87,7 +87,8 @@ int server_abort(struct server *s, const char *request_id); // -ENOENT
 
 void server_drain(struct server *s, bool on);
 bool server_draining(const struct server *s);
-/* Live: the process. Ready: some model can answer: it has its ranks, and its last pass could read all of its weights. */
+/* Live: the process. Ready: some model can answer: it has its ranks, and its last pass could read all of its weights. A worker, which
+ * has no models of its own: it has joined. */
 bool server_ready(struct server *s);
 /* Every engine's thread came round lately: the watchdog may be fed. */
 bool server_healthy(struct server *s);
@@ -107,6 +108,9 @@ struct server_transfer { // of models' files between nodes, bytes since the star
 	uint64_t pulled_bytes, served_bytes;
 };
 void server_get_transfer(struct server *s, struct server_transfer *ret_transfer);
+/* SIGTERM: a worker's layers go to other nodes before it stops. True while they are on their way, or it has not left yet. */
+void server_cluster_drain(struct server *s);
+bool server_cluster_leaves(struct server *s);
 bool server_cluster_load(struct server *s, struct server_cluster_load *ret_load); // false: no coordinator
 struct cluster_coordinator *server_coordinator(struct server *s); // NULL: this node is none
 const struct config *server_config(const struct server *s);

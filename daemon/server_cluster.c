@@ -272,6 +272,24 @@ bool server_worker_text(struct server *s, char *out, size_t room)
 	return worker;
 }
 
+void server_cluster_drain(struct server *s)
+{
+	pthread_mutex_lock(&s->lock);
+	if (s->worker && !s->coordinator)
+		cluster_worker_drain(s->worker);
+	pthread_mutex_unlock(&s->lock);
+}
+
+bool server_cluster_leaves(struct server *s)
+{
+	struct cluster_worker_status w = {.left = true};
+	pthread_mutex_lock(&s->lock);
+	if (s->worker && !s->coordinator)
+		cluster_worker_get_status(s->worker, &w);
+	pthread_mutex_unlock(&s->lock);
+	return !w.left;
+}
+
 void server_cluster_leave(struct server *s)
 {
 	struct cluster_worker *w = s->worker;

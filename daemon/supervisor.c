@@ -379,6 +379,14 @@ bool supervisor_ended(struct supervisor *s, uint32_t rank, char *text, size_t ro
 	return false;
 }
 
+bool supervisor_stopped(const struct supervisor *s, uint32_t rank)
+{
+	const struct child *c = &s->child[rank];
+	siginfo_t info = {0};
+	return c->pid && waitid(P_PIDFD, (id_t)c->pidfd, &info, WSTOPPED | WNOHANG | WNOWAIT) == 0 && info.si_pid &&
+	       info.si_code == CLD_STOPPED;
+}
+
 int supervisor_pidfd(const struct supervisor *s, uint32_t rank)
 {
 	return s->child[rank].pidfd;

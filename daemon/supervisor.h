@@ -36,6 +36,8 @@ int supervisor_start_linked(struct supervisor *s, uint32_t rank, const struct su
 	const char *link, struct base_error *e);
 /* True once it has ended by itself; it is reaped then, and why is in text. */
 bool supervisor_ended(struct supervisor *s, uint32_t rank, char *text, size_t room);
+/* A signal has stopped it (SIGSTOP, SIGTSTP): it is there, and does nothing. Not so what a debugger holds. */
+bool supervisor_stopped(const struct supervisor *s, uint32_t rank);
 int supervisor_pidfd(
 	const struct supervisor *s, uint32_t rank); // to poll for its end; the supervisor's; -1: it does not run
 void supervisor_stop(struct supervisor *s, uint32_t rank); // as the starter's stop

@@ -110,6 +110,7 @@ static void node_gone(
 	if (n->state != CLUSTER_NODE_READY)
 		return;
 	n->state = state;
+	n->leaving = false;
 	n->since_ns = base_clock_now_ns();
 	snprintf(n->why, sizeof n->why, "%.*s", (int)sizeof n->why - 1, why);
 	if (n->session)
@@ -353,6 +354,20 @@ static int on_probe_done(struct cluster_session *s, const Thaw__Node__V1__ProbeD
 	return status;
 }
 
+static int leave_when_free(struct cluster_coordinator *c, struct cluster_node *n)
+{
+	char why[CLUSTER_TEXT_BYTES];
+	if (n->leaving)
+		return 0;
+	n->leaving = true;
+	cluster_coordinator_emit(
+		c, "notice", "node_leaving", "", "node %s stops: its work goes to other nodes", n->name);
+	snprintf(why, sizeof why, "node %s stops", n->name);
+	cluster_fleets_replan(c, n, why);
+	pthread_cond_broadcast(&c->changed);
+	return 0;
+}
+
 static int on_message(struct cluster_session *s, const Thaw__Node__V1__NodeMessage *m, struct base_error *e)
 {
 	struct cluster_coordinator *c = s->coordinator;
@@ -390,6 +405,8 @@ static int on_message(struct cluster_session *s, const Thaw__Node__V1__NodeMessa
 	case THAW__NODE__V1__NODE_MESSAGE__WHAT_PROBE_DONE:
 		return on_probe_done(s, m->probe_done, e);
 	case THAW__NODE__V1__NODE_MESSAGE__WHAT_LEAVE:
+		if (m->leave->when_free)
+			return leave_when_free(c, n);
 		node_gone(c, n, CLUSTER_NODE_LEFT, "it stops in good order");
 		return base_error_set(e, -ECANCELED, "left");
 	default:
@@ -435,6 +452,14 @@ static void beat(struct cluster_session *s, uint64_t now)
 	cluster_session_post(s, data, bytes);
 }
 
+static void let_go(struct cluster_session *s)
+{
+	struct base_error e = {0};
+	base_error_set(&e, -ECANCELED, "left");
+	node_gone(s->coordinator, s->node, CLUSTER_NODE_LEFT, "it stops in good order");
+	end_session(s, &e);
+}
+
 static void check_session(struct cluster_session *s, uint64_t now)
 {
 	struct cluster_coordinator *c = s->coordinator;
@@ -445,7 +470,9 @@ static void check_session(struct cluster_session *s, uint64_t now)
 	}
 	if (s->state != SESSION_JOINED || !s->node)
 		return;
-	if (now > s->node->heard_ns + c->config.lost_ns) {
+	if (s->node->leaving && !cluster_fleets_move(c, s->node)) {
+		let_go(s);
+	} else if (now > s->node->heard_ns + c->config.lost_ns) {
 		base_error_set(&e, -ETIMEDOUT, "no heartbeat for %.1f s", (double)(now - s->node->heard_ns) / 1e9);
 		node_gone(c, s->node, CLUSTER_NODE_LOST, e.message);
 		end_session(s, &e);
@@ -501,7 +528,7 @@ uint32_t cluster_coordinator_nodes(struct cluster_coordinator *c, struct cluster
 		memcpy(i->name, x->name, sizeof i->name);
 		memcpy(i->why, x->why, sizeof i->why);
 		i->state = x->state;
-		i->draining = x->draining;
+		i->draining = x->draining || x->leaving;
 		i->self = strcmp(x->name, c->node_name) == 0;
 		i->heard_ns = x->heard_ns;
 		i->since_ns = x->since_ns;
@@ -532,7 +559,8 @@ int cluster_coordinator_drain(struct cluster_coordinator *c, const char *node, b
 	struct cluster_node *n = find_node(c, node);
 	uint32_t others = 0;
 	for (uint32_t i = 0; i < c->nodes_count; i++)
-		others += &c->nodes[i] != n && c->nodes[i].state == CLUSTER_NODE_READY && !c->nodes[i].draining;
+		others += &c->nodes[i] != n && c->nodes[i].state == CLUSTER_NODE_READY && !c->nodes[i].draining &&
+			  !c->nodes[i].leaving;
 	if (!n)
 		status = base_error_set(e, -ENOENT, "no node is called %s", node);
 	else if (on && !others && c->fleets)

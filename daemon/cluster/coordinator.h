@@ -83,7 +83,7 @@ struct cluster_node_work { // one part of a model
 struct cluster_node_info {
 	char name[CLUSTER_NAME_BYTES];
 	enum cluster_node_state state;
-	bool draining, drained; // drained: nothing runs there any more
+	bool draining, drained; // draining: for good, or as it stops; drained: nothing runs there any more
 	bool self; // the coordinator's own
 	char why[CLUSTER_TEXT_BYTES]; // LOST: what happened
 	struct cluster_facts facts; // zero when it was not seen since the start

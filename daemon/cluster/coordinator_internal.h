@@ -16,6 +16,7 @@ struct cluster_node {
 	char name[CLUSTER_NAME_BYTES];
 	enum cluster_node_state state;
 	bool draining;
+	bool leaving; // it stops once its work is elsewhere; READY only
 	char why[CLUSTER_TEXT_BYTES];
 	struct cluster_facts *facts; // NULL: not seen since the start
 	struct cluster_session *session; // READY only
@@ -168,6 +169,8 @@ void cluster_fleets_rank_ended(
 void cluster_fleets_describe(struct cluster_coordinator *c, const struct cluster_node *n, struct cluster_node_info *i);
 /* Prepares plans that were asked for in the background. May drop the lock and take it again. */
 void cluster_fleets_step(struct cluster_coordinator *c);
+/* Is the node's work on its way to others? False as well where there is none, and where nobody else could do it. */
+bool cluster_fleets_move(const struct cluster_coordinator *c, const struct cluster_node *n);
 void cluster_fleets_replan(struct cluster_coordinator *c, const struct cluster_node *n, const char *why);
 
 /* links.c; lock held */

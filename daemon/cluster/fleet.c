@@ -106,7 +106,7 @@ static void forget_unfit(struct cluster_fleet *f, const struct cluster_node *n)
 
 static bool usable(const struct cluster_fleet *f, const struct cluster_node *n)
 {
-	return n->state == CLUSTER_NODE_READY && !n->draining && !unfit(f, n);
+	return n->state == CLUSTER_NODE_READY && !n->draining && !n->leaving && !unfit(f, n);
 }
 
 static const struct cluster_state_plan *previous_plan(const struct cluster_fleet *f)
@@ -132,6 +132,7 @@ static int nobody(struct cluster_fleet *f, struct base_error *e)
 		at += (size_t)snprintf(text + at, sizeof text - at, "%s%s is %s%s%s", at ? "; " : "", n->name,
 			n->state != CLUSTER_NODE_READY ? cluster_node_state_name(n->state)
 			: n->draining                  ? "drained"
+			: n->leaving                   ? "stopping"
 						       : "unfit",
 			u || n->state == CLUSTER_NODE_LOST ? ": " : "",
 			u                               ? u->why
@@ -176,7 +177,7 @@ static int check_nodes(struct cluster_fleet *f, struct base_error *e)
 	for (uint32_t i = 0; i < c->nodes_count; i++) {
 		const struct cluster_node *n = &c->nodes[i];
 		const struct fleet_unfit *u = unfit(f, n);
-		if (u && u->busy && u->again_ns && n->state == CLUSTER_NODE_READY && !n->draining)
+		if (u && u->busy && u->again_ns && n->state == CLUSTER_NODE_READY && !n->draining && !n->leaving)
 			return base_error_set(e, -EAGAIN, "node %s is tried again soon: %s", n->name, u->why);
 		if (!usable(f, n))
 			continue;
@@ -659,11 +660,20 @@ void cluster_fleets_replan(struct cluster_coordinator *c, const struct cluster_n
 		f->changes++;
 		if (uses(&f->coming, n))
 			drop_coming(f);
-		if (!f->running.parts || (n->draining && !uses(&f->running, n)))
+		if (!f->running.parts || ((n->draining || n->leaving) && !uses(&f->running, n)))
 			continue; // what is asked for already stays so
 		f->replan = true;
 		snprintf(f->replan_why, sizeof f->replan_why, "%s", why);
 	}
+}
+
+bool cluster_fleets_move(const struct cluster_coordinator *c, const struct cluster_node *n)
+{
+	for (const struct cluster_fleet *f = c->fleets; f; f = f->next) {
+		if (uses(&f->running, n) && (f->replan || f->broken || f->state != FLEET_IDLE))
+			return true;
+	}
+	return false;
 }
 
 /* How much a node that is gone is missed; drained: that somebody wanted it so would be forgotten. */

@@ -19,6 +19,8 @@
 #define CONNECT_NS (20 * BASE_NS_PER_SECOND)
 #define OLD_RANK_NS (7 * BASE_NS_PER_SECOND) // for the rank of the plan before to give its memory back
 #define NOT_REAPED_MS 50 // a debugger may hold what has ended
+#define LOOK_MS 250 // whether a signal has stopped the rank
+#define STOPPED_NS BASE_NS_PER_SECOND // a rank that long is as good as dead: the others wait for it
 
 static void set_state(struct cluster_task *t, enum task_state state)
 {
@@ -179,21 +181,47 @@ static bool wait_for_start(struct cluster_task *t)
 	return go;
 }
 
+/* Ends a rank that does nothing any more, though it is there. */
+static bool end_stopped(struct cluster_task *t, uint32_t rank, uint64_t *since_ns)
+{
+	uint64_t now = base_clock_now_ns();
+	if (!supervisor_stopped(t->supervisor, rank)) {
+		*since_ns = 0;
+		return false;
+	}
+	*since_ns = *since_ns ? *since_ns : now;
+	if (now < *since_ns + STOPPED_NS)
+		return false;
+	supervisor_stop(t->supervisor, rank);
+	return true;
+}
+
+static void say_ended(struct cluster_task *t, const char *how)
+{
+	pthread_mutex_lock(&t->worker->lock);
+	snprintf(t->text, sizeof t->text, "its rank %.200s", how);
+	pthread_mutex_unlock(&t->worker->lock);
+	set_state(t, TASK_ENDED);
+}
+
 static void watch(struct cluster_task *t)
 {
+	uint64_t stopped_ns = 0;
 	uint32_t rank = rank_member(t->start.stage, t->start.part, t->start.parts) - 1;
 	struct pollfd p[] = {{.fd = t->cancel_fd, .events = POLLIN},
 		{.fd = supervisor_pidfd(t->supervisor, rank), .events = POLLIN}};
 	char text[CLUSTER_TEXT_BYTES];
 	while (!atomic_load(&t->release)) {
-		if (poll(p, 2, -1) < 0 || !p[1].revents)
+		int n = poll(p, 2, p[1].fd < 0 ? -1 : LOOK_MS);
+		if (n == 0 && end_stopped(t, rank, &stopped_ns)) {
+			p[1].fd = -1;
+			say_ended(t, "was stopped by a signal, and is ended");
+		}
+		if (n <= 0 || !p[1].revents)
 			continue;
 		if (supervisor_ended(t->supervisor, rank, text, sizeof text)) {
 			p[1].fd = -1;
-			pthread_mutex_lock(&t->worker->lock);
-			snprintf(t->text, sizeof t->text, "its rank %.200s", text);
-			pthread_mutex_unlock(&t->worker->lock);
-			set_state(t, TASK_ENDED);
+			say_ended(t, text);
 		} else {
 			poll(p, 1, NOT_REAPED_MS);
 		}

@@ -510,7 +510,37 @@ static void set_why(struct cluster_worker *w, const char *why)
 		emit(w, "warning", "not_joined", "coordinator %s: %s", w->join, why);
 }
 
-/* Until the connection ends, or w->stop. True: it had joined. */
+static int send_leave(struct rpc_client_stream *s, bool when_free)
+{
+	Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
+	Thaw__Node__V1__Leave l = THAW__NODE__V1__LEAVE__INIT;
+	l.when_free = when_free;
+	m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_LEAVE;
+	m.leave = &l;
+	return send_node(s, &m);
+}
+
+/* What there is to say while it is joined. */
+static int tell_all(struct cluster_worker *w, struct rpc_client_stream *s, uint64_t now, bool *told_leave)
+{
+	int status = tell_tasks(w, s);
+	if (!status)
+		status = tell_probing(w, s);
+	if (!status)
+		status = beat(w, s, now);
+	if (!status && atomic_load(&w->drain) && !*told_leave) {
+		*told_leave = true;
+		status = send_leave(s, true);
+	}
+	return status;
+}
+
+static const char *say_end(const struct rpc_client_status *end)
+{
+	return end->message[0] ? end->message : "it ended the connection";
+}
+
+/* Until the connection ends, or w->stop, or w->drain before it has joined. True: it had joined. */
 static bool converse(struct cluster_worker *w, struct rpc_client_stream *s)
 {
 	struct rpc_client_status end = {0};
@@ -518,16 +548,12 @@ static bool converse(struct cluster_worker *w, struct rpc_client_stream *s)
 	const uint8_t *data;
 	size_t bytes;
 	uint64_t heard = base_clock_now_ns();
-	bool joined = false;
+	bool joined = false, told_leave = false;
 	int status = send_register(w, s);
-	while (!status && !atomic_load(&w->stop)) {
+	while (!status && !atomic_load(&w->stop) && (joined || !atomic_load(&w->drain))) {
 		uint64_t now = base_clock_now_ns(), wait = WAKES_NS;
 		if (joined) {
-			status = tell_tasks(w, s);
-			if (!status)
-				status = tell_probing(w, s);
-			if (!status)
-				status = beat(w, s, now);
+			status = tell_all(w, s, now, &told_leave);
 			wait = w->next_beat_ns > now ? w->next_beat_ns - now : 1;
 			wait = wait < WAKES_NS ? wait : WAKES_NS;
 		}
@@ -544,23 +570,23 @@ static bool converse(struct cluster_worker *w, struct rpc_client_stream *s)
 			joined = w->status.joined;
 			pthread_mutex_unlock(&w->lock);
 		} else if (r != -ETIMEDOUT && r != -EAGAIN) {
-			set_why(w, end.message[0] ? end.message : "it ended the connection");
+			set_why(w, told_leave ? "" : say_end(&end));
 			return joined;
 		} else if (now > heard + (joined ? w->lost_ns : ACCEPT_NS)) {
 			set_why(w, joined ? "it is silent" : "it does not answer");
 			return joined;
 		}
 	}
-	if (status)
-		set_why(w, e.message[0] ? e.message : strerrordesc_np(-status));
-	if (atomic_load(&w->stop) && joined) {
-		Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
-		Thaw__Node__V1__Leave l = THAW__NODE__V1__LEAVE__INIT;
-		m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_LEAVE;
-		m.leave = &l;
-		if (send_node(s, &m) == 0) // it ends the stream when it has read that
-			while (rpc_client_stream_wait(s, SEND_NS / 4, &data, &bytes, &end) == 1)
-				;
+	if (status == -EHOSTUNREACH && !told_leave) { // it ended before that was sent, and says why
+		while (rpc_client_stream_wait(s, SEND_NS, &data, &bytes, &end) == 1)
+			;
+		set_why(w, say_end(&end));
+	} else if (status) {
+		set_why(w, told_leave ? "" : e.message[0] ? e.message : strerrordesc_np(-status));
+	}
+	if (atomic_load(&w->stop) && joined && send_leave(s, false) == 0) {
+		while (rpc_client_stream_wait(s, SEND_NS / 4, &data, &bytes, &end) == 1)
+			; // it ends the stream when it has read that
 	}
 	return joined;
 }
@@ -612,17 +638,22 @@ static bool choose_way(struct cluster_worker *w)
 	return first;
 }
 
+static bool ends(const struct cluster_worker *w)
+{
+	return atomic_load(&w->stop) || atomic_load(&w->drain);
+}
+
 static void *worker_thread(void *argument)
 {
 	struct cluster_worker *w = argument;
 	uint64_t retry = 0, most = strchr(w->config.join, ',') ? RETRY_SEVERAL_NS : RETRY_MOST_NS;
 	pthread_setname_np(pthread_self(), "worker");
 	w->config.probe(w->config.context, "", &w->bandwidths, NULL);
-	while (!atomic_load(&w->stop)) {
+	while (!ends(w)) {
 		uint64_t until = base_clock_now_ns() + (choose_way(w) ? retry : 0);
-		while (!atomic_load(&w->stop) && base_clock_now_ns() < until)
+		while (!ends(w) && base_clock_now_ns() < until)
 			nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
-		if (atomic_load(&w->stop))
+		if (ends(w))
 			break;
 		bool joined = connect_once(w);
 		cluster_probing_destroy(w->probing);
@@ -632,6 +663,9 @@ static void *worker_thread(void *argument)
 		retry = joined ? RETRY_FIRST_NS : retry * 2 < most ? retry * 2 : most;
 		retry = retry > RETRY_FIRST_NS ? retry : RETRY_FIRST_NS;
 	}
+	pthread_mutex_lock(&w->lock);
+	w->status.left = true;
+	pthread_mutex_unlock(&w->lock);
 	return NULL;
 }
 
@@ -684,6 +718,12 @@ int cluster_worker_start(
 	}
 	*ret_worker = w;
 	return 0;
+}
+
+void cluster_worker_drain(struct cluster_worker *w)
+{
+	atomic_store(&w->drain, true);
+	cluster_worker_wake(w);
 }
 
 void cluster_worker_stop(struct cluster_worker *w)

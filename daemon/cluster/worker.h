@@ -43,10 +43,13 @@ struct cluster_worker_config {
 struct cluster_worker;
 int cluster_worker_start(
 	const struct cluster_worker_config *config, struct cluster_worker **ret_worker, struct base_error *e);
+/* Its work goes to other nodes first, as far as there are any; then it leaves, and comes no more: `left`. Returns at once. */
+void cluster_worker_drain(struct cluster_worker *w);
 void cluster_worker_stop(struct cluster_worker *w); // says Leave, ends its ranks, joins; NULL is fine
 
 struct cluster_worker_status {
 	bool joined;
+	bool left; // drained, and gone
 	char coordinator[CLUSTER_NAME_BYTES];
 	char why[CLUSTER_TEXT_BYTES]; // not joined: what the last attempt said
 	uint64_t epoch;

@@ -55,7 +55,7 @@ struct cluster_probing {
 struct cluster_worker {
 	struct cluster_worker_config config;
 	pthread_t thread;
-	_Atomic bool stop;
+	_Atomic bool stop, drain;
 	uint64_t incarnation;
 	_Atomic uint64_t pulled_bytes;
 	pthread_mutex_t header_lock; // who pulls a model's metadata into the store; no other is taken under it

@@ -30,6 +30,7 @@ class Daemon:
 
     def __init__(self, sets=(), folder=None, prefix=()):
         self.prefix = list(prefix)  # a command that runs thawd
+        self.program = THAWD
         self.folder = folder or tempfile.mkdtemp(prefix="thaw-it-")
         self.sets = list(sets)
         self.process = None
@@ -49,7 +50,7 @@ class Daemon:
         return path
 
     def command(self, *more):
-        c = self.prefix + [THAWD, "--config", "/dev/null", "--conf-dir", self.path("conf.d"), "--log-level", "debug"]
+        c = self.prefix + [self.program, "--config", "/dev/null", "--conf-dir", self.path("conf.d"), "--log-level", "debug"]
         base = [f"listen.grpc={self.address()}", "listen.metrics=", f"store.path={self.path('store')}",
                 "compute.backend=reference", "scheduler.context_tokens=512", "daemon.drain=20s"]
         for s in base + self.sets + list(more):
@@ -89,9 +90,9 @@ class Daemon:
             raise AssertionError(f"{' '.join(args)}: {p.returncode}: {p.stderr}")
         return p
 
-    def popen(self, *args):
+    def popen(self, *args, text=True):
         c = [THAWCTL, *args, "--server", self.address()]
-        return subprocess.Popen(c, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(c, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=text)
 
     def generate(self, prompt, tokens, *more):
         p = self.ctl("generate", prompt, "-n", str(tokens), "--ignore-eos", *more)

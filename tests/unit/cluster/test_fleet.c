@@ -575,6 +575,62 @@ static void drain_prepares_beside(void **state)
 	world_destroy(w);
 }
 
+static void say_leave(struct node *n)
+{
+	Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
+	Thaw__Node__V1__Leave l = THAW__NODE__V1__LEAVE__INIT;
+	l.when_free = true;
+	m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_LEAVE;
+	m.leave = &l;
+	assert_int_equal(send_node(n, &m), 0);
+}
+
+static void wait_for_end(struct node *n)
+{
+	uint8_t *data;
+	size_t bytes;
+	struct base_error e = {0};
+	int status = 0;
+	for (int i = 0; i < 6000 && status >= 0; i++) {
+		status = cluster_session_next(n->session, &data, &bytes, &e);
+		if (status == 1)
+			free(data);
+		else
+			nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+	}
+	assert_int_equal(status, -ECANCELED);
+	assert_string_equal(e.message, "left");
+}
+
+/* A node that stops has its work done by others before it is let go; the last one is let go at once. */
+static void a_node_leaves_when_it_is_free(void **state)
+{
+	struct world *w = world_create(2);
+	struct base_error e = {0};
+	join(w, 0);
+	join(w, 1);
+	run(w, (uint32_t[]){0, 1}, 2);
+	say_leave(&w->node[1]);
+	for (int i = 0; i < 6000 && w->node[0].assigns < 2; i++) {
+		read_node(&w->node[0]);
+		nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+	}
+	read_node(&w->node[1]);
+	assert_int_equal(w->node[1].releases, 0); // it still computes
+	assert_int_equal(w->regathers, 0);
+	prepared(&w->node[0]);
+	wait_for(&w->regathers, 1);
+	cluster_fleet_scatter(w->fleet);
+	assert_int_equal(gather(w, &e), 0);
+	assert_int_equal(w->group.stages, 1);
+	wait_for_end(&w->node[1]);
+	assert_int_equal(w->broken, 0);
+	say_leave(&w->node[0]);
+	wait_for_end(&w->node[0]);
+	assert_int_equal(w->broken, 1);
+	world_destroy(w);
+}
+
 /* A second drain, of a node without work, does not undo the first. */
 static void two_drains(void **state)
 {
@@ -776,6 +832,7 @@ int main(void)
 		cmocka_unit_test(what_does_not_fit),
 		cmocka_unit_test(drain_prepares_beside),
 		cmocka_unit_test(two_drains),
+		cmocka_unit_test(a_node_leaves_when_it_is_free),
 		cmocka_unit_test(more_names_than_places),
 		cmocka_unit_test(more_models_than_plans),
 		cmocka_unit_test(a_coordinator_that_starts_again),

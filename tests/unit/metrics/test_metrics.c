@@ -15,7 +15,7 @@
 /* The fake */
 
 struct server {
-	bool ready, draining, loading, failing;
+	bool ready, draining, loading, failing, worker;
 	uint32_t count;
 };
 
@@ -114,6 +114,12 @@ bool server_cluster_load(struct server *s, struct server_cluster_load *ret_load)
 {
 	*ret_load = (struct server_cluster_load){.ready = 2, .lost = 1, .epoch = 17, .losses = 3};
 	return true;
+}
+
+bool server_worker_text(struct server *s, char *out, size_t room)
+{
+	snprintf(out, room, "worker of lab: not joined: no coordinator");
+	return s->worker;
 }
 
 bool server_ready(struct server *s)
@@ -380,6 +386,8 @@ static void http_answers_probes_and_scrapes(void **state)
 	expect_reply(port, "GET /readyz", "HTTP/1.1 503", "has no rank for now: the process is gone\n");
 	expect_reply(port, "GET /readyz", "HTTP/1.1 503", "all: load, 25 of 100 bytes\n");
 	expect_reply(port, "GET /readyz", "HTTP/1.1 503", "all fails its requests: layer 5: bad\n");
+	s = (struct server){.worker = true};
+	expect_reply(port, "GET /readyz", "HTTP/1.1 503", "\r\n\r\nworker of lab: not joined: no coordinator\n");
 	s = (struct server){.loading = true, .count = 1};
 	expect_reply(port, "GET /metrics", "HTTP/1.1 200", "# TYPE thaw_ready gauge\nthaw_ready 0\n");
 	expect_reply(port, "GET /metrics", "HTTP/1.1 200", "Content-Type: text/plain; version=0.0.4");
