@@ -11,86 +11,27 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import unittest
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 import netns  # noqa: E402
-from thaw import Daemon, THAWCTL, wait_for
+from cluster import Cluster, Streams, free_port  # noqa: E402
+from thaw import Daemon, wait_for
 
 MODEL = os.environ.get("THAW_TEST_MODEL")
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-class Cluster:
-    """A CA, and nodes that are Daemons. Node 0 coordinates."""
-
-    def __init__(self, role="both", hosts=None):
-        self.hosts = hosts  # network namespaces, one for each node
-        self.folder = tempfile.mkdtemp(prefix="thaw-cl-")
-        self.port = free_port()
-        self.role = role
-        self.nodes = []
-        self.pki("init", "--cluster", "lab")
-
-    def pki(self, *args):
-        subprocess.run([THAWCTL, "pki", *args, "--dir", self.folder], check=True, capture_output=True)
-
-    def node(self, name, *sets, certificate=None, worker=None):
-        certificate = certificate or name
-        place = len(self.nodes)
-        own, head = [self.hosts.address(i) if self.hosts else "127.0.0.1" for i in (place, 0)]
-        if not os.path.exists(f"{self.folder}/{certificate}.crt"):
-            self.pki("node", certificate, "--address", own)
-        worker = bool(self.nodes) if worker is None else worker
-        d = Daemon(["cluster.name=lab", f"cluster.node={name}", f"cluster.tls_ca={self.folder}/ca.crt",
-                    f"cluster.tls_cert={self.folder}/{certificate}.crt", f"cluster.tls_key={self.folder}/{certificate}.key",
-                    "memory.weights=8MiB", "memory.kv=8MiB"]
-                   + ([f"cluster.join={head}:{self.port}", "cluster.role=worker"] if worker else
-                      [f"cluster.listen={head}:{self.port}", f"cluster.role={self.role}", "cluster.device_map=balanced"])
-                   + list(sets))
-        d.prefix = self.hosts.command(place, []) if self.hosts else []
-        self.nodes.append(d)
-        return d
-
-    def start(self, count, *sets, model=None, hidden=False, coordinator=()):
-        """Node a, then b and c, ... that join it; waits until the model is served over all of them."""
-        a = self.node("a", f"cluster.nodes={count}", *sets, *coordinator)
-        if hidden:
-            self.hide_model(a.make_model())
-        else:
-            a.sets.append(f"models.0.path={model or a.make_model()}")
-        for i in range(1, count + (self.role == "coordinator")):
-            self.node("abcdefg"[i], *sets)
-        for d in self.nodes:
-            d.start(env={"UCX_TLS": "tcp,self"} if self.hosts else None)
-        return a.wait_ready()
-
-    def hide_model(self, path):
-        """Node 0 has it, at a path that is none for the others."""
-        a = self.nodes[0]
-        a.prefix = a.prefix + ["env", "--chdir=" + os.path.dirname(path)]
-        a.sets.append("models.0.path=/proc/self/cwd/" + os.path.basename(path))
-
-    def shown(self):
-        return {n["name"]: n for n in json.loads(self.nodes[0].ctl("nodes").stdout)["nodes"]}
-
-    def working(self):
-        return {name for name, n in self.shown().items() if any(w["phase"] == "running" for w in n.get("work", []))}
-
-    def close(self):
-        for d in self.nodes:
-            d.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+TOKENS = 60
 
 
 class Fleet(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        """What eight requests at a time give on one host."""
+        d = Daemon(["memory.weights=12MiB", "memory.kv=8MiB", "compute.backend=cpu"])
+        cls.addClassCleanup(d.close)
+        d.sets.append(f"models.0.path={d.make_model()}")
+        cls.want = Streams.once(d.start().wait_ready(), TOKENS)
+        d.stop()
+
     def cluster(self, *args):
         c = Cluster(*args)
         self.addCleanup(c.close)
@@ -102,30 +43,29 @@ class Fleet(unittest.TestCase):
         d.sets.append(f"models.0.path={model or d.make_model()}")
         return d.start().wait_ready()
 
-    def eight(self, daemon, tokens, meanwhile=None):
-        results = [None] * 8
+    def same_tokens(self, daemon):
+        self.assertEqual(Streams.once(daemon, TOKENS), self.want)
 
-        def one(i):
-            results[i] = daemon.generate(f"this is stream {i} of eight", tokens, "--seed", str(i), "-t", "0.8")
-        threads = [threading.Thread(target=one, args=(i,)) for i in range(8)]
-        for t in threads:
-            t.start()
-        if meanwhile:
-            wait_for("eight running requests", lambda: "8 requests" in daemon.status())
-            time.sleep(0.3)
-            meanwhile()
-        for t in threads:
-            t.join()
-        return results
+    def unharmed(self, daemon, strike, until):
+        """strike() while eight streams run: none is lost, no token is changed, and they go on when it is so."""
+        running = Streams(daemon, self.want, TOKENS)
+        try:
+            running.go_on()
+            strike()
+            wait_for("what has to come of it", until)
+            running.go_on()
+        finally:
+            running.stop()
+        self.assertEqual(running.lost(), [])
+        self.assertEqual(running.changed(), 0)
 
     def test_tokens_of_one_host(self):
         """Two and three hosts, also with a coordinator that computes nothing: the tokens of one."""
-        want = self.eight(self.alone("memory.weights=12MiB"), 20)
         for count, role in ((2, "both"), (3, "both"), (2, "coordinator")):
             c = self.cluster(role)
             a = c.start(count)
             self.assertEqual(len(c.working()), count)
-            self.assertEqual(self.eight(a, 20), want)
+            self.same_tokens(a)
             for d in reversed(c.nodes):
                 self.assertEqual(d.stop(), 0)
             c.close()
@@ -162,64 +102,30 @@ class Fleet(unittest.TestCase):
             self.assertEqual(a.generate("The capital of France is", 24), want)
             c.close()
 
-    @unittest.skipIf(netns.why_not(), netns.why_not())
-    def test_parts_over_hosts(self):
-        """Two hosts (namespaces) share every layer: the tokens of two parts on one host, also when a part dies in 8 streams; when its
-        host does, no request is lost."""
-        want = self.eight(self.alone("memory.weights=16MiB", "compute.tensor=2"), 30)
-        hosts = netns.Hosts(2)
-        self.addCleanup(hosts.close)
-        c = self.cluster("both", hosts)
-        a = c.start(2, coordinator=["compute.tensor=2"])
-        b = c.nodes[1]
-        shards = json.loads(a.ctl("placement").stdout)["placements"][0]["shards"]
-        self.assertEqual([(s["stage"], s["tp_rank"], s["node"]) for s in shards], [(0, 0, "a"), (0, 1, "b")])
-        self.assertIn("part 1/2", a.ctl("nodes", json_output=False).stdout)
-        rank = b.ranks()[0]
-        self.assertEqual(self.eight(a, 30, lambda: os.kill(rank, signal.SIGKILL)), want)
-        self.assertEqual(c.working(), {"a", "b"})
-        self.assertEqual([len(t) for t in self.eight(a, 30, b.process.kill)], [30] * 8)
-        self.assertEqual(c.working(), {"a"})
-        self.assertIn("event=fewer_parts", a.log())
-
-    @unittest.skipUnless(MODEL and os.environ.get("THAW_TEST_LONG"), "THAW_TEST_MODEL and THAW_TEST_LONG are not set")
-    @unittest.skipIf(netns.why_not(), netns.why_not())
-    def test_parts_of_the_real_model(self):
-        """SmolLM2 with 3 parts over 3 hosts and with 2 stages of 3 over 6: the tokens of 3 parts on one host, each time. 2 parts are refused."""
-        real = ["compute.backend=cpu", "memory.kv=32MiB"]
-        alone = ["memory.weights=200MiB", "memory.kv=96MiB", "compute.tensor=3"]
-        want = self.alone(*real, *alone, model=MODEL).generate("The capital of France is", 24)
-        for count in (3, 6):
-            hosts = netns.Hosts(count)
-            self.addCleanup(hosts.close)
-            c = self.cluster("both", hosts)
-            a = c.start(count, *real, "memory.weights=64MiB", model=MODEL, coordinator=["compute.tensor=3"])
-            self.assertEqual(len(c.working()), count)
-            for _ in range(5):
-                self.assertEqual(a.generate("The capital of France is", 24), want)
-            c.close()
-        c = self.cluster()
-        a = c.node("a", "compute.tensor=2", f"models.0.path={MODEL}").start()
-        wait_for("the refusal", lambda: "compute.tensor: 2 ranks in a stage: its 9 heads share 3 KV heads, which do not divide by 2"
-                 in a.log())
-
-    def test_kill_of_a_worker(self):
-        """kill -9 of a worker's thawd, and of a rank, in 8 streams: no request lost, no token changed; it comes back and is used."""
-        want = self.eight(self.alone("memory.weights=12MiB"), 60)
+    def test_workers_that_go_and_come(self):
+        """In 8 streams, no request lost, no token changed: kill -9 of a rank, of a worker's thawd, SIGTERM of it, which hands its layers
+        over first; each time it comes back and is used."""
         c = self.cluster()
         a = c.start(2)
         b = c.nodes[1]
+
+        def both():
+            return c.working() == {"a", "b"}
+        epoch = self.epoch(a)
         ranks = b.ranks()
-        self.assertEqual(self.eight(a, 60, lambda: os.kill(ranks[0], signal.SIGKILL)), want)
-        self.assertEqual(c.working(), {"a", "b"})
-        self.assertEqual(self.eight(a, 60, b.process.kill), want)
-        self.assertEqual(c.working(), {"a"})
+        self.unharmed(a, lambda: os.kill(ranks[0], signal.SIGKILL), lambda: self.epoch(a) > epoch and both())
+        self.unharmed(a, b.process.kill, lambda: c.working() == {"a"})
         self.assertIn("event=node_lost", a.log())
         b.process.wait()
-        b.told.clear()
-        b.start()
-        wait_for("the node in a new plan", lambda: c.working() == {"a", "b"})
-        self.assertEqual(self.eight(a, 60), want)
+        self.unharmed(a, lambda: c.run(b), both)
+        losses = a.log().count("event=rank_lost")
+        self.unharmed(a, b.stop, lambda: c.working() == {"a"})
+        self.assertEqual(a.log().count("event=rank_lost"), losses)
+        self.assertIn("node b stops: its work goes to other nodes", a.log())
+        self.assertNotIn("event=node_lost", a.log().split("event=node_leaving")[1])
+
+    def epoch(self, a):
+        return json.loads(a.ctl("nodes").stdout)["epoch"]
 
     def test_nobody_is_left(self):
         """The only worker is killed: UNAVAILABLE with the reason; it is back: served again, and nothing is packed anew."""
@@ -235,8 +141,7 @@ class Fleet(unittest.TestCase):
         self.assertIn("b is lost", p.stderr)
         before = {f: os.stat(f).st_mtime_ns for f in glob.glob(b.path("store/*/layer-*"))}
         self.assertTrue(before)
-        b.told.clear()
-        b.start()
+        c.run(b)
         a.wait_ready()
         self.assertEqual(a.generate("some words", 10), want)
         self.assertEqual(before, {f: os.stat(f).st_mtime_ns for f in glob.glob(b.path("store/*/layer-*"))})
@@ -252,7 +157,7 @@ class Fleet(unittest.TestCase):
         before = {f: os.stat(f).st_mtime_ns for f in files}
         a.process.kill()
         a.process.wait()
-        wait_for("the end of the rank", lambda: not b.ranks(), 10)
+        wait_for("the end of the rank", lambda: not b.ranks())
         a.told.clear()
         a.start().wait_ready()
         self.assertEqual(c.working(), {"a", "b"})
@@ -263,44 +168,39 @@ class Fleet(unittest.TestCase):
 
     def test_drain_of_a_node(self):
         """drain moves a node's work away while streams run; undrain lets it have some again."""
-        want = self.eight(self.alone("memory.weights=12MiB"), 60)
         c = self.cluster()
         a = c.start(2)
-        self.assertEqual(self.eight(a, 60, lambda: a.ctl("drain", "b")), want)
-        self.assertEqual(c.working(), {"a"})
+        self.unharmed(a, lambda: a.ctl("drain", "b"), lambda: c.working() == {"a"})
         self.assertTrue(c.shown()["b"]["drained"])
         p = a.ctl("drain", "a", check=False)
         self.assertNotEqual(p.returncode, 0)
         self.assertIn("only one left", p.stderr)
         self.assertEqual(a.ctl("drain", "zebra", check=False).returncode, 4)
-        a.ctl("undrain", "b")
-        wait_for("work on the node", lambda: c.working() == {"a", "b"})
-        self.assertEqual(self.eight(a, 60), want)
+        self.unharmed(a, lambda: a.ctl("undrain", "b"), lambda: c.working() == {"a", "b"})
 
     @unittest.skipIf(netns.why_not(), netns.why_not())
     def test_hosts_that_fall_silent(self):
-        """Three hosts (namespaces), two of which pull their layers from the third and keep spare ones: the tokens of one; one of them is cut
-        off in 8 streams, which moves no data, and then comes back."""
-        want = self.eight(self.alone("memory.weights=12MiB"), 60)
+        """Three hosts (namespaces), two of which pull their layers from the third: the tokens of one; one of them is cut off in 8 streams,
+        and then comes back."""
         hosts = netns.Hosts(3)
         self.addCleanup(hosts.close)
         c = self.cluster("both", hosts)
-        a = c.start(3, "store.replicas=3", hidden=True)
+        a = c.start(3, hidden=True)
         self.assertEqual(len(c.working()), 3)
         for d in c.nodes[1:]:
             self.assertIn("event=model_pulled", d.log())
-        wait_for("spare layers", lambda: a.log().count("event=spares_stored") == 3)
-        kept = {f: os.stat(f).st_mtime_ns for f in glob.glob(c.nodes[2].path("store/*/*"))}
-        self.assertEqual(self.eight(a, 60), want)
-        self.assertEqual(self.eight(a, 60, lambda: hosts.blackhole(1)), want)
-        self.assertEqual(c.working(), {"a", "c"})
+        self.same_tokens(a)
+        self.unharmed(a, lambda: hosts.blackhole(1), lambda: c.working() == {"a", "c"})
         self.assertIn("no heartbeat for 2", a.log())
-        self.assertEqual(kept, {f: os.stat(f).st_mtime_ns for f in glob.glob(c.nodes[2].path("store/*/*"))})
-        self.assertEqual(c.nodes[2].log().count("event=model_pulled"), 1)
-        wait_for("the other end to notice", lambda: "it is silent" in c.nodes[1].log(), 10)
+        wait_for("the other end to notice", lambda: "it is silent" in c.nodes[1].log())
         hosts.unblackhole(1)
         wait_for("all three at work", lambda: len(c.working()) == 3)
-        self.assertEqual(self.eight(a, 60), want)
+        self.same_tokens(a)
+        wait_for("the end of the rank before", lambda: len(c.nodes[2].ranks()) == 1)
+        os.kill(c.nodes[2].ranks()[0], signal.SIGSTOP)  # nobody asks anything
+        wait_for("its node to notice", lambda: "was stopped by a signal" in a.log())
+        wait_for("all three at work", lambda: len(c.working()) == 3)
+        self.same_tokens(a)
 
     def test_who_may_not_join(self):
         """One clear error each, at the right end; the cluster serves on."""

@@ -47,7 +47,7 @@ class Cluster:
         worker = bool(self.nodes) if worker is None else worker
         d = Daemon(["cluster.name=lab", f"cluster.node={name}", f"cluster.tls_ca={self.folder}/ca.crt",
                     f"cluster.tls_cert={self.folder}/{certificate}.crt", f"cluster.tls_key={self.folder}/{certificate}.key",
-                    "memory.weights=8MiB", "memory.kv=8MiB"]
+                    "memory.weights=8MiB", "memory.kv=8MiB", "compute.backend=cpu", "compute.threads=1"]
                    + ([f"cluster.join={head}:{self.port}", "cluster.role=worker"] if worker else
                       [f"cluster.listen={head}:{self.port}", f"cluster.role={self.role}", "cluster.device_map=balanced"])
                    + list(sets))
@@ -90,24 +90,6 @@ class Cluster:
         for d in self.nodes:
             d.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def eight_streams(daemon, tokens, meanwhile=None):
-    """The tokens of eight requests at a time; meanwhile() is called once all of them run."""
-    results = [None] * 8
-
-    def one(i):
-        results[i] = daemon.generate(f"this is stream {i} of eight", tokens, "--seed", str(i), "-t", "0.8")
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(8)]
-    for t in threads:
-        t.start()
-    if meanwhile:
-        wait_for("eight running requests", lambda: "8 requests" in daemon.status())
-        time.sleep(0.3)
-        meanwhile()
-    for t in threads:
-        t.join()
-    return results
 
 
 class Stream(threading.Thread):
@@ -170,7 +152,7 @@ class Stream(threading.Thread):
 
 
 class Streams:
-    """A number of streams that run at the same time, with what they should give: from Streams.record of one host."""
+    """A number of streams that run at the same time, with what they should give: from Streams.once of one host."""
 
     def __init__(self, daemon, want, tokens):
         self.all = [Stream(daemon, i, w, tokens) for i, w in enumerate(want)]
@@ -178,8 +160,18 @@ class Streams:
             s.start()
 
     @staticmethod
-    def record(daemon, count, tokens):
-        return [Stream(daemon, i, None, tokens).request() for i in range(count)]
+    def once(daemon, tokens, count=8):
+        """The tokens of so many requests at a time."""
+        results = [None] * count
+
+        def one(i):
+            results[i] = Stream(daemon, i, None, tokens).request()
+        threads = [threading.Thread(target=one, args=(i,)) for i in range(count)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        return results
 
     def go_on(self, tokens=3, seconds=120):
         """Waits until each has got that many more."""
