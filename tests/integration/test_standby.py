@@ -5,7 +5,6 @@ runs goes on."""
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,35 +12,9 @@ import threading
 import time
 import unittest
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+from cluster import Etcd, free_port  # noqa: E402
 from thaw import Daemon, THAWCTL, wait_for
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-class Etcd:
-    """One member, which wants certificates of the cluster's CA from its clients."""
-
-    def __init__(self, pki):
-        self.folder = tempfile.mkdtemp(prefix="thaw-etcd-")
-        self.endpoint, peer = f"127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
-        with open(self.folder + ".log", "wb") as log:
-            self.process = subprocess.Popen(
-                ["etcd", "--data-dir", self.folder, "--listen-client-urls", f"https://{self.endpoint}",
-                 "--advertise-client-urls", f"https://{self.endpoint}", "--listen-peer-urls", peer,
-                 "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
-                 "--cert-file", pki + "/etcd.crt", "--key-file", pki + "/etcd.key", "--trusted-ca-file", pki + "/ca.crt",
-                 "--client-cert-auth"], stdout=log, stderr=log)
-
-    def close(self):
-        self.process.send_signal(signal.SIGCONT)
-        self.process.kill()
-        self.process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        os.unlink(self.folder + ".log")
 
 
 class Standby(unittest.TestCase):

@@ -6,6 +6,7 @@ THAW_BUILD names the build. What a node says is in its log: lines with a time of
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -90,6 +91,28 @@ class Cluster:
         for d in self.nodes:
             d.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Etcd:
+    """One member, which wants certificates of the cluster's CA from its clients; on this machine, or on a host of netns."""
+
+    def __init__(self, pki, hosts=None, place=0):
+        self.folder = tempfile.mkdtemp(prefix="thaw-etcd-")
+        self.endpoint = f"{hosts.address(place) if hosts else '127.0.0.1'}:{free_port()}"
+        peer = f"http://127.0.0.1:{free_port()}"
+        command = ["etcd", "--data-dir", self.folder, "--listen-client-urls", f"https://{self.endpoint}",
+                   "--advertise-client-urls", f"https://{self.endpoint}", "--listen-peer-urls", peer,
+                   "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}", "--cert-file", pki + "/etcd.crt",
+                   "--key-file", pki + "/etcd.key", "--trusted-ca-file", pki + "/ca.crt", "--client-cert-auth"]
+        with open(self.folder + ".log", "wb") as log:
+            self.process = subprocess.Popen(hosts.command(place, command) if hosts else command, stdout=log, stderr=log)
+
+    def close(self):
+        self.process.send_signal(signal.SIGCONT)
+        self.process.kill()
+        self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.unlink(self.folder + ".log")
 
 
 class Stream(threading.Thread):
