@@ -46,9 +46,9 @@ class Fleet(unittest.TestCase):
     def same_tokens(self, daemon):
         self.assertEqual(Streams.once(daemon, TOKENS), self.want)
 
-    def unharmed(self, daemon, strike, until):
+    def unharmed(self, daemon, strike, until, want=None):
         """strike() while eight streams run: none is lost, no token is changed, and they go on when it is so."""
-        running = Streams(daemon, self.want, TOKENS)
+        running = Streams(daemon, want or self.want, TOKENS)
         try:
             running.go_on()
             strike()
@@ -101,6 +101,45 @@ class Fleet(unittest.TestCase):
             self.assertEqual(len(c.working()), count)
             self.assertEqual(a.generate("The capital of France is", 24), want)
             c.close()
+
+    @unittest.skipIf(netns.why_not(), netns.why_not())
+    def test_parts_over_hosts(self):
+        """Two hosts (namespaces) share every layer: the tokens of two parts on one host, also when a part dies in 8 streams; when its
+        host does, no request is lost."""
+        want = Streams.once(self.alone("compute.backend=cpu", "memory.weights=16MiB", "compute.tensor=2"), TOKENS)
+        hosts = netns.Hosts(2)
+        self.addCleanup(hosts.close)
+        c = self.cluster("both", hosts)
+        a = c.start(2, coordinator=["compute.tensor=2"])
+        b = c.nodes[1]
+        shards = json.loads(a.ctl("placement").stdout)["placements"][0]["shards"]
+        self.assertEqual([(s["stage"], s["tp_rank"], s["node"]) for s in shards], [(0, 0, "a"), (0, 1, "b")])
+        self.assertIn("part 1/2", a.ctl("nodes", json_output=False).stdout)
+        epoch, rank = self.epoch(a), b.ranks()[0]
+        self.unharmed(a, lambda: os.kill(rank, signal.SIGKILL), lambda: self.epoch(a) > epoch and len(c.working()) == 2, want)
+        self.unharmed(a, b.process.kill, lambda: c.working() == {"a"}, [None] * 8)  # fewer parts: other tokens
+        self.assertIn("event=fewer_parts", a.log())
+
+    @unittest.skipUnless(MODEL and os.environ.get("THAW_TEST_LONG"), "THAW_TEST_MODEL and THAW_TEST_LONG are not set")
+    @unittest.skipIf(netns.why_not(), netns.why_not())
+    def test_parts_of_the_real_model(self):
+        """SmolLM2 with 3 parts over 3 hosts and with 2 stages of 3 over 6: the tokens of 3 parts on one host, each time. 2 parts are refused."""
+        real = ["compute.backend=cpu", "memory.kv=32MiB"]
+        alone = ["memory.weights=200MiB", "memory.kv=96MiB", "compute.tensor=3"]
+        want = self.alone(*real, *alone, model=MODEL).generate("The capital of France is", 24)
+        for count in (3, 6):
+            hosts = netns.Hosts(count)
+            self.addCleanup(hosts.close)
+            c = self.cluster("both", hosts)
+            a = c.start(count, *real, "memory.weights=64MiB", model=MODEL, coordinator=["compute.tensor=3"])
+            self.assertEqual(len(c.working()), count)
+            for _ in range(5):
+                self.assertEqual(a.generate("The capital of France is", 24), want)
+            c.close()
+        c = self.cluster()
+        a = c.node("a", "compute.tensor=2", f"models.0.path={MODEL}").start()
+        wait_for("the refusal", lambda: "compute.tensor: 2 ranks in a stage: its 9 heads share 3 KV heads, which do not divide by 2"
+                 in a.log())
 
     def test_workers_that_go_and_come(self):
         """In 8 streams, no request lost, no token changed: kill -9 of a rank, of a worker's thawd, SIGTERM of it, which hands its layers
@@ -180,18 +219,22 @@ class Fleet(unittest.TestCase):
 
     @unittest.skipIf(netns.why_not(), netns.why_not())
     def test_hosts_that_fall_silent(self):
-        """Three hosts (namespaces), two of which pull their layers from the third: the tokens of one; one of them is cut off in 8 streams,
-        and then comes back."""
+        """Three hosts (namespaces), two of which pull their layers from the third and keep spare ones: the tokens of one; one of them is cut
+        off in 8 streams, which moves no data, and then comes back."""
         hosts = netns.Hosts(3)
         self.addCleanup(hosts.close)
         c = self.cluster("both", hosts)
-        a = c.start(3, hidden=True)
+        a = c.start(3, "store.replicas=3", hidden=True)
         self.assertEqual(len(c.working()), 3)
         for d in c.nodes[1:]:
             self.assertIn("event=model_pulled", d.log())
+        wait_for("spare layers", lambda: a.log().count("event=spares_stored") == 3)
+        kept = {f: os.stat(f).st_mtime_ns for f in glob.glob(c.nodes[2].path("store/*/*"))}
         self.same_tokens(a)
         self.unharmed(a, lambda: hosts.blackhole(1), lambda: c.working() == {"a", "c"})
         self.assertIn("no heartbeat for 2", a.log())
+        self.assertEqual(kept, {f: os.stat(f).st_mtime_ns for f in glob.glob(c.nodes[2].path("store/*/*"))})
+        self.assertEqual(c.nodes[2].log().count("event=model_pulled"), 1)
         wait_for("the other end to notice", lambda: "it is silent" in c.nodes[1].log())
         hosts.unblackhole(1)
         wait_for("all three at work", lambda: len(c.working()) == 3)

@@ -57,9 +57,9 @@ class Cluster:
         self.nodes.append(d)
         return d
 
-    def start(self, count, *sets, model=None, hidden=False):
+    def start(self, count, *sets, model=None, hidden=False, coordinator=()):
         """Node a, then b and c, ... that join it; waits until the model is served over all of them."""
-        a = self.node("a", f"cluster.nodes={count}", *sets)
+        a = self.node("a", f"cluster.nodes={count}", *sets, *coordinator)
         if hidden:
             self.hide_model(a.make_model())
         else:
