@@ -221,6 +221,15 @@ bool __wrap_supervisor_ended(struct supervisor *s, uint32_t rank, char *text, si
 	return over;
 }
 
+/* No fault of the simulator stops a rank by a signal. */
+__typeof__(supervisor_stopped) __wrap_supervisor_stopped;
+bool __wrap_supervisor_stopped(const struct supervisor *s, uint32_t rank)
+{
+	(void)s;
+	(void)rank;
+	return false;
+}
+
 __typeof__(supervisor_pidfd) __wrap_supervisor_pidfd;
 int __wrap_supervisor_pidfd(const struct supervisor *s, uint32_t rank)
 {

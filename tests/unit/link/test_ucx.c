@@ -427,6 +427,7 @@ static void test_process_is_left_alone(void **state)
 int main(void)
 {
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGHUP, SIG_DFL); // nohup ignores it
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_process_is_left_alone),
 		cmocka_unit_test(test_tcp_only),
