@@ -156,7 +156,7 @@ static void join_next(struct rpc_call *c, struct rpc_next *out)
 	}
 }
 
-static void join_tick(struct rpc_call *c)
+static void end_when_stopping(struct rpc_call *c)
 {
 	struct rpc_fault f;
 	if (!atomic_load(&c->queue->server->stopping))
@@ -186,7 +186,7 @@ const struct rpc_method rpc_node_methods[] = {
 		.request = &thaw__node__v1__node_message__descriptor,
 		.message = join_message,
 		.next = join_next,
-		.tick = join_tick,
+		.tick = end_when_stopping,
 		.closed = join_closed,
 		.destroy = join_destroy},
 	{.path = "/thaw.node.v1.Coordinator/Pull",
@@ -194,7 +194,7 @@ const struct rpc_method rpc_node_methods[] = {
 		.request = &thaw__node__v1__pull_request__descriptor,
 		.start = rpc_pull_start,
 		.next = rpc_pull_next,
-		.tick = rpc_pull_tick,
+		.tick = end_when_stopping,
 		.destroy = rpc_pull_destroy},
 };
 const uint32_t rpc_node_methods_count = base_array_size(rpc_node_methods);

@@ -16,5 +16,4 @@ void rpc_node_fault(struct rpc_fault *f, int status, const struct base_error *e)
 
 void rpc_pull_start(struct rpc_call *c, const ProtobufCMessage *request);
 void rpc_pull_next(struct rpc_call *c, struct rpc_next *out);
-void rpc_pull_tick(struct rpc_call *c);
 void rpc_pull_destroy(struct rpc_call *c);

@@ -5,7 +5,6 @@
 #include <stdlib.h>
 
 #include "base/cleanup.h"
-#include "base/clock.h"
 #include "daemon/rpc/rpc_node.h"
 #include "offload/hash.h"
 
@@ -112,16 +111,6 @@ void rpc_pull_next(struct rpc_call *c, struct rpc_next *out)
 		}
 	}
 	read_next(c); // while that is sent
-}
-
-void rpc_pull_tick(struct rpc_call *c)
-{
-	struct rpc_fault f;
-	if (!atomic_load(&c->queue->server->stopping))
-		return;
-	rpc_fault_set(&f, GRPC_STATUS_UNAVAILABLE, "STOPPING", NULL, "the coordinator is stopping");
-	f.retry_after_ns = BASE_NS_PER_SECOND;
-	rpc_call_fail(c, &f);
 }
 
 void rpc_pull_destroy(struct rpc_call *c)

@@ -151,17 +151,28 @@ static int find_digest(struct packer *k)
 
 /* ---- pieces ---- */
 
+/* Bytes of a weight's row in the file, of the slice's cut of it, and of what is before the cut. */
+static int cut_bytes_of(struct packer *k, uint32_t weight, uint64_t *ret_row, uint64_t *ret_cut, uint64_t *ret_before)
+{
+	const struct program_weight *w = &k->p->weights[weight];
+	const struct program_cut *cut = &k->layout->cuts[weight];
+	int status;
+	if ((status = quant_row_bytes(w->type, w->cols, ret_row)) ||
+		(status = quant_row_bytes(w->type, cut->cols, ret_cut)) ||
+		(status = quant_row_bytes(w->type, cut->first_col, ret_before)))
+		return base_error_set(k->e, status, "tensor %s: its columns do not fit its type's blocks", w->name);
+	return 0;
+}
+
 /* Where in the file the cut of a weight lies. A vector is one row. */
 static int find_runs(struct packer *k, uint32_t weight, struct pack_runs *ret_runs)
 {
 	const struct program_weight *w = &k->p->weights[weight];
 	const struct program_cut *cut = &k->layout->cuts[weight];
 	uint64_t row_bytes = 0, cut_bytes = 0, before = 0;
-	int status;
-	if ((status = quant_row_bytes(w->type, w->cols, &row_bytes)) ||
-		(status = quant_row_bytes(w->type, cut->cols, &cut_bytes)) ||
-		(status = quant_row_bytes(w->type, cut->first_col, &before)))
-		return base_error_set(k->e, status, "tensor %s: its columns do not fit its type's blocks", w->name);
+	int status = cut_bytes_of(k, weight, &row_bytes, &cut_bytes, &before);
+	if (status)
+		return status;
 	*ret_runs = (struct pack_runs){
 		.offset_bytes = w->source->offset_bytes + (uint64_t)cut->first_row * row_bytes + before,
 		.run_bytes = cut_bytes,
@@ -212,11 +223,9 @@ static int pack_rows(struct packer *k, const struct pack_layout_piece *piece)
 	const struct program_weight *w = &k->p->weights[piece->weight];
 	const struct program_cut *cut = &k->layout->cuts[piece->weight];
 	uint64_t row_bytes = 0, cut_bytes = 0, before = 0;
-	int status;
-	if ((status = quant_row_bytes(w->type, w->cols, &row_bytes)) ||
-		(status = quant_row_bytes(w->type, cut->cols, &cut_bytes)) ||
-		(status = quant_row_bytes(w->type, cut->first_col, &before)))
-		return base_error_set(k->e, status, "tensor %s: its columns do not fit its type's blocks", w->name);
+	int status = cut_bytes_of(k, piece->weight, &row_bytes, &cut_bytes, &before);
+	if (status)
+		return status;
 	uint64_t first = ((uint64_t)cut->first_row + piece->first_row) * row_bytes;
 	if (cut_bytes == row_bytes) {
 		status = read_weight(k, w, first, k->source, piece->rows * row_bytes);
