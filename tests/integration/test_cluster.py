@@ -16,7 +16,7 @@ import unittest
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 import netns  # noqa: E402
 from cluster import Cluster, Streams, free_port  # noqa: E402
-from thaw import Daemon, wait_for
+from thaw import Daemon, flip_bits, wait_for
 
 MODEL = os.environ.get("THAW_TEST_MODEL")
 TOKENS = 60
@@ -312,12 +312,7 @@ class Fleet(unittest.TestCase):
     def damage(self, d):
         """Bits of one of its layer files, everywhere; its name."""
         path = sorted(glob.glob(d.path("store/*/layer-*")))[-1]
-        with open(path, "r+b") as f:
-            for at in range(4096 + 1234, os.path.getsize(path) - 65536, 65536):
-                f.seek(at)
-                byte = f.read(1)
-                f.seek(at)
-                f.write(bytes([byte[0] ^ 0x40]))
+        flip_bits(path)
         return os.path.basename(path)
 
     def test_drive_of_a_node_is_full(self):

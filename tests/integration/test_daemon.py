@@ -9,7 +9,7 @@ import threading
 import time
 import unittest
 
-from thaw import Daemon, THAWD, wait_for
+from thaw import Daemon, THAWD, flip_bits, wait_for
 
 
 class DaemonTest(unittest.TestCase):
@@ -109,12 +109,7 @@ class DaemonTest(unittest.TestCase):
     def flip(self, d):
         """One bit in each 64 KiB of the layers' data."""
         for name in glob.glob(d.path("store/*/layer-*")):
-            with open(name, "r+b") as f:
-                for at in range(4096 + 1234, os.path.getsize(name) - 65536, 65536):
-                    f.seek(at)
-                    byte = f.read(1)
-                    f.seek(at)
-                    f.write(bytes([byte[0] ^ 0x40]))
+            flip_bits(name)
 
     def test_corrupt_store(self):
         """Bits that change on the drive: never a silent wrong token; without the source not ready, until they are back."""

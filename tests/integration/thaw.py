@@ -17,6 +17,16 @@ THAWCTL = os.path.join(BUILD, "daemon", "ctl", "thawctl")
 MAKE_MODEL = os.path.join(BUILD, "tests", "bench", "bench_model")
 
 
+def flip_bits(path):
+    """One bit in each 64 KiB of a layer file's data."""
+    with open(path, "r+b") as f:
+        for at in range(4096 + 1234, os.path.getsize(path) - 65536, 65536):
+            f.seek(at)
+            byte = f.read(1)
+            f.seek(at)
+            f.write(bytes([byte[0] ^ 0x40]))
+
+
 def wait_for(what, condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():

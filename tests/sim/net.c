@@ -622,6 +622,7 @@ const struct link_ops sim_link_ops = {
 	.send = link_core_send,
 	.receive = link_core_receive,
 	.allreduce = link_core_allreduce,
+	.flush = link_core_flush,
 	.test = link_core_test,
 	.wait = link_core_wait,
 	.cancel = link_core_cancel,
