@@ -181,8 +181,8 @@ static bool wait_for_start(struct cluster_task *t)
 	return go;
 }
 
-/* Ends a rank that does nothing any more, though it is there. */
-static bool end_stopped(struct cluster_task *t, uint32_t rank, uint64_t *since_ns)
+/* True: the rank does nothing any more, though it is there. */
+static bool stopped_for_long(const struct cluster_task *t, uint32_t rank, uint64_t *since_ns)
 {
 	uint64_t now = base_clock_now_ns();
 	if (!supervisor_stopped(t->supervisor, rank)) {
@@ -190,10 +190,7 @@ static bool end_stopped(struct cluster_task *t, uint32_t rank, uint64_t *since_n
 		return false;
 	}
 	*since_ns = *since_ns ? *since_ns : now;
-	if (now < *since_ns + STOPPED_NS)
-		return false;
-	supervisor_stop(t->supervisor, rank);
-	return true;
+	return now >= *since_ns + STOPPED_NS;
 }
 
 static void say_ended(struct cluster_task *t, const char *how)
@@ -213,9 +210,13 @@ static void watch(struct cluster_task *t)
 	char text[CLUSTER_TEXT_BYTES];
 	while (!atomic_load(&t->release)) {
 		int n = poll(p, 2, p[1].fd < 0 ? -1 : LOOK_MS);
-		if (n == 0 && end_stopped(t, rank, &stopped_ns)) {
+		if (n == 0 && stopped_for_long(t, rank, &stopped_ns)) {
 			p[1].fd = -1;
-			say_ended(t, "was stopped by a signal, and is ended");
+			base_log_warning(t->worker->config.log,
+				"rank %u was stopped by a signal: it is ended event=rank_stopped", rank);
+			say_ended(
+				t, "was stopped by a signal, and is ended"); // before the others see a link that breaks
+			supervisor_stop(t->supervisor, rank);
 		}
 		if (n <= 0 || !p[1].revents)
 			continue;

@@ -241,7 +241,7 @@ class Fleet(unittest.TestCase):
         self.same_tokens(a)
         wait_for("the end of the rank before", lambda: len(c.nodes[2].ranks()) == 1)
         os.kill(c.nodes[2].ranks()[0], signal.SIGSTOP)  # nobody asks anything
-        wait_for("its node to notice", lambda: "was stopped by a signal" in a.log())
+        wait_for("its node to notice", lambda: "event=rank_stopped" in c.nodes[2].log())
         wait_for("all three at work", lambda: len(c.working()) == 3)
         self.same_tokens(a)
 
