@@ -70,6 +70,7 @@ struct fault {
 static struct {
 	uint32_t nodes, left;
 	bool busy[SIM_MAX_NODES]; // somebody kills, starts or freezes it
+	bool drive_busy[SIM_MAX_NODES];
 } fate;
 
 /* Drives are read all the time where weights are cold. */
@@ -158,6 +159,9 @@ static void drive(const struct fault *f)
 {
 	struct sim_drives *d = &sim_drives[f->node];
 	struct sim_drives was = *d;
+	if (fate.drive_busy[f->node]) // else the one that ends last would bring back what the other has ended
+		return;
+	fate.drive_busy[f->node] = true;
 	if (f->kind == DRIVE_SLOW) {
 		d->slow = (uint32_t)sim_between(50, 1000);
 		d->slow_ns = sim_between(1, 200) * SIM_MS;
@@ -172,6 +176,7 @@ static void drive(const struct fault *f)
 	}
 	sim_sleep(f->lasts_ns);
 	*d = was;
+	fate.drive_busy[f->node] = false;
 }
 
 static void block(const struct fault *f)
