@@ -2,7 +2,9 @@
 #include "topology/draw.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/cleanup.h"
@@ -11,14 +13,27 @@
 
 #define MARGIN 12
 #define LINE 18
+#define PAD 6 // between a box and its text
+#define SIZE_TITLE 15 // of letters, as in begin()
+#define SIZE_LABEL 12
+#define SIZE_SMALL 10
 #define CELL_WIDTH 190
 #define CELL_HEIGHT 46
-#define MODEL_BYTES 32
-#define COLUMNS 4 // of devices in a node
+#define NODE_HEAD 22 // for its name
+#define KINDS 3 // of devices
+#define COLUMNS 4 // of devices in a node, at most
+#define COLUMNS_LEAST 2
+#define STUB_WIDTH 280 // of a wire, where its label is
+#define STUB_NAME_WIDTH 100
+#define STUB_HEIGHT 16
+#define LANE_WIDTH 10
 #define BAR_WIDTH 640
 #define BAR_HEIGHT 16
 #define LABEL_WIDTH 260
 #define ROW_HEIGHT 62
+
+static const char *const colors[] = { // of wires, by lane
+	"#4d7fb8", "#e0803c", "#5a9a56", "#a06bb4", "#b8923a", "#3f9c9c", "#c0585c", "#6b6b6b"};
 
 /* ---- pieces ---- */
 
@@ -47,6 +62,63 @@ static void label(int x, int y, const char *style, const char *text, FILE *out)
 	fprintf(out, "</text>\n");
 }
 
+/* How wide a text will be, near enough, and rather too wide: there are no fonts here. Thousandths of the size, after DejaVu Sans, a wide
+ * font. */
+static double text_width(const char *text, int size, bool bold)
+{
+	uint32_t sum = 0;
+	for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+		if (*p < 0x80)
+			sum += strchr("iljI.,:;|'! /-()[]tfr", *p) ? 410
+			       : strchr("mwMW@%", *p)              ? 990
+			       : *p >= 'A' && *p <= 'Z'            ? 730
+								   : 640;
+		else if ((*p & 0xc0) != 0x80)
+			sum += *p < 0xe0 ? 700 : 1050;
+	}
+	return (bold ? 1.12 : 1.0) * sum * size / 1000;
+}
+
+static void label_cut(int x, int y, int width, const char *style, const char *anchor, const char *text, FILE *out)
+{
+	if (!text[0])
+		return;
+	bool bold = strcmp(style, "title") == 0;
+	int size = bold ? SIZE_TITLE : strcmp(style, "small") == 0 ? SIZE_SMALL : SIZE_LABEL;
+	char cut[256];
+	snprintf(cut, sizeof cut - 4, "%s", text);
+	size_t n = strlen(cut);
+	bool whole = strlen(text) == n && text_width(cut, size, bold) <= width;
+	while (!whole && n > 0 &&
+		(text_width(cut, size, bold) + size > width || ((unsigned char)text[n] & 0xc0) == 0x80))
+		cut[--n] = '\0';
+	fprintf(out, "<text x=\"%d\" y=\"%d\" class=\"%s\"%s>", x, y, style, anchor);
+	put_text(cut, out);
+	if (!whole) {
+		fputs("\xe2\x80\xa6<title>", out); // an ellipsis
+		put_text(text, out);
+		fputs("</title>", out);
+	}
+	fprintf(out, "</text>\n");
+}
+
+// Cut to that width.
+static void label_within(int x, int y, int width, const char *style, const char *text, FILE *out)
+{
+	label_cut(x, y, width, style, "", text, out);
+}
+
+// The same, to the left of x.
+static void label_end(int x, int y, int width, const char *style, const char *text, FILE *out)
+{
+	label_cut(x, y, width, style, " text-anchor=\"end\"", text, out);
+}
+
+static int node_width(int columns)
+{
+	return columns * (CELL_WIDTH + MARGIN) + MARGIN;
+}
+
 static void box(int x, int y, int width, int height, const char *style, FILE *out)
 {
 	fprintf(out, "<rect x=\"%d\" y=\"%d\" width=\"%d\" height=\"%d\" rx=\"3\" class=\"%s\"/>\n", x, y, width,
@@ -64,7 +136,8 @@ static void begin(int width, int height, FILE *out)
 		"#cfe3c6}.drive{fill:#c9dcf0}.nic{fill:#e6d6ee}.hot{fill:#e0803c}.rows{fill:#f2bd94}.pinned{fill:#"
 		"ecc06a}.ring{fill:#"
 		"9fb8d9}.kv{"
-		"fill:#8fc08a}.workspace{fill:#c9a6d6}.free{fill:#fff}.cold{fill:#4d7fb8}</style>\n",
+		"fill:#8fc08a}.workspace{fill:#c9a6d6}.free{fill:#fff}.cold{fill:#4d7fb8}.wire{fill:"
+		"none;stroke-width:1.5}.assumed{stroke-dasharray:5 4}</style>\n",
 		width, height, width, height);
 	fprintf(out, "<rect x=\"0\" y=\"0\" width=\"%d\" height=\"%d\" fill=\"#fff\" stroke=\"none\"/>\n", width,
 		height);
@@ -78,96 +151,311 @@ struct kind {
 	uint32_t count;
 };
 
-static uint32_t count_near(const struct kind kinds[3], int32_t node)
+static void kinds_of(const struct topology_machine *m, struct kind out[KINDS])
 {
-	uint32_t n = 0;
-	for (int k = 0; k < 3; k++) {
+	out[0] = (struct kind){"gpu", m->gpus, m->gpus_count};
+	out[1] = (struct kind){"drive", m->drives, m->drives_count};
+	out[2] = (struct kind){"nic", m->nics, m->nics_count};
+}
+
+// Which of the machine's nodes a device is near; -1: none, or one that is not there.
+static int place_of(const struct topology_machine *m, const struct topology_device *d)
+{
+	for (uint32_t i = 0; i < m->nodes_count; i++) {
+		if (d->numa_node >= 0 && m->nodes[i].os_index == (uint32_t)d->numa_node)
+			return (int)i;
+	}
+	return -1;
+}
+
+static int count_near(const struct topology_machine *m, int node)
+{
+	struct kind kinds[KINDS];
+	int n = 0;
+	kinds_of(m, kinds);
+	for (int k = 0; k < KINDS; k++) {
 		for (uint32_t i = 0; i < kinds[k].count; i++)
-			n += kinds[k].devices[i].numa_node == node;
+			n += place_of(m, &kinds[k].devices[i]) == node;
 	}
 	return n;
 }
 
-static int node_height(const struct kind kinds[3], int32_t node, bool cpus)
+static int node_height(const struct topology_machine *m, int node, int columns)
 {
-	uint32_t rows = (count_near(kinds, node) + COLUMNS - 1) / COLUMNS;
-	return MARGIN + LINE + (cpus ? CELL_HEIGHT + MARGIN : 0) + (int)rows * (CELL_HEIGHT + MARGIN);
+	int rows = (count_near(m, node) + columns - 1) / columns;
+	return NODE_HEAD + (node >= 0 ? CELL_HEIGHT + MARGIN : 0) + rows * (CELL_HEIGHT + MARGIN);
+}
+
+static int head_height(const struct topology_draw_machine *d)
+{
+	return MARGIN + 2 * LINE + (d->bandwidths ? LINE : 0);
+}
+
+static int machine_height(const struct topology_draw_machine *d, int columns)
+{
+	const struct topology_machine *m = d->machine;
+	int height = head_height(d);
+	for (int i = 0; i < (int)m->nodes_count; i++)
+		height += node_height(m, i, columns) + MARGIN;
+	if (count_near(m, -1))
+		height += node_height(m, -1, columns) + MARGIN;
+	return height;
 }
 
 static void draw_device(const struct topology_device *d, const char *style, int x, int y, FILE *out)
 {
-	char size[BASE_UNITS_TEXT_BYTES], title[128], model[40];
+	char size[BASE_UNITS_TEXT_BYTES], title[128];
+	int room = CELL_WIDTH - 2 * PAD;
 	box(x, y, CELL_WIDTH, CELL_HEIGHT, style, out);
 	snprintf(title, sizeof title, "%s%s%s", d->name, d->size_bytes ? "  " : "",
 		d->size_bytes ? base_units_format_bytes(d->size_bytes, size) : "");
-	label(x + 6, y + 15, "label", title, out);
-	int most = MODEL_BYTES; // a cut must not part a character
-	while ((size_t)most < strlen(d->model) && most > 0 && ((unsigned char)d->model[most] & 0xc0) == 0x80)
-		most--;
-	snprintf(model, sizeof model, "%.*s", most, d->model);
-	label(x + 6, y + 28, "small", model, out);
-	label(x + 6, y + 40, "small", d->pci_path, out);
+	label_within(x + PAD, y + 15, room, "label", title, out);
+	label_within(x + PAD, y + 28, room, "small", d->model, out);
+	label_within(x + PAD, y + (d->model[0] ? 40 : 28), room, "small", d->pci_path, out);
 }
 
-static void draw_node(const struct topology_machine *m, const struct kind kinds[3],
-	const struct topology_numa_node *node, int y, int width, FILE *out)
+static void draw_node(const struct topology_machine *m, int node, int columns, int y, FILE *out)
 {
-	int32_t number = node ? (int32_t)node->os_index : -1;
+	struct kind kinds[KINDS];
 	char text[96], size[BASE_UNITS_TEXT_BYTES];
-	int x = 2 * MARGIN, top = y + LINE + 4;
-	box(x, y, width, node_height(kinds, number, node != NULL), "node", out);
-	if (node)
-		snprintf(text, sizeof text, "NUMA node %" PRIu32 ": %s", node->os_index,
-			base_units_format_bytes(node->memory_bytes, size));
+	int x = 2 * MARGIN, top = y + NODE_HEAD, width = node_width(columns), room = width - 2 * MARGIN - 2 * PAD;
+	box(x, y, width, node_height(m, node, columns), "node", out);
+	if (node >= 0)
+		snprintf(text, sizeof text, "NUMA node %" PRIu32 ": %s", m->nodes[node].os_index,
+			base_units_format_bytes(m->nodes[node].memory_bytes, size));
 	else
 		snprintf(text, sizeof text, "near no single NUMA node");
 	label(x + MARGIN, y + 15, "label", text, out);
-	if (node) {
+	if (node >= 0) {
 		box(x + MARGIN, top, width - 2 * MARGIN, CELL_HEIGHT, "cpu", out);
-		snprintf(text, sizeof text, "%" PRIu32 " CPUs to use", node->cpus);
-		label(x + MARGIN + 6, top + 15, "label", text, out);
-		label(x + MARGIN + 6, top + 28, "small", m->cpu_model, out);
+		snprintf(text, sizeof text, "%" PRIu32 " CPUs to use", m->nodes[node].cpus);
+		label(x + MARGIN + PAD, top + 15, "label", text, out);
+		label_within(x + MARGIN + PAD, top + 28, room, "small", m->cpu_model, out);
 		top += CELL_HEIGHT + MARGIN;
 	}
-	uint32_t at = 0;
-	for (int k = 0; k < 3; k++) {
+	int at = 0;
+	kinds_of(m, kinds);
+	for (int k = 0; k < KINDS; k++) {
 		for (uint32_t i = 0; i < kinds[k].count; i++) {
 			const struct topology_device *d = &kinds[k].devices[i];
-			if (d->numa_node != number)
+			if (place_of(m, d) != node)
 				continue;
-			draw_device(d, kinds[k].style, x + MARGIN + (int)(at % COLUMNS) * (CELL_WIDTH + MARGIN),
-				top + (int)(at / COLUMNS) * (CELL_HEIGHT + MARGIN), out);
+			draw_device(d, kinds[k].style, x + MARGIN + at % columns * (CELL_WIDTH + MARGIN),
+				top + at / columns * (CELL_HEIGHT + MARGIN), out);
 			at++;
 		}
 	}
 }
 
-void topology_draw_machine(const struct topology_machine *m, FILE *out)
+// "2 packages, 64 cores, 1008 GiB installed, 900 GiB may be used"; what is not known is left out.
+static void describe(const struct topology_machine *m, char *out, size_t room)
 {
-	const struct kind kinds[3] = {{"gpu", m->gpus, m->gpus_count}, {"drive", m->drives, m->drives_count},
-		{"nic", m->nics, m->nics_count}};
-	int width = COLUMNS * (CELL_WIDTH + MARGIN) + MARGIN, height = 2 * LINE + 3 * MARGIN;
-	bool elsewhere = count_near(kinds, -1) > 0;
-	char text[160], a[BASE_UNITS_TEXT_BYTES], b[BASE_UNITS_TEXT_BYTES];
-	for (uint32_t i = 0; i < m->nodes_count; i++)
-		height += node_height(kinds, (int32_t)m->nodes[i].os_index, true) + MARGIN;
-	if (elsewhere)
-		height += node_height(kinds, -1, false) + MARGIN;
-	begin(width + 4 * MARGIN, height, out);
-	box(MARGIN, MARGIN, width + 2 * MARGIN, height - 2 * MARGIN, "machine", out);
-	label(2 * MARGIN, 2 * MARGIN + 8, "title", m->host[0] ? m->host : "machine", out);
-	snprintf(text, sizeof text, "%" PRIu32 " package%s, %" PRIu32 " cores, %s installed, %s may be used",
-		m->packages, m->packages == 1 ? "" : "s", m->cores, base_units_format_bytes(m->memory_bytes, a),
-		base_units_format_bytes(m->memory_limit_bytes, b));
-	label(2 * MARGIN, 2 * MARGIN + 8 + LINE, "label", text, out);
-	int y = 2 * LINE + 2 * MARGIN;
-	for (uint32_t i = 0; i < m->nodes_count; i++) {
-		draw_node(m, kinds, &m->nodes[i], y, width, out);
-		y += node_height(kinds, (int32_t)m->nodes[i].os_index, true) + MARGIN;
+	char a[BASE_UNITS_TEXT_BYTES], b[BASE_UNITS_TEXT_BYTES];
+	int n = 0;
+	out[0] = '\0';
+	if (m->cores)
+		n = snprintf(out, room, "%" PRIu32 " package%s, %" PRIu32 " core%s", m->packages,
+			m->packages == 1 ? "" : "s", m->cores, m->cores == 1 ? "" : "s");
+	if (m->memory_bytes)
+		n += snprintf(out + n, room - (size_t)n, "%s%s installed", n ? ", " : "",
+			base_units_format_bytes(m->memory_bytes, a));
+	if (m->memory_limit_bytes)
+		snprintf(out + n, room - (size_t)n, "%s%s may be used", n ? ", " : "",
+			base_units_format_bytes(m->memory_limit_bytes, b));
+}
+
+static void describe_bandwidths(const struct topology_bandwidths *b, char *out, size_t room)
+{
+	const struct {
+		const char *name;
+		double value;
+		const char *unit;
+	} all[] = {{"drive", b->drive_bytes_per_s, "GB/s"}, {"memory", b->memory_bytes_per_s, "GB/s"},
+		{"compute", b->compute_macs_per_s, "Gmac/s"}};
+	int n = 0;
+	snprintf(out, room, "not measured");
+	for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+		if (all[i].value > 0)
+			n += snprintf(out + n, room - (size_t)n, "%s%s %.3g %s", n ? ", " : "", all[i].name,
+				all[i].value / 1e9, all[i].unit);
 	}
-	if (elsewhere)
-		draw_node(m, kinds, NULL, y, width, out);
+}
+
+static void draw_machine(const struct topology_draw_machine *d, int columns, int y, FILE *out)
+{
+	const struct topology_machine *m = d->machine;
+	const char *name = d->name[0] ? d->name : m->host[0] ? m->host : "machine";
+	char text[192];
+	int width = node_width(columns), x = 2 * MARGIN, at = y + head_height(d), note = 0;
+	box(MARGIN, y, width + 2 * MARGIN, machine_height(d, columns), "machine", out);
+	if (d->note[0]) {
+		note = (int)text_width(d->note, SIZE_LABEL, false) + MARGIN;
+		note = note < width / 2 ? note : width / 2;
+		label_end(x + width, y + 20, note, "label", d->note, out);
+	}
+	label_within(x, y + 20, width - note, "title", name, out);
+	describe(m, text, sizeof text);
+	label_within(x, y + 20 + LINE, width, "label", text, out);
+	if (d->bandwidths) {
+		describe_bandwidths(d->bandwidths, text, sizeof text);
+		label_within(x, y + 20 + 2 * LINE, width, "label", text, out);
+	}
+	for (int i = 0; i < (int)m->nodes_count; i++) {
+		draw_node(m, i, columns, at, out);
+		at += node_height(m, i, columns) + MARGIN;
+	}
+	if (count_near(m, -1))
+		draw_node(m, -1, columns, at, out);
+}
+
+/* ---- a fleet ---- */
+
+/* Each link is a wire beside the machines: out of one, down its lane, into the other. Its label stands on it at both ends, so that
+ * nobody has to follow it. */
+struct wire {
+	const struct topology_draw_link *link;
+	uint32_t ends[2]; // the upper one first
+	int lane, y[2];
+};
+
+struct sheet {
+	const struct topology_draw_machine *machines;
+	int count, columns, lanes, height;
+	int y[TOPOLOGY_DRAW_MACHINES], stubs[TOPOLOGY_DRAW_MACHINES];
+	struct wire wires[TOPOLOGY_DRAW_LINKS];
+	int wires_count;
+};
+
+static int columns_of(const struct topology_draw_machine *machines, int count)
+{
+	int most = COLUMNS_LEAST;
+	for (int i = 0; i < count; i++) {
+		for (int k = -1; k < (int)machines[i].machine->nodes_count; k++) {
+			int n = count_near(machines[i].machine, k);
+			most = n > most ? n : most;
+		}
+	}
+	return most < COLUMNS ? most : COLUMNS;
+}
+
+static void take_links(struct sheet *s, const struct topology_draw_link *links, uint32_t count)
+{
+	for (uint32_t i = 0; i < count && s->wires_count < (int)TOPOLOGY_DRAW_LINKS; i++) {
+		uint32_t a = links[i].ends[0], b = links[i].ends[1];
+		if (a == b || a >= (uint32_t)s->count || b >= (uint32_t)s->count)
+			continue;
+		s->wires[s->wires_count++] = (struct wire){.link = &links[i], .ends = {a < b ? a : b, a < b ? b : a}};
+		s->stubs[a]++;
+		s->stubs[b]++;
+	}
+}
+
+// From the top of a machine: wires that go up, the nearest first, then those that go down, the farthest first: they nest.
+static int stub_before(const struct wire *x, const struct wire *y, uint32_t machine)
+{
+	bool up[2] = {x->ends[1] == machine, y->ends[1] == machine};
+	if (up[0] != up[1])
+		return up[0];
+	uint32_t other[2] = {x->ends[!up[0] ? 1 : 0], y->ends[!up[1] ? 1 : 0]};
+	return other[0] != other[1] ? other[0] > other[1] : x < y;
+}
+
+static void place_stubs(struct sheet *s)
+{
+	for (int i = 0; i < s->wires_count; i++) {
+		for (int e = 0; e < 2; e++) {
+			uint32_t machine = s->wires[i].ends[e];
+			int before = 0;
+			for (int k = 0; k < s->wires_count; k++) {
+				const struct wire *w = &s->wires[k];
+				before += k != i && (w->ends[0] == machine || w->ends[1] == machine) &&
+					  stub_before(w, &s->wires[i], machine);
+			}
+			s->wires[i].y[e] = s->y[machine] + MARGIN + (before + 1) * STUB_HEIGHT;
+		}
+	}
+}
+
+static bool lane_is_free(const struct sheet *s, const struct wire *w, int lane)
+{
+	for (int i = 0; i < s->wires_count; i++) {
+		const struct wire *x = &s->wires[i];
+		if (x->lane == lane && x->y[0] <= w->y[1] && w->y[0] <= x->y[1])
+			return false;
+	}
+	return true;
+}
+
+// Short ones first, and so next to the machines.
+static void place_lanes(struct sheet *s)
+{
+	for (int i = 0; i < s->wires_count; i++)
+		s->wires[i].lane = -1;
+	for (int span = 1; span < s->count; span++) {
+		for (int i = 0; i < s->wires_count; i++) {
+			struct wire *w = &s->wires[i];
+			int lane = 0;
+			if ((int)(w->ends[1] - w->ends[0]) != span)
+				continue;
+			while (!lane_is_free(s, w, lane))
+				lane++;
+			w->lane = lane;
+			s->lanes = lane + 1 > s->lanes ? lane + 1 : s->lanes;
+		}
+	}
+}
+
+static const char *name_of(const struct topology_draw_machine *d)
+{
+	return d->name[0] ? d->name : d->machine->host;
+}
+
+static void draw_wire(const struct sheet *s, const struct wire *w, FILE *out)
+{
+	int x = node_width(s->columns) + 3 * MARGIN, turn = x + STUB_WIDTH + w->lane * LANE_WIDTH;
+	fprintf(out, "<path d=\"M%d %dH%dV%dH%d\" class=\"wire%s\" stroke=\"%s\"/>\n", x, w->y[0], turn, w->y[1], x,
+		w->link->assumed ? " assumed" : "", colors[w->lane % (int)(sizeof colors / sizeof colors[0])]);
+	for (int e = 0; e < 2; e++) {
+		label_within(
+			x + PAD, w->y[e] - 3, STUB_NAME_WIDTH - PAD, "small", name_of(&s->machines[w->ends[!e]]), out);
+		label_within(x + PAD + STUB_NAME_WIDTH, w->y[e] - 3, STUB_WIDTH - STUB_NAME_WIDTH - 2 * PAD, "small",
+			w->link->label, out);
+	}
+}
+
+int topology_draw_fleet(const char *title, const struct topology_draw_machine *machines, uint32_t count,
+	const struct topology_draw_link *links, uint32_t links_count, FILE *out)
+{
+	_cleanup_free_ struct sheet *s = calloc(1, sizeof *s);
+	char text[64];
+	if (!s)
+		return -ENOMEM;
+	s->machines = machines;
+	s->count = (int)(count < TOPOLOGY_DRAW_MACHINES ? count : TOPOLOGY_DRAW_MACHINES);
+	s->columns = columns_of(machines, s->count);
+	s->height = MARGIN + (title[0] ? LINE + MARGIN : 0);
+	take_links(s, links, links_count);
+	for (int i = 0; i < s->count; i++) {
+		int height = machine_height(&machines[i], s->columns), wires = (s->stubs[i] + 1) * STUB_HEIGHT;
+		s->y[i] = s->height;
+		s->height += (height > wires ? height : wires) + (s->count > 1 ? 2 * MARGIN : MARGIN);
+	}
+	place_stubs(s);
+	place_lanes(s);
+	int width = node_width(s->columns) + 4 * MARGIN;
+	width += s->wires_count ? STUB_WIDTH + s->lanes * LANE_WIDTH : 0;
+	begin(width, s->height + (count > TOPOLOGY_DRAW_MACHINES ? LINE : 0), out);
+	if (title[0])
+		label_within(MARGIN, MARGIN + 12, width - 2 * MARGIN, "title", title, out);
+	for (int i = 0; i < s->count; i++)
+		draw_machine(&machines[i], s->columns, s->y[i], out);
+	for (int i = 0; i < s->wires_count; i++)
+		draw_wire(s, &s->wires[i], out);
+	snprintf(text, sizeof text, "and %" PRIu32 " more", count - (uint32_t)s->count);
+	if (count > (uint32_t)s->count)
+		label(MARGIN, s->height + 4, "label", text, out);
 	fprintf(out, "</svg>\n");
+	return 0;
 }
 
 /* ---- a placement ---- */

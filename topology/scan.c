@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/utf8.h"
 #include "topology/cgroup.h"
 
 #define PCI_VENDOR_NVIDIA 0x10de
@@ -16,9 +17,11 @@
 #define PCI_CLASS_DISPLAY 0x0380
 #define PCI_CLASS_ACCELERATOR 0x1200
 
+// These texts travel as strings of messages, which others refuse whole if they are no UTF-8: a cut must not part a character.
 static void copy(char *out, size_t room, const char *text)
 {
 	snprintf(out, room, "%s", text ? text : "");
+	out[base_utf8_prefix(out, strlen(out))] = '\0';
 }
 
 static const char *info(hwloc_obj_t o, const char *name)

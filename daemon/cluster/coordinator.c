@@ -88,6 +88,7 @@ static struct cluster_node *add_node(struct cluster_coordinator *c, const char *
 	if (!n)
 		return NULL;
 	free(n->facts);
+	free(n->machine);
 	*n = (struct cluster_node){.state = CLUSTER_NODE_LOST};
 	snprintf(n->name, sizeof n->name, "%s", name);
 	snprintf(n->why, sizeof n->why, "it has not come since the coordinator started");
@@ -276,7 +277,8 @@ static void accept_node(struct cluster_session *s)
 }
 
 /* Lock held. */
-static int join(struct cluster_session *s, struct cluster_facts **facts, struct base_error *e)
+static int join(struct cluster_session *s, struct cluster_facts **facts, struct topology_machine **machine,
+	struct base_error *e)
 {
 	struct cluster_coordinator *c = s->coordinator;
 	struct cluster_facts *f = *facts;
@@ -296,8 +298,11 @@ static int join(struct cluster_session *s, struct cluster_facts **facts, struct 
 	if (!f->address[0])
 		snprintf(f->address, sizeof f->address, "%s", c->host);
 	free(n->facts);
+	free(n->machine);
 	n->facts = f;
+	n->machine = *machine;
 	*facts = NULL;
+	*machine = NULL;
 	n->state = CLUSTER_NODE_READY;
 	n->why[0] = '\0';
 	n->session = s;
@@ -319,15 +324,18 @@ static int on_register(struct cluster_session *s, const Thaw__Node__V1__Register
 {
 	struct cluster_coordinator *c = s->coordinator;
 	_cleanup_free_ struct cluster_facts *f = malloc(sizeof *f);
-	if (!f)
+	_cleanup_free_ struct topology_machine *machine = malloc(sizeof *machine);
+	if (!f || !machine)
 		return base_error_set(e, -ENOMEM, "no memory for a node");
 	int status = s->state == SESSION_OPEN ? 0 : base_error_set(e, -EPROTO, "a second Register");
 	if (!status)
 		status = cluster_read_register(m, f, e);
 	if (!status)
+		status = cluster_read_machine(m, machine, e);
+	if (!status)
 		status = check_register(s, f, e);
 	if (!status)
-		status = join(s, &f, e);
+		status = join(s, &f, &machine, e);
 	if (status && status != -EHOSTDOWN) // nodes of a coordinator that stands by come again and again
 		cluster_coordinator_emit(c, "warning", "node_refused", "", "%s", base_error_text(e));
 	return status;
@@ -543,6 +551,20 @@ uint32_t cluster_coordinator_nodes(struct cluster_coordinator *c, struct cluster
 	return n;
 }
 
+int cluster_coordinator_machine(struct cluster_coordinator *c, const char *node, struct topology_machine *ret_machine)
+{
+	int status = -ENOENT;
+	pthread_mutex_lock(&c->lock);
+	const struct cluster_node *n = find_node(c, node);
+	if (n && n->machine) {
+		*ret_machine = *n->machine;
+		ret_machine->memory_available_bytes = n->memory_available_bytes;
+		status = 0;
+	}
+	pthread_mutex_unlock(&c->lock);
+	return status;
+}
+
 uint64_t cluster_coordinator_epoch(struct cluster_coordinator *c)
 {
 	pthread_mutex_lock(&c->lock);
@@ -600,8 +622,10 @@ void cluster_coordinator_dismiss(struct cluster_coordinator *c, const struct bas
 
 static void coordinator_free(struct cluster_coordinator *c)
 {
-	for (uint32_t i = 0; i < c->nodes_count; i++)
+	for (uint32_t i = 0; i < c->nodes_count; i++) {
 		free(c->nodes[i].facts);
+		free(c->nodes[i].machine);
+	}
 	free(c->links);
 	pthread_cond_destroy(&c->changed);
 	pthread_mutex_destroy(&c->lock);

@@ -94,6 +94,8 @@ struct cluster_node_info {
 	uint32_t work_count;
 };
 uint32_t cluster_coordinator_nodes(struct cluster_coordinator *c, struct cluster_node_info *ret_infos, uint32_t room);
+/* What a node said of its machine when it joined last. -ENOENT: it has not come since the start. */
+int cluster_coordinator_machine(struct cluster_coordinator *c, const char *node, struct topology_machine *ret_machine);
 uint64_t cluster_coordinator_epoch(struct cluster_coordinator *c);
 /* Moves work off the node, or lets it have some again. -ENOENT; -EHOSTDOWN when nothing else could do its work. */
 int cluster_coordinator_drain(struct cluster_coordinator *c, const char *node, bool on, struct base_error *e);

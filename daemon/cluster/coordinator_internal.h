@@ -19,6 +19,7 @@ struct cluster_node {
 	bool leaving; // it stops once its work is elsewhere; READY only
 	char why[CLUSTER_TEXT_BYTES];
 	struct cluster_facts *facts; // NULL: not seen since the start
+	struct topology_machine *machine; // as it was when it joined last; NULL as facts
 	struct cluster_session *session; // READY only
 	uint64_t heard_ns, since_ns, memory_available_bytes;
 	uint32_t losses;

@@ -137,6 +137,29 @@ int cluster_read_register(const Thaw__Node__V1__Register *m, struct cluster_fact
 	return status ? status : take_store(m, ret, e);
 }
 
+int cluster_read_machine(const Thaw__Node__V1__Register *m, struct topology_machine *ret, struct base_error *e)
+{
+	struct cluster_facts f = {0};
+	int status = take_machine(m->machine, &f, e);
+	if (status)
+		return status;
+	memset(ret, 0, sizeof *ret);
+	memcpy(ret->host, f.host, sizeof ret->host);
+	memcpy(ret->cpu_model, f.cpu_model, sizeof ret->cpu_model);
+	ret->packages = f.packages;
+	ret->cores = f.cores;
+	ret->cpus = f.cpus;
+	ret->memory_bytes = f.memory_bytes;
+	ret->memory_limit_bytes = f.memory_limit_bytes;
+	ret->memory_available_bytes = f.memory_available_bytes;
+	status = machine_message_read_nodes(m->machine->numa_nodes, m->machine->n_numa_nodes, ret, e);
+	if (!status)
+		status = machine_message_read_devices(m->machine->devices, m->machine->n_devices, ret, e);
+	if (status)
+		base_error_prefix(e, "machine");
+	return status;
+}
+
 int cluster_read_assign(const Thaw__Node__V1__Assign *m, struct cluster_assign *ret, struct base_error *e)
 {
 	memset(ret, 0, sizeof *ret);
@@ -375,6 +398,15 @@ void cluster_fill_register(const struct cluster_facts *f, struct cluster_registe
 	r->store_free_bytes = f->store_free_bytes;
 	ret->message.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_REGISTER;
 	ret->message.register_ = r;
+}
+
+void cluster_fill_machine(const struct topology_machine *m, struct cluster_register_message *ret)
+{
+	machine_message_fill_lists(m, &ret->lists);
+	ret->machine.n_numa_nodes = ret->lists.nodes_count;
+	ret->machine.numa_nodes = ret->lists.node_list;
+	ret->machine.n_devices = ret->lists.devices_count;
+	ret->machine.devices = ret->lists.device_list;
 }
 
 uint8_t *cluster_pack_assign(const struct cluster_assign *a, size_t *ret_bytes)

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "daemon/cluster/identity.h"
+#include "daemon/machine_message.h"
 #include "proto/thaw/node/v1/node.pb-c.h"
 #include "shard/pack/pack.h"
 #include "topology/machine.h"
@@ -107,6 +108,8 @@ struct cluster_probe_done {
 
 /* All of them: -EBADMSG with text that names the field. */
 int cluster_read_register(const Thaw__Node__V1__Register *m, struct cluster_facts *ret, struct base_error *e);
+/* The same message: its machine with all that is in it. */
+int cluster_read_machine(const Thaw__Node__V1__Register *m, struct topology_machine *ret, struct base_error *e);
 int cluster_read_assign(const Thaw__Node__V1__Assign *m, struct cluster_assign *ret, struct base_error *e);
 int cluster_read_prepared(const Thaw__Node__V1__Prepared *m, struct cluster_prepared *ret, struct base_error *e);
 int cluster_read_start(const Thaw__Node__V1__Start *m, struct cluster_start *ret, struct base_error *e);
@@ -130,8 +133,11 @@ struct cluster_register_message {
 	Thaw__Node__V1__Bandwidths bandwidths;
 	Thaw__Node__V1__Budgets budgets;
 	Thaw__Node__V1__StoredModel stored[CLUSTER_MAX_STORED], *list[CLUSTER_MAX_STORED];
+	struct machine_message_lists lists;
 };
 void cluster_fill_register(const struct cluster_facts *f, struct cluster_register_message *ret);
+/* After that: what the machine has. Without it the node joins, and nobody sees its devices. */
+void cluster_fill_machine(const struct topology_machine *m, struct cluster_register_message *ret);
 void cluster_fill_bandwidths(const struct topology_bandwidths *b, Thaw__Node__V1__Bandwidths *ret);
 uint8_t *cluster_pack_assign(const struct cluster_assign *a, size_t *ret_bytes);
 uint8_t *cluster_pack_pull(const struct cluster_pull *p, size_t *ret_bytes);

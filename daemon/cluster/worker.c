@@ -477,6 +477,7 @@ static int send_register(struct cluster_worker *w, struct rpc_client_stream *s)
 		return -ENOMEM;
 	fill_facts(w, f);
 	cluster_fill_register(f, m);
+	cluster_fill_machine(w->config.machine, m);
 	return send_node(s, &m->message);
 }
 

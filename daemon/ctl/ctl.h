@@ -54,8 +54,8 @@ struct ctl_options { // as options.c fills them; zero: not given, unless a defau
 	uint32_t max_tokens, top_k, logprobs, num_sequences, top, first, context, streams, prompt_tokens, truncate;
 	uint64_t seed, weights_bytes, kv_bytes, after;
 	float seconds, temperature, top_p, min_p, presence_penalty, frequency_penalty, repetition_penalty;
-	const char *priority, *fleet, *topology, *device_map;
-	struct ctl_list max_memory, pins;
+	const char *priority, *fleet, *device_map;
+	struct ctl_list topologies, max_memory, pins;
 	bool one_stream, simulate;
 	/* pki */
 	const char *directory, *cluster, *role;
@@ -189,6 +189,10 @@ bool ctl_interrupted(const struct ctl *c);
 /* offline.c: `plan --fleet`, without a daemon. */
 int ctl_plan_offline(struct ctl *c);
 bool ctl_offline(const struct ctl *c); // the verb works on files that the options name
+/* The recorded machine that an entry of --fleet names, beside that file. */
+struct config_machine;
+struct topology_machine;
+int ctl_fleet_scan(struct ctl *c, const struct config_machine *m, struct topology_machine *ret_machine);
 
 /* local.c: a private daemon for one command. start() forks, so it comes before gRPC and threads. wait() shows the
  * loading and returns when the model is ready. stop() may be called twice and from the signal thread. */

@@ -34,7 +34,7 @@ static void describe_work(const Thaw__Admin__V1__Node *n, char *out, size_t room
 
 void ctl_print_links(struct ctl *c, Thaw__Admin__V1__NodeLink *const *links, size_t count)
 {
-	static const struct ctl_column columns[] = {{"LINK", false, false}, {"", false, false},
+	static const struct ctl_column columns[] = {{"LINK", false, false}, {"", false, false}, {"CLASS", false, false},
 		{"LATENCY", true, false}, {"BANDWIDTH", true, false}, {"MEASURED", false, false},
 		{"ERROR", false, false}};
 	struct ctl_table t;
@@ -47,9 +47,12 @@ void ctl_print_links(struct ctl *c, Thaw__Admin__V1__NodeLink *const *links, siz
 		bool known = l->bytes_per_second > 0;
 		ctl_table_cell(&t, "%s", l->node_a);
 		ctl_table_cell(&t, "%s", l->node_b);
+		ctl_table_cell(&t, "%s", l->class_[0] ? l->class_ : "-");
 		ctl_table_cell(&t, "%s", known ? ctl_seconds(l->latency_ns / 1e9, size) : "-");
 		ctl_table_cell(&t, "%s", ctl_rate(l->bytes_per_second, size));
-		if (known)
+		if (known && !l->measured_wall_ns)
+			ctl_table_cell(&t, "as the file says");
+		else if (known)
 			ctl_table_cell(&t, "%s ago", ctl_seconds((double)age / 1e9, size));
 		else
 			ctl_table_cell(&t, "not: assumed");

@@ -33,7 +33,7 @@ struct offline {
 
 bool ctl_offline(const struct ctl *c)
 {
-	return c->options.fleet || (c->options.topology && c->verb->run == ctl_verb_topology);
+	return c->options.fleet || c->options.topologies.count;
 }
 
 static int failed(struct ctl *c, int r, const struct base_error *e)
@@ -44,27 +44,35 @@ static int failed(struct ctl *c, int r, const struct base_error *e)
 
 /* ---- input ---- */
 
-// Memory of machines that give a recorded topology instead, beside the fleet's file.
+int ctl_fleet_scan(struct ctl *c, const struct config_machine *m, struct topology_machine *ret_machine)
+{
+	_cleanup_free_ char *file = strdup(c->options.fleet);
+	struct base_error e = {0};
+	char path[PATH_MAX];
+	if (!file)
+		return ctl_fail(c, CTL_ERROR, "no memory");
+	int n = snprintf(path, sizeof path, "%s%s%s", m->topology[0] == '/' ? "" : dirname(file),
+		m->topology[0] == '/' ? "" : "/", m->topology);
+	int r = n < 0 || (size_t)n >= sizeof path ? -ENAMETOOLONG : topology_scan(path, ret_machine, &e);
+	if (r == 0)
+		return CTL_OK;
+	base_error_prefix(&e, "machine %s", m->name);
+	return failed(c, r == -ENOMEM ? -EINVAL : r, &e);
+}
+
+// Memory of machines that give a recorded topology instead.
 static int fill_memory(struct offline *o)
 {
 	_cleanup_free_ struct topology_machine *machine = calloc(1, sizeof *machine);
-	_cleanup_free_ char *file = strdup(o->c->options.fleet);
-	struct base_error e = {0};
-	if (!machine || !file)
+	if (!machine)
 		return ctl_fail(o->c, CTL_ERROR, "no memory");
-	const char *folder = dirname(file);
 	for (uint32_t i = 0; i < o->fleet.machines_count; i++) {
 		const struct config_machine *m = &o->fleet.machines[i];
-		char path[PATH_MAX];
 		if (m->memory_bytes || !m->topology[0])
 			continue;
-		int n = snprintf(path, sizeof path, "%s%s%s", m->topology[0] == '/' ? "" : folder,
-			m->topology[0] == '/' ? "" : "/", m->topology);
-		int r = n < 0 || (size_t)n >= sizeof path ? -ENAMETOOLONG : topology_scan(path, machine, &e);
-		if (r < 0) {
-			base_error_prefix(&e, "machine %s", m->name);
-			return failed(o->c, r == -ENOMEM ? -EINVAL : r, &e);
-		}
+		int r = ctl_fleet_scan(o->c, m, machine);
+		if (r != CTL_OK)
+			return r;
 		for (uint32_t d = m->first_device; d < m->first_device + m->devices * m->count; d++) {
 			if (!o->fleet.devices[d].card)
 				o->fleet.devices[d].memory_bytes = machine->memory_limit_bytes;

@@ -114,69 +114,6 @@ static void get_load(struct rpc_call *c, const ProtobufCMessage *request)
 	rpc_call_reply(c, &reply.base);
 }
 
-struct devices {
-	Thaw__Admin__V1__Device devices[TOPOLOGY_MAX_DRIVES + TOPOLOGY_MAX_GPUS + TOPOLOGY_MAX_NICS];
-	Thaw__Admin__V1__Device *list[TOPOLOGY_MAX_DRIVES + TOPOLOGY_MAX_GPUS + TOPOLOGY_MAX_NICS];
-	size_t count;
-};
-
-static void add_devices(struct devices *d, Thaw__Admin__V1__DeviceKind kind, const struct topology_device *from,
-	uint32_t count, uint32_t most)
-{
-	for (uint32_t i = 0; i < count && i < most; i++) {
-		Thaw__Admin__V1__Device *m = &d->devices[d->count];
-		thaw__admin__v1__device__init(m);
-		m->kind = kind;
-		m->name = (char *)from[i].name;
-		m->model = (char *)from[i].model;
-		m->pci_path = (char *)from[i].pci_path;
-		m->numa_node = from[i].numa_node;
-		m->size_bytes = from[i].size_bytes;
-		d->list[d->count++] = m;
-	}
-}
-
-static void get_topology(struct rpc_call *c, const ProtobufCMessage *request)
-{
-	const struct topology_machine *t = server_machine(daemon_of(c));
-	const struct topology_bandwidths b = server_bandwidths(daemon_of(c));
-	Thaw__Admin__V1__GetTopologyReply m = THAW__ADMIN__V1__GET_TOPOLOGY_REPLY__INIT;
-	Thaw__Admin__V1__NumaNode nodes[TOPOLOGY_MAX_NODES], *list[TOPOLOGY_MAX_NODES];
-	Thaw__Admin__V1__Bandwidths bandwidths;
-	_cleanup_free_ struct devices *d = admin_alloc(c, 1, sizeof(*d));
-	if (!d)
-		return;
-	for (uint32_t i = 0; i < t->nodes_count && i < TOPOLOGY_MAX_NODES; i++) {
-		thaw__admin__v1__numa_node__init(&nodes[i]);
-		nodes[i].os_index = t->nodes[i].os_index;
-		nodes[i].memory_bytes = t->nodes[i].memory_bytes;
-		nodes[i].cpus = t->nodes[i].cpus;
-		list[m.n_numa_nodes++] = &nodes[i];
-	}
-	add_devices(
-		d, THAW__ADMIN__V1__DEVICE_KIND__DEVICE_KIND_DRIVE, t->drives, t->drives_count, TOPOLOGY_MAX_DRIVES);
-	add_devices(d, THAW__ADMIN__V1__DEVICE_KIND__DEVICE_KIND_GPU, t->gpus, t->gpus_count, TOPOLOGY_MAX_GPUS);
-	add_devices(d, THAW__ADMIN__V1__DEVICE_KIND__DEVICE_KIND_NIC, t->nics, t->nics_count, TOPOLOGY_MAX_NICS);
-	m.host = (char *)t->host;
-	m.cpu_model = (char *)t->cpu_model;
-	m.packages = t->packages;
-	m.cores = t->cores;
-	m.cpus = t->cpus;
-	m.n_cpu_ids = t->cpus < TOPOLOGY_MAX_CPUS ? t->cpus : TOPOLOGY_MAX_CPUS;
-	m.cpu_ids = (uint32_t *)t->cpu;
-	m.memory_bytes = t->memory_bytes;
-	m.memory_limit_bytes = t->memory_limit_bytes;
-	m.memory_available_bytes = t->memory_available_bytes;
-	m.numa_nodes = list;
-	m.n_devices = d->count;
-	m.devices = d->list;
-	rpc_convert_bandwidths(&b, &bandwidths);
-	m.bandwidths = &bandwidths;
-	struct rpc_admin_links *links = rpc_admin_links_create(server_coordinator(daemon_of(c)), &m.links, &m.n_links);
-	rpc_call_reply(c, &m.base);
-	free(links);
-}
-
 static void get_placement(struct rpc_call *c, const ProtobufCMessage *request)
 {
 	const Thaw__Admin__V1__GetPlacementRequest *m = (const Thaw__Admin__V1__GetPlacementRequest *)request;
@@ -477,7 +414,7 @@ static void reload_config(struct rpc_call *c, const ProtobufCMessage *request)
 const struct rpc_method rpc_admin_methods[] = {
 	ADMIN("GetServerInfo", get_server_info_request, RPC_WORKER, .start = get_server_info),
 	ADMIN("GetLoad", get_load_request, 0, .start = get_load),
-	ADMIN("GetTopology", get_topology_request, 0, .start = get_topology),
+	ADMIN("GetTopology", get_topology_request, 0, .start = rpc_admin_get_topology),
 	ADMIN("GetPlacement", get_placement_request, 0, .start = get_placement),
 	ADMIN("PlanPlacement", plan_placement_request, RPC_WORKER, .start = plan_placement),
 	ADMIN("LoadModel", load_model_request, RPC_STREAM | RPC_WORKER, .start = load_model, .tick = load_tick,

@@ -6,6 +6,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "daemon/cluster/coordinator.h"
+#include "daemon/machine_message.h"
 #include "daemon/rpc/rpc_convert.h"
 #include "daemon/rpc/rpc_core.h"
 
@@ -40,6 +41,7 @@ struct rpc_admin_links *rpc_admin_links_create(
 		m->bytes_per_second = l->infos[i].bytes_per_s;
 		m->measured_wall_ns = l->infos[i].measured_wall_ns;
 		m->error = l->infos[i].error;
+		m->class_ = (char *)"cluster"; // server_fleet.c plans with no other
 		l->list[i] = m;
 	}
 	*ret_list = l ? l->list : NULL;
@@ -56,7 +58,7 @@ static void show_node(const struct cluster_node_info *i, uint64_t now, struct sh
 {
 	Thaw__Admin__V1__Node *m = &out->node;
 	thaw__admin__v1__node__init(m);
-	rpc_convert_bandwidths(&i->facts.bandwidths, &out->bandwidths);
+	machine_message_fill_bandwidths(&i->facts.bandwidths, &out->bandwidths);
 	m->name = (char *)i->name;
 	m->state = (char *)cluster_node_state_name(i->state);
 	m->why = (char *)i->why;

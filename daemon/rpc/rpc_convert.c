@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "base/cleanup.h"
+#include "daemon/machine_message.h"
 #include "daemon/rpc/rpc_status.h"
 
 static Thaw__V1__ModelPhase phase_of(enum server_phase p)
@@ -171,15 +172,6 @@ void rpc_convert_load(
 	}
 }
 
-void rpc_convert_bandwidths(const struct topology_bandwidths *b, Thaw__Admin__V1__Bandwidths *out)
-{
-	thaw__admin__v1__bandwidths__init(out);
-	out->drive_bytes_per_second = b->drive_bytes_per_s;
-	out->memory_bytes_per_second = b->memory_bytes_per_s;
-	out->compute_macs_per_second = b->compute_macs_per_s;
-	out->measured_wall_ns = b->measured_wall_ns;
-}
-
 static void convert_input(const struct topology_plan_input *i, struct rpc_convert_placement *out)
 {
 	Thaw__Admin__V1__PlanInput *m = &out->input;
@@ -198,7 +190,7 @@ static void convert_input(const struct topology_plan_input *i, struct rpc_conver
 	m->kv_budget_bytes = i->kv_budget_bytes;
 	m->workspace_budget_bytes = i->workspace_budget_bytes;
 	m->memory_bytes = i->memory_bytes;
-	rpc_convert_bandwidths(&i->bandwidths, &out->bandwidths);
+	machine_message_fill_bandwidths(&i->bandwidths, &out->bandwidths);
 	m->bandwidths = &out->bandwidths;
 }
 

@@ -31,5 +31,3 @@ struct rpc_convert_placement {
 void rpc_convert_placement(
 	const struct server_model_info *i, const struct topology_machine *machine, struct rpc_convert_placement *out);
 void rpc_convert_placement_finish(struct rpc_convert_placement *p);
-
-void rpc_convert_bandwidths(const struct topology_bandwidths *b, Thaw__Admin__V1__Bandwidths *out);

@@ -220,6 +220,7 @@ int rpc_listen_is_loopback(const char *address, bool *ret_loopback, struct base_
 extern const struct rpc_method rpc_inference_methods[];
 extern const uint32_t rpc_inference_methods_count;
 void rpc_admin_get_nodes(struct rpc_call *c, const ProtobufCMessage *request);
+void rpc_admin_get_topology(struct rpc_call *c, const ProtobufCMessage *request);
 struct cluster_coordinator;
 struct Thaw__Admin__V1__NodeLink;
 struct rpc_admin_links; // messages; free() ends it

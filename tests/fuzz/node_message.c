@@ -21,7 +21,10 @@ static void node_message(const Thaw__Node__V1__NodeMessage *m)
 		cluster_read_register(m->register_, f, NULL) == 0) {
 		_cleanup_free_ struct cluster_register_message *r = malloc(sizeof *r);
 		size_t n;
+		_cleanup_free_ struct topology_machine *machine = malloc(sizeof *machine);
 		cluster_fill_register(f, r);
+		if (cluster_read_machine(m->register_, machine, NULL) == 0)
+			cluster_fill_machine(machine, r);
 		free(cluster_pack_node(&r->message, &n));
 	}
 	if (m->what_case == THAW__NODE__V1__NODE_MESSAGE__WHAT_PREPARED &&

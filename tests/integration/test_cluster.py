@@ -65,6 +65,10 @@ class Fleet(unittest.TestCase):
             c = self.cluster(role)
             a = c.start(count)
             self.assertEqual(len(c.working()), count)
+            shown = json.loads(a.ctl("topology").stdout)["machines"]
+            self.assertEqual(len(shown), count + (role == "coordinator"))
+            self.assertEqual([m["name"] for m in shown if m["coordinator"]], ["a"])
+            self.assertEqual([m["name"] for m in shown if not m["numa_nodes"] or not m["cpus"]], [])
             self.same_tokens(a)
             for d in reversed(c.nodes):
                 self.assertEqual(d.stop(), 0)

@@ -22,6 +22,7 @@
 #include "daemon/cluster/coordinator.h"
 #include "daemon/cluster/pki.h"
 #include "proto/check.h"
+#include "proto/thaw/admin/v1/admin.pb-c.h"
 #include "tests/unit/rpc/fixture.h"
 
 #define JOIN "/thaw.node.v1.Coordinator/Join"
@@ -144,6 +145,7 @@ struct peer {
 	struct rpc_client *client;
 	struct rpc_client_stream *stream;
 	struct cluster_facts facts;
+	const struct topology_machine *machine; // NULL: it says nothing of its devices
 	struct rpc_client_status status;
 	uint32_t heartbeats;
 };
@@ -177,6 +179,8 @@ static void peer_send_register(struct peer *p)
 	_cleanup_free_ struct cluster_register_message *m = calloc(1, sizeof *m);
 	size_t bytes;
 	cluster_fill_register(&p->facts, m);
+	if (p->machine)
+		cluster_fill_machine(p->machine, m);
 	_cleanup_free_ uint8_t *data = cluster_pack_node(&m->message, &bytes);
 	rpc_client_stream_send(p->stream, data, bytes, 5000 * MS);
 }
@@ -292,6 +296,113 @@ static void leave(void **state)
 	assert_int_equal(p.status.code, 0);
 	assert_int_equal(node_of("a")->state, CLUSTER_NODE_LEFT);
 	peer_close(&p);
+}
+
+static Thaw__Admin__V1__GetTopologyReply *ask_topology(void)
+{
+	Thaw__Admin__V1__GetTopologyRequest q = THAW__ADMIN__V1__GET_TOPOLOGY_REQUEST__INIT;
+	struct rpc_client_status s;
+	ProtobufCMessage *m = fixture_call(w.rpc.client, "/thaw.admin.v1.Admin/GetTopology", &q.base,
+		&thaw__admin__v1__get_topology_reply__descriptor, &s);
+	if (!m)
+		fail_msg("%s", s.message);
+	return (Thaw__Admin__V1__GetTopologyReply *)m;
+}
+
+static const Thaw__Admin__V1__Machine *machine_of(const Thaw__Admin__V1__GetTopologyReply *t, const char *name)
+{
+	for (size_t i = 0; i < t->n_machines; i++) {
+		if (strcmp(t->machines[i]->name, name) == 0)
+			return t->machines[i];
+	}
+	return NULL;
+}
+
+static void machines_of_all_nodes_are_shown(void **state)
+{
+	static struct topology_machine scanned = {.nodes_count = 2,
+		.nodes = {{0, 1 << 20, 1}, {1, 1 << 21, 1}},
+		.gpus_count = 1,
+		.gpus = {{.name = "gpu0",
+			.model = "H\xc3\xa9",
+			.pci_path = "0000:01:00.0",
+			.numa_node = 1,
+			.size_bytes = 7}},
+		.nics_count = 1,
+		.nics = {{.name = "eth0", .numa_node = -1}}};
+	struct peer a, b;
+	issue(w.folder, "a", CLUSTER_ROLE_WORKER);
+	issue(w.folder, "b", CLUSTER_ROLE_WORKER);
+	peer_open(&a, w.folder, "a");
+	a.machine = &scanned;
+	snprintf(a.facts.host, sizeof a.facts.host, "hosta");
+	a.facts.bandwidths.drive_bytes_per_s = 3e9;
+	peer_send_register(&a);
+	assert_int_equal(peer_next(&a, 10000 * MS), THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_ACCEPTED);
+	peer_join(&b, "b"); // an older one, which does not tell
+
+	/* Lost or not: it is a busy machine's business. What they have stays known. */
+	Thaw__Admin__V1__GetTopologyReply *t = ask_topology();
+	assert_int_equal(t->n_machines, 3);
+	assert_true(t->machines[0]->coordinator); // head, which does not compute
+	assert_string_equal(t->machines[0]->host, "testhost");
+	assert_string_equal(t->machines[0]->state, "");
+	assert_string_equal(t->host, "testhost");
+	const Thaw__Admin__V1__Machine *m = machine_of(t, "a");
+	assert_non_null(m);
+	assert_false(m->coordinator);
+	assert_string_equal(m->host, "hosta");
+	assert_true(strcmp(m->state, "ready") == 0 || strcmp(m->state, "lost") == 0);
+	assert_int_equal(m->n_numa_nodes, 2);
+	assert_int_equal(m->numa_nodes[1]->memory_bytes, 1 << 21);
+	assert_int_equal(m->n_devices, 2);
+	assert_int_equal(m->devices[0]->kind, THAW__ADMIN__V1__DEVICE_KIND__DEVICE_KIND_GPU);
+	assert_string_equal(m->devices[0]->model, "H\xc3\xa9");
+	assert_int_equal(m->devices[0]->numa_node, 1);
+	assert_int_equal(m->devices[1]->numa_node, -1);
+	assert_true(m->bandwidths->drive_bytes_per_second == 3e9);
+	assert_int_equal(machine_of(t, "b")->n_devices, 0);
+	protobuf_c_message_free_unpacked(&t->base, NULL);
+	peer_close(&a);
+	expect_event("node_lost: node a");
+	t = ask_topology();
+	assert_string_equal(machine_of(t, "a")->state, "lost");
+	assert_int_equal(machine_of(t, "a")->n_devices, 2);
+	protobuf_c_message_free_unpacked(&t->base, NULL);
+	peer_close(&b);
+}
+
+/* More than there is room for is refused by name, and takes nothing with it. */
+static void machines_of_any_size_are_bounded(void **state)
+{
+	static const char *const errors[] = {"machine: numa_nodes: 17, at most 16",
+		"machine: devices: more than 64 drives", "machine: devices[].kind: 9 is none",
+		"machine: devices[].model: 64 bytes, at most 63"};
+	Thaw__Admin__V1__NumaNode node = THAW__ADMIN__V1__NUMA_NODE__INIT, *nodes[17];
+	Thaw__Admin__V1__Device drive = THAW__ADMIN__V1__DEVICE__INIT, odd = drive, wordy = drive, *drives[65];
+	char model[65];
+	memset(model, 'x', 64);
+	model[64] = '\0';
+	wordy.model = model;
+	odd.kind = (Thaw__Admin__V1__DeviceKind)9;
+	for (size_t i = 0; i < base_array_size(nodes); i++)
+		nodes[i] = &node;
+	for (size_t i = 0; i < base_array_size(drives); i++)
+		drives[i] = &drive;
+	Thaw__Admin__V1__Device *odds[] = {&odd}, *wordies[] = {&wordy};
+	for (size_t i = 0; i < base_array_size(errors); i++) {
+		_cleanup_free_ struct cluster_register_message *m = calloc(1, sizeof *m);
+		_cleanup_free_ struct topology_machine *ret = calloc(1, sizeof *ret);
+		const struct cluster_facts f = {.cpus = 1};
+		struct base_error e = {0};
+		cluster_fill_register(&f, m);
+		m->machine.n_numa_nodes = i == 0 ? base_array_size(nodes) : 0;
+		m->machine.numa_nodes = nodes;
+		m->machine.n_devices = i == 0 ? 0 : i == 1 ? base_array_size(drives) : 1;
+		m->machine.devices = i == 1 ? drives : i == 2 ? odds : wordies;
+		assert_int_equal(cluster_read_machine(&m->reg, ret, &e), -EBADMSG);
+		assert_string_equal(base_error_text(&e), errors[i]);
+	}
 }
 
 static void refusals(void **state)
@@ -586,6 +697,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(join_beat_and_be_lost, setup, teardown),
 		cmocka_unit_test_setup_teardown(leave, setup, teardown),
+		cmocka_unit_test_setup_teardown(machines_of_all_nodes_are_shown, setup, teardown),
+		cmocka_unit_test(machines_of_any_size_are_bounded),
 		cmocka_unit_test_setup_teardown(refusals, setup, teardown),
 		cmocka_unit_test_setup_teardown(gone_at_once, setup, teardown),
 		cmocka_unit_test_setup_teardown(certificates, setup, teardown),

@@ -694,6 +694,108 @@ static void reload_and_explain_print_what_the_daemon_says(void **state)
 	drop(&s);
 }
 
+static void topology_shows_all_nodes_of_a_cluster(void **state)
+{
+	Thaw__Admin__V1__Device gpu = THAW__ADMIN__V1__DEVICE__INIT, *devices[] = {&gpu};
+	Thaw__Admin__V1__Machine a = THAW__ADMIN__V1__MACHINE__INIT, b = a, *machines[] = {&a, &b};
+	Thaw__Admin__V1__NodeLink link = THAW__ADMIN__V1__NODE_LINK__INIT, *links[] = {&link};
+	Thaw__Admin__V1__Bandwidths rates = THAW__ADMIN__V1__BANDWIDTHS__INIT;
+	Thaw__Admin__V1__GetTopologyReply t = THAW__ADMIN__V1__GET_TOPOLOGY_REPLY__INIT;
+	gpu.kind = THAW__ADMIN__V1__DEVICE_KIND__DEVICE_KIND_GPU;
+	gpu.name = (char *)"gpu0";
+	gpu.size_bytes = 80ull << 30;
+	rates.drive_bytes_per_second = 2e9;
+	rates.measured_wall_ns = 1;
+	a.name = (char *)"node-a";
+	a.host = (char *)"hosta";
+	a.cpu_model = (char *)"EPYC";
+	a.state = (char *)"ready";
+	a.coordinator = true;
+	a.packages = 1;
+	a.cores = 8;
+	a.cpus = 16;
+	a.memory_bytes = a.memory_limit_bytes = a.memory_available_bytes = 8ull << 30;
+	a.devices = devices;
+	a.n_devices = 1;
+	a.bandwidths = &rates;
+	b.name = (char *)"node-b";
+	b.state = (char *)"lost";
+	b.why = (char *)"no heartbeat";
+	link.node_a = a.name;
+	link.node_b = b.name;
+	link.class_ = (char *)"cluster";
+	t.cluster = (char *)"lab";
+	t.machines = machines;
+	t.n_machines = 2;
+	t.links = links;
+	t.n_links = 1;
+	answer("/thaw.admin.v1.Admin/GetTopology", &t);
+	expect(RUN("topology"), CTL_OK,
+		"NODE     STATE  PACKAGES  CORES  CPUS  INSTALLED  USABLE  FREE    DRIVE  MEMORY  COMPUTE  CPU   "
+		"DETAIL\n"
+		"node-a*  ready         1      8    16       8.0G    8.0G  8.0G  2.0GB/s       -        -  EPYC  \n"
+		"node-b   lost          -      -     -          -       -     -        -       -        -  -     no "
+		"heartbeat\n"
+		"\n"
+		"NODE     KIND  NAME  NUMA   SIZE  CPUS  MODEL\n"
+		"node-a*  gpu   gpu0     0  80.0G     -  -\n"
+		"\n"
+		"LINK            CLASS    LATENCY  BANDWIDTH  MEASURED      ERROR\n"
+		"node-a  node-b  cluster        -          -  not: assumed  \n",
+		"");
+	struct shown s = RUN("topology", "-o", "svg");
+	assert_int_equal(s.exit, CTL_OK);
+	static const char *const texts[] = {"cluster lab: 2 machines, 1 link<", ">node-a<", ">coordinator, ready<",
+		">lost: no heartbeat<", ">gpu0  80.0 GiB<", ">cluster, not measured<", "class=\"wire assumed\""};
+	for (size_t i = 0; i < base_array_size(texts); i++) {
+		if (!strstr(s.out, texts[i]))
+			fail_msg("no %s in\n%s", texts[i], s.out);
+	}
+	drop(&s);
+}
+
+/* What a daemon that means ill may send: more machines, links and parts than there is room for, and names that lead nowhere. */
+static void a_drawing_is_bounded(void **state)
+{
+	enum { MACHINES = 70, LINKS = 300, PARTS = 65 };
+	static Thaw__Admin__V1__Machine machines[MACHINES], *machine_list[MACHINES];
+	static Thaw__Admin__V1__NodeLink links[LINKS], *link_list[LINKS];
+	static char names[MACHINES][8];
+	Thaw__Admin__V1__GetTopologyReply t = THAW__ADMIN__V1__GET_TOPOLOGY_REPLY__INIT;
+	for (int i = 0; i < MACHINES; i++) {
+		thaw__admin__v1__machine__init(machine_list[i] = &machines[i]);
+		snprintf(names[i], sizeof names[i], "n%d", i);
+		machines[i].name = names[i];
+	}
+	for (int i = 0; i < LINKS; i++) {
+		thaw__admin__v1__node_link__init(link_list[i] = &links[i]);
+		links[i].node_a = names[i % MACHINES];
+		links[i].node_b =
+			i < 20 ? (char *)"nobody" : names[i * 7 % MACHINES]; // some join a machine with itself
+		links[i].bytes_per_second = i % 3 ? 1e300 : -1;
+		links[i].latency_ns = i % 2 ? 1e300 : -1e300;
+	}
+	t.machines = machine_list;
+	t.n_machines = MACHINES;
+	t.links = link_list;
+	t.n_links = LINKS;
+	answer("/thaw.admin.v1.Admin/GetTopology", &t);
+	struct shown s = RUN("topology", "-o", "svg");
+	assert_int_equal(s.exit, CTL_OK);
+	assert_non_null(strstr(s.out, ">n63<"));
+	assert_null(strstr(s.out, ">n64<"));
+	assert_non_null(strstr(s.out, ">and 6 more<"));
+	drop(&s);
+
+	Thaw__Admin__V1__Device drive = THAW__ADMIN__V1__DEVICE__INIT, *drives[PARTS];
+	for (int i = 0; i < PARTS; i++)
+		drives[i] = &drive;
+	machines[0].devices = drives;
+	machines[0].n_devices = PARTS;
+	expect(RUN("topology", "-o", "svg"), CTL_ERROR, "",
+		"thawctl: the machines cannot be drawn: devices: more than 64 drives\n");
+}
+
 static void completion_is_a_script_that_bash_reads(void **state)
 {
 	struct shown s = RUN("completion", "bash");
@@ -739,6 +841,8 @@ int main(void)
 		cmocka_unit_test_setup(pki_makes_certificates_once, forget),
 		cmocka_unit_test_setup(doctor_says_what_is_wrong_and_what_helps, forget),
 		cmocka_unit_test_setup(reload_and_explain_print_what_the_daemon_says, forget),
+		cmocka_unit_test_setup(topology_shows_all_nodes_of_a_cluster, forget),
+		cmocka_unit_test_setup(a_drawing_is_bounded, forget),
 		cmocka_unit_test_setup(completion_is_a_script_that_bash_reads, forget),
 	};
 	return cmocka_run_group_tests_name("ctl", tests, NULL, NULL);

@@ -119,6 +119,32 @@ static void a_recorded_machine_is_a_table_json_or_a_drawing(void **state)
 	drop(&s);
 }
 
+static void several_machines_are_a_fleet(void **state)
+{
+	struct shown s = RUN("topology", "--fleet", fleet_path, "-o", "json");
+	struct json_object *o = json_tokener_parse(s.out);
+	assert_non_null(o);
+	struct json_object *machines = json_object_object_get(o, "machines"),
+			   *links = json_object_object_get(o, "links");
+	assert_int_equal(json_object_array_length(machines), 2);
+	struct json_object *second = json_object_array_get_idx(machines, 1),
+			   *link = json_object_array_get_idx(links, 0);
+	assert_string_equal(json_object_get_string(json_object_object_get(second, "name")), "node-1");
+	assert_int_equal(json_object_get_int64(json_object_object_get(second, "memory_limit_bytes")), 64ll << 20);
+	assert_string_equal(json_object_get_string(json_object_object_get(link, "class")), "rack");
+	assert_int_equal(json_object_get_int64(json_object_object_get(link, "latency_ns")), 20000);
+	json_object_put(o);
+	drop(&s);
+	s = RUN("topology", "--topology", MACHINE, "--topology", MACHINE, "-o", "svg");
+	assert_int_equal(s.exit, CTL_OK);
+	check_svg(s.out);
+	drop(&s);
+	expect_error(RUN("topology", "--fleet", "/nowhere.yaml"), CTL_NOT_FOUND,
+		"thawctl: /nowhere.yaml: No such file or directory\n");
+	expect_error(RUN("topology", "--fleet", fleet_path, "--topology", MACHINE), CTL_USAGE,
+		"thawctl: --fleet and --topology: one of them (machines of a fleet's file name their own)\n");
+}
+
 static void a_plan_needs_no_daemon(void **state)
 {
 	expect_in(RUN("plan", MODEL, "--fleet", fleet_path), "DEVICE");
@@ -168,6 +194,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_recorded_machine_is_a_table_json_or_a_drawing),
+		cmocka_unit_test(several_machines_are_a_fleet),
 		cmocka_unit_test(a_plan_needs_no_daemon),
 		cmocka_unit_test(what_cannot_be_planned_is_said),
 	};

@@ -50,6 +50,12 @@ static void admin_tells_about_the_server(void **state)
 	assert_int_equal(topology->n_devices, 1);
 	assert_string_equal(topology->devices[0]->name, "nvme0n1");
 	assert_true(topology->bandwidths->drive_bytes_per_second == 2e9);
+	assert_int_equal(topology->n_machines, 1); // this daemon coordinates nothing
+	assert_string_equal(topology->cluster, "");
+	assert_string_equal(topology->machines[0]->name, "");
+	assert_string_equal(topology->machines[0]->host, "testhost");
+	assert_false(topology->machines[0]->coordinator);
+	assert_int_equal(topology->machines[0]->n_devices, 1);
 	release(topology);
 }
 
