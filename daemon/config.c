@@ -202,8 +202,8 @@ static int check_cluster(const struct config *c, struct base_error *e)
 		r = check_etcd(c, e);
 	if (r < 0)
 		return r;
-	if (cluster_role_coordinates(role) != (c->cluster.listen[0] != '\0'))
-		return base_error_set(e, -EINVAL, "cluster.listen: a coordinator needs it, and nobody else has it");
+	if (cluster_role_coordinates(role) && !c->cluster.listen[0])
+		return base_error_set(e, -EINVAL, "cluster.listen: a coordinator needs it");
 	bool others = role == CLUSTER_ROLE_BOTH && strcmp(c->cluster.state, "etcd") == 0; // may coordinate instead
 	if ((role == CLUSTER_ROLE_WORKER) != (c->cluster.join[0] != '\0') && !others)
 		return base_error_set(e, -EINVAL, "cluster.join: a worker needs it, and nobody else has it");

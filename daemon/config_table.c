@@ -52,7 +52,7 @@ const struct config_key config_keys[] = {
 		.help = "Directory of the packed shards, on the NVMe drive to stream from; made if only it is missing."},
 	{.path = "store.sources", .type = CONFIG_TYPE_TEXT, AT(store.sources), .value = "",
 		.help = "Directory where a worker looks for a model's file by its name, when the coordinator's path is not here. "
-			"Without a copy it pulls its layers from the coordinator."},
+			"Without a copy it pulls its layers from a node that has one."},
 	{.path = "store.replicas", .type = CONFIG_TYPE_COUNT, AT(store.replicas), .value = "1", .min = 1, .max = 16,
 		.help = "Coordinator: shares of a model that each node of a plan keeps in its store, its own among them, the others "
 			"next to it, so that a loss needs no transfer: 3 is enough for one node of several equal ones, 2 of two."},
@@ -64,7 +64,8 @@ const struct config_key config_keys[] = {
 	{.path = "cluster.node", .type = CONFIG_TYPE_TEXT, AT(cluster.node), .value = "",
 		.help = "This node's name, as in its certificate. Default: the host's name."},
 	{.path = "cluster.listen", .type = CONFIG_TYPE_TEXT, AT(cluster.listen), .value = "",
-		.help = "Coordinator: HOST:PORT where nodes join, over mutual TLS."},
+		.help = "HOST:PORT for other nodes, over mutual TLS. Coordinator: where they join. Worker: where nodes without a model pull "
+			"from its copy; without it they pull from others."},
 	{.path = "cluster.join", .type = CONFIG_TYPE_TEXT, AT(cluster.join), .value = "",
 		.help = "Worker: HOST:PORT of the coordinator; of all of them, with commas between, where some stand by."},
 	{.path = "cluster.address", .type = CONFIG_TYPE_TEXT, AT(cluster.address), .value = "",

@@ -113,6 +113,13 @@ void server_cluster_drain(struct server *s);
 bool server_cluster_leaves(struct server *s);
 bool server_cluster_load(struct server *s, struct server_cluster_load *ret_load); // false: no coordinator
 struct cluster_coordinator *server_coordinator(struct server *s); // NULL: this node is none
+struct cluster_identity;
+struct cluster_pull;
+struct cluster_source;
+/* A model's file for a node that pulls: one that is loaded here, or of which this node has a copy. peer NULL: over the unix socket. Reads
+ * the drive. -EPERM, -ENOENT, -EBADMSG: see cluster_source_open. */
+int server_open_source(struct server *s, const struct cluster_identity *peer, const struct cluster_pull *pull,
+	struct cluster_source *ret_source, struct base_error *e);
 const struct config *server_config(const struct server *s);
 const struct topology_machine *server_machine(const struct server *s);
 struct topology_bandwidths server_bandwidths(struct server *s);

@@ -45,10 +45,30 @@ void server_get_transfer(struct server *s, struct server_transfer *ret_transfer)
 	if (pulls)
 		cluster_worker_get_status(s->worker, &w);
 	pthread_mutex_unlock(&s->lock);
-	*ret_transfer = (struct server_transfer){
-		.pulls = pulls, .serves = s->coordinator != NULL, .pulled_bytes = w.pulled_bytes};
+	*ret_transfer = (struct server_transfer){.pulls = pulls,
+		.serves = s->config.cluster.listen[0],
+		.pulled_bytes = w.pulled_bytes,
+		.served_bytes = atomic_load(&s->served_bytes)};
 	if (s->coordinator)
-		ret_transfer->served_bytes = cluster_coordinator_served(s->coordinator);
+		ret_transfer->served_bytes += cluster_coordinator_served(s->coordinator);
+}
+
+int server_open_source(struct server *s, const struct cluster_identity *peer, const struct cluster_pull *pull,
+	struct cluster_source *ret_source, struct base_error *e)
+{
+	const struct config *c = &s->config;
+	const struct cluster_copies copies = {.cluster = c->cluster.name,
+		.node = c->cluster.node,
+		.store_path = c->store.path,
+		.served_bytes = &s->served_bytes};
+	struct base_error own;
+	int status = s->coordinator ? cluster_source_open(s->coordinator, peer, pull, ret_source, e) : -ENOENT;
+	if (status != -ENOENT)
+		return status;
+	status = cluster_copy_open(&copies, peer, pull, ret_source, &own);
+	if (status && e && (status != -ENOENT || !s->coordinator))
+		*e = own;
+	return status;
 }
 
 /* Before anyone connects: what is wrong with our own files is said here, in words, and not by TLS at the other end. */
@@ -121,7 +141,10 @@ static int start_worker(struct server *s, struct base_error *e)
 	if (!s->address[0])
 		find_number(s);
 	const struct config *c = &s->config;
-	bool both = c->cluster.listen[0];
+	bool both = s->coordinator != NULL;
+	struct base_address listen = {0};
+	if (c->cluster.listen[0])
+		(void)base_address_parse(c->cluster.listen, &listen, NULL); // the configuration was checked
 	snprintf(s->join, sizeof s->join, "%s%s%s", both ? c->listen.grpc : "", both && c->cluster.join[0] ? "," : "",
 		c->cluster.join);
 	const struct cluster_worker_config w = {
@@ -131,6 +154,7 @@ static int start_worker(struct server *s, struct base_error *e)
 		.join = s->join,
 		.tls = {.ca = c->cluster.tls_ca, .cert = c->cluster.tls_cert, .key = c->cluster.tls_key},
 		.address = s->address,
+		.pull_port = listen.number,
 		.store_path = c->store.path,
 		.sources = c->store.sources,
 		.rank_path = s->rank_path,

@@ -74,6 +74,7 @@ struct server {
 	struct cluster_coordinator *coordinator; // NULL: none
 	char join[2 * CONFIG_TEXT_BYTES]; // of the worker: this node's socket, other coordinators
 	struct cluster_worker *worker; // lock; NULL: none
+	_Atomic uint64_t served_bytes; // of copies that other nodes pulled from, beside the coordinator's
 	int lock_fd; // of the store
 	uint64_t started_wall_ns;
 

@@ -12,6 +12,7 @@
  */
 #pragma once
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <time.h>
@@ -198,15 +199,19 @@ bool cluster_fleet_broken(struct cluster_fleet *f);
 void cluster_spare_range(const struct cluster_slice *stages, uint32_t count, uint32_t at, uint32_t replicas,
 	struct cluster_slice *ret_slice);
 
-/* ---- files that nodes pull from (source.c) ---- */
+/* ---- files that nodes pull from (source.c; of a node that computes: worker.h) ---- */
 
 struct cluster_source {
-	struct cluster_coordinator *coordinator;
+	_Atomic uint64_t *served_bytes; // counts
 	int fd; // its own
 	char path[CLUSTER_PATH_BYTES];
 	uint64_t file_bytes;
 	struct timespec changed; // when it was loaded
 };
+/* May this node have models' files? NULL: it came over the unix socket. -EPERM. */
+int cluster_source_check_peer(const char *cluster, const struct cluster_identity *peer, struct base_error *e);
+/* Do the runs lie in the file? -EBADMSG. */
+int cluster_source_check_end(const struct cluster_source *s, const struct pack_runs *runs, struct base_error *e);
 /* The file of a model that is loaded, by digest. peer: as for sessions. -EPERM, -ENOENT. */
 int cluster_source_open(struct cluster_coordinator *c, const struct cluster_identity *peer,
 	const struct cluster_pull *pull, struct cluster_source *ret_source, struct base_error *e);

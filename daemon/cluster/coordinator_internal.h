@@ -187,6 +187,11 @@ bool cluster_links_pending(const struct cluster_coordinator *c);
 void cluster_links_view(struct cluster_coordinator *c, struct cluster_node *const *nodes, uint32_t count,
 	struct cluster_view_links *ret_links);
 
+/* source.c; lock held: nodes that other ones than this coordinator may pull the file from, for an assignment of `to`. */
+void cluster_sources_fill(
+	const struct cluster_coordinator *c, const struct cluster_node *to, struct cluster_assign *assign);
+void cluster_sources_note(struct cluster_node *n, const uint8_t digest[static CLUSTER_DIGEST_BYTES], bool copy);
+
 /* spare.c; lock held: copies of layers that other nodes compute, so that the next plan finds them where it needs them. */
 void cluster_fleet_send(struct cluster_fleet *f, struct fleet_part *p, bool spare); // fleet.c: one Assign
 void cluster_fleet_release_part(const struct fleet_part *p); // fleet.c

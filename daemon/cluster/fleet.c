@@ -68,6 +68,7 @@ void cluster_fleet_send(struct cluster_fleet *f, struct fleet_part *p, bool spar
 	snprintf(a.path, sizeof a.path, "%s", f->path);
 	memcpy(a.digest, f->config.digest, sizeof a.digest);
 	p->assignment = a.assignment = ++c->last_assignment;
+	cluster_sources_fill(c, p->node, &a);
 	snprintf(p->phase, sizeof p->phase, "assigned");
 	uint8_t *data = cluster_pack_assign(&a, &bytes);
 	if (p->node->session)
@@ -541,6 +542,7 @@ void cluster_fleets_prepared(struct cluster_coordinator *c, struct cluster_node 
 	snprintf(p->phase, sizeof p->phase, "prepared");
 	forget_unfit(f, n);
 	n->facts->bandwidths = m->bandwidths;
+	cluster_sources_note(n, f->config.digest, m->copy);
 	if (m->repaired[0])
 		cluster_coordinator_emit(c, "warning", "store_repaired", f->model,
 			"node %s packed anew: %s; look at the drive's health", n->name, m->repaired);

@@ -100,9 +100,13 @@ static int take_store(const Thaw__Node__V1__Register *m, struct cluster_facts *f
 		return base_error_set(e, -EBADMSG, "store: %zu models, at most %u", m->n_store, CLUSTER_MAX_STORED);
 	f->store_count = (uint32_t)m->n_store;
 	f->store_free_bytes = m->store_free_bytes;
+	if (m->pull_port > UINT16_MAX)
+		return base_error_set(e, -EBADMSG, "pull_port: %u is none", m->pull_port);
+	f->pull_port = (uint16_t)m->pull_port;
 	for (size_t i = 0; i < m->n_store; i++) {
 		f->store[i].files = m->store[i]->files;
 		f->store[i].bytes = m->store[i]->bytes;
+		f->store[i].copy = m->store[i]->copy;
 		int status =
 			take_bytes("store[].digest", &m->store[i]->digest, f->store[i].digest, CLUSTER_DIGEST_BYTES, e);
 		if (status)
@@ -160,6 +164,26 @@ int cluster_read_machine(const Thaw__Node__V1__Register *m, struct topology_mach
 	return status;
 }
 
+static int take_source(const Thaw__Node__V1__Source *m, struct cluster_pull_source *out, struct base_error *e)
+{
+	if (!m->port || m->port > UINT16_MAX || !m->host[0])
+		return base_error_set(e, -EBADMSG, "sources[]: host \"%.80s\", port %u", m->host, m->port);
+	out->port = (uint16_t)m->port;
+	int status = take_name("sources[].node", m->node, out->node, e);
+	return status ? status : take_host("sources[].host", m->host, out->host, e);
+}
+
+static int take_sources(const Thaw__Node__V1__Assign *m, struct cluster_assign *ret, struct base_error *e)
+{
+	int status = 0;
+	if (m->n_sources > CLUSTER_MAX_SOURCES)
+		return base_error_set(e, -EBADMSG, "sources: %zu, at most %u", m->n_sources, CLUSTER_MAX_SOURCES);
+	ret->sources_count = (uint32_t)m->n_sources;
+	for (size_t i = 0; i < m->n_sources && !status; i++)
+		status = take_source(m->sources[i], &ret->sources[i], e);
+	return status;
+}
+
 int cluster_read_assign(const Thaw__Node__V1__Assign *m, struct cluster_assign *ret, struct base_error *e)
 {
 	memset(ret, 0, sizeof *ret);
@@ -184,7 +208,7 @@ int cluster_read_assign(const Thaw__Node__V1__Assign *m, struct cluster_assign *
 			       m->header_bytes > FORMAT_GGUF_MAX_HEADER_BYTES || m->file_bytes > INT64_MAX))
 		status = base_error_set(e, -EBADMSG, "header_bytes: %llu of a file of %llu",
 			(unsigned long long)m->header_bytes, (unsigned long long)m->file_bytes);
-	return status;
+	return status ? status : take_sources(m, ret, e);
 }
 
 int cluster_read_pull(const Thaw__Node__V1__PullRequest *m, struct cluster_pull *ret, struct base_error *e)
@@ -224,6 +248,7 @@ int cluster_read_prepared(const Thaw__Node__V1__Prepared *m, struct cluster_prep
 	ret->assignment = m->assignment;
 	ret->threads = m->threads;
 	ret->port = m->port;
+	ret->copy = m->copy;
 	int status = take_text("repaired", m->repaired, ret->repaired, sizeof ret->repaired, e);
 	if (!status)
 		status = take_path("store_directory", m->store_directory, ret->store_directory, e);
@@ -391,11 +416,13 @@ void cluster_fill_register(const struct cluster_facts *f, struct cluster_registe
 		ret->stored[i].digest = (ProtobufCBinaryData){CLUSTER_DIGEST_BYTES, (uint8_t *)f->store[i].digest};
 		ret->stored[i].files = f->store[i].files;
 		ret->stored[i].bytes = f->store[i].bytes;
+		ret->stored[i].copy = f->store[i].copy;
 		ret->list[i] = &ret->stored[i];
 	}
 	r->n_store = f->store_count;
 	r->store = ret->list;
 	r->store_free_bytes = f->store_free_bytes;
+	r->pull_port = f->pull_port;
 	ret->message.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_REGISTER;
 	ret->message.register_ = r;
 }
@@ -413,6 +440,14 @@ uint8_t *cluster_pack_assign(const struct cluster_assign *a, size_t *ret_bytes)
 {
 	Thaw__Node__V1__CoordinatorMessage m = THAW__NODE__V1__COORDINATOR_MESSAGE__INIT;
 	Thaw__Node__V1__Assign x = THAW__NODE__V1__ASSIGN__INIT;
+	Thaw__Node__V1__Source sources[CLUSTER_MAX_SOURCES], *list[CLUSTER_MAX_SOURCES];
+	for (uint32_t i = 0; i < a->sources_count; i++) {
+		thaw__node__v1__source__init(&sources[i]);
+		sources[i].node = (char *)a->sources[i].node;
+		sources[i].host = (char *)a->sources[i].host;
+		sources[i].port = a->sources[i].port;
+		list[i] = &sources[i];
+	}
 	x.assignment = a->assignment;
 	x.epoch = a->epoch;
 	x.model = (char *)a->model;
@@ -427,6 +462,8 @@ uint8_t *cluster_pack_assign(const struct cluster_assign *a, size_t *ret_bytes)
 	x.layers = a->slice.layers;
 	x.tp_rank = a->slice.tp_rank;
 	x.tp_size = a->slice.tp_size;
+	x.n_sources = a->sources_count;
+	x.sources = list;
 	m.what_case = THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_ASSIGN;
 	m.assign = &x;
 	return pack(&m.base, ret_bytes);
@@ -458,6 +495,7 @@ uint8_t *cluster_pack_prepared(const struct cluster_prepared *p, size_t *ret_byt
 	x.n_cpus = p->cpus_count;
 	x.cpus = (uint32_t *)p->cpus;
 	x.repaired = (char *)p->repaired;
+	x.copy = p->copy;
 	x.bandwidths = &b;
 	m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_PREPARED;
 	m.prepared = &x;

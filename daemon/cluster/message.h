@@ -34,6 +34,7 @@ struct cluster_stored {
 	uint8_t digest[CLUSTER_DIGEST_BYTES];
 	uint32_t files;
 	uint64_t bytes;
+	bool copy; // of the model's own file
 };
 
 struct cluster_facts { // what a node says of itself
@@ -48,10 +49,18 @@ struct cluster_facts { // what a node says of itself
 	struct cluster_stored store[CLUSTER_MAX_STORED];
 	uint32_t store_count;
 	uint64_t store_free_bytes;
+	uint16_t pull_port; // 0: it gives out no files
 };
 
 struct cluster_slice {
 	uint32_t first_layer, layers, tp_rank, tp_size;
+};
+
+#define CLUSTER_MAX_SOURCES 4u
+
+struct cluster_pull_source { // a node that has a model's file
+	char node[CLUSTER_NAME_BYTES], host[CLUSTER_HOST_BYTES];
+	uint16_t port;
 };
 
 struct cluster_assign {
@@ -61,6 +70,8 @@ struct cluster_assign {
 	uint64_t header_hash, header_bytes, file_bytes;
 	bool check, spare;
 	struct cluster_slice slice;
+	struct cluster_pull_source sources[CLUSTER_MAX_SOURCES];
+	uint32_t sources_count;
 };
 
 struct cluster_prepared {
@@ -69,6 +80,7 @@ struct cluster_prepared {
 	uint32_t port, threads;
 	uint32_t cpus_count, cpus[TOPOLOGY_MAX_CPUS];
 	char repaired[CLUSTER_TEXT_BYTES]; // files
+	bool copy; // the model's file is there
 	struct topology_bandwidths bandwidths;
 };
 

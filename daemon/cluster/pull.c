@@ -15,12 +15,15 @@
 #define LOOK_NS (200 * 1000000ull) // between looks whether it is cancelled
 #define PAUSE_FIRST_NS (100 * 1000000ull)
 #define PAUSE_MOST_NS (2 * BASE_NS_PER_SECOND)
+#define PAUSE_DOUBLED 10u // times at most
 
 struct cluster_puller {
 	struct cluster_puller_config config;
 	char *sources;
 	size_t source_at; // of the next one
+	uint32_t tries; // without a new byte
 	char source[288]; // that is asked now
+	char node[CLUSTER_NAME_BYTES]; // its name; "": it has to be a coordinator
 	struct rpc_client *client; // NULL: not connected
 	struct rpc_client_stream *stream; // NULL: no range is on its way
 	bool known; // its certificate was looked at
@@ -35,17 +38,23 @@ struct cluster_puller {
 	size_t given_bytes; // of it
 };
 
+static void find_identity(struct rpc_client_stream *s, struct cluster_identity *ret_identity)
+{
+	char uri[CLUSTER_URI_BYTES];
+	*ret_identity = (struct cluster_identity){0};
+	for (uint32_t n = 0; rpc_client_stream_uri(s, n, uri, sizeof uri) == 0; n++) {
+		if (cluster_identity_parse(uri, strlen(uri), ret_identity) == 0)
+			break;
+	}
+}
+
 int cluster_check_coordinator(
 	const char *cluster, const char *address, struct rpc_client_stream *s, struct base_error *e)
 {
-	char uri[CLUSTER_URI_BYTES];
-	struct cluster_identity i = {0};
+	struct cluster_identity i;
 	if (strncmp(address, "unix:", 5) == 0)
 		return 0;
-	for (uint32_t n = 0; rpc_client_stream_uri(s, n, uri, sizeof uri) == 0; n++) {
-		if (cluster_identity_parse(uri, strlen(uri), &i) == 0)
-			break;
-	}
+	find_identity(s, &i);
 	if (strcmp(i.cluster, cluster) == 0 && cluster_role_coordinates(i.role))
 		return 0;
 	return base_error_set(e, -EPERM,
@@ -75,6 +84,12 @@ static void choose_source(struct cluster_puller *p)
 		p->source_at = 0;
 	size_t n = strcspn(p->sources + p->source_at, ",");
 	snprintf(p->source, sizeof p->source, "%.*s", (int)n, p->sources + p->source_at);
+	p->node[0] = '\0';
+	char *name = strncmp(p->source, "unix:", 5) == 0 ? NULL : strchr(p->source, '=');
+	if (name) {
+		*name++ = '\0';
+		snprintf(p->node, sizeof p->node, "%s", name);
+	}
 	p->source_at += n;
 	p->source_at += p->sources[p->source_at] == ',';
 }
@@ -84,7 +99,9 @@ static int ask(struct cluster_puller *p, struct base_error *e)
 	size_t bytes;
 	if (!p->client) {
 		choose_source(p);
-		int status = rpc_client_create(p->source, &p->config.tls, &p->client, e);
+		struct rpc_client_tls tls = p->config.tls;
+		tls.name = p->node[0] ? p->node : NULL; // its address may be one that no certificate knows
+		int status = rpc_client_create(p->source, &tls, &p->client, e);
 		if (status)
 			return status;
 	}
@@ -94,9 +111,22 @@ static int ask(struct cluster_puller *p, struct base_error *e)
 	return 0;
 }
 
+static int check_source(struct cluster_puller *p, struct base_error *e)
+{
+	struct cluster_identity i;
+	if (!p->node[0])
+		return cluster_check_coordinator(p->config.cluster, p->source, p->stream, e);
+	find_identity(p->stream, &i);
+	if (strcmp(i.cluster, p->config.cluster) == 0 && strcmp(i.name, p->node) == 0 && cluster_role_works(i.role))
+		return 0;
+	return base_error_set(e, -EPERM,
+		"%s has the certificate of %s, role %s, cluster %s: that is not node %s of this cluster", p->source,
+		i.name[0] ? i.name : "no node", cluster_role_name(i.role), i.cluster, p->node);
+}
+
 static int take_chunk(struct cluster_puller *p, const uint8_t *data, size_t bytes, struct base_error *e)
 {
-	int status = p->known ? 0 : cluster_check_coordinator(p->config.cluster, p->source, p->stream, e);
+	int status = p->known ? 0 : check_source(p, e);
 	if (status)
 		return status;
 	p->known = true;
@@ -143,7 +173,8 @@ static int hear(struct cluster_puller *p, struct base_error *e)
 
 static int pause_before_next(struct cluster_puller *p, struct base_error *e)
 {
-	uint64_t ns = (p->config.pause_ns ? p->config.pause_ns : PAUSE_FIRST_NS) << (p->failures - 1);
+	uint32_t doubled = p->failures < PAUSE_DOUBLED ? p->failures - 1 : PAUSE_DOUBLED;
+	uint64_t ns = (p->config.pause_ns ? p->config.pause_ns : PAUSE_FIRST_NS) << doubled;
 	uint64_t until = base_clock_now_ns() + (ns < PAUSE_MOST_NS ? ns : PAUSE_MOST_NS);
 	while (base_clock_now_ns() < until) {
 		if (p->config.cancelled(p->config.context))
@@ -161,10 +192,9 @@ static int failed(struct cluster_puller *p, const struct base_error *why, struct
 		(unsigned long long)p->what.skip_bytes, (unsigned long long)p->total_bytes, p->name, p->config.path,
 		base_error_text(why));
 	hang_up(p);
-	if (p->failures == CLUSTER_PULL_TRIES) {
+	if (p->failures == p->tries) {
 		p->failures = 0;
-		return base_error_set(
-			e, -EREMOTEIO, "pulled %u times without success: %s", CLUSTER_PULL_TRIES, told.message);
+		return base_error_set(e, -EREMOTEIO, "pulled %u times without success: %s", p->tries, told.message);
 	}
 	if (p->config.retried)
 		p->config.retried(p->config.context, &told);
@@ -251,6 +281,10 @@ int cluster_puller_create(
 		return base_error_set(e, -ENOMEM, "no memory to pull with");
 	}
 	p->config = *config;
+	p->tries = 1;
+	for (const char *s = config->sources; (s = strchr(s, ',')); s++)
+		p->tries++;
+	p->tries = p->tries > CLUSTER_PULL_TRIES ? p->tries : CLUSTER_PULL_TRIES;
 	memcpy(p->what.digest, config->digest, sizeof p->what.digest);
 	*ret_puller = p;
 	return 0;

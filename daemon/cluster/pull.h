@@ -2,7 +2,7 @@
  * Pulls parts of a model's file from a node that has it: ranges of bytes over thaw.node.v1's Pull.
  *
  * What does not come (a node that is gone or silent, another number of bytes, a checksum that does not match) is asked for again from where
- * it was, of the next source, CLUSTER_PULL_TRIES times without a new byte; then it is given up with -EREMOTEIO. One range at a time, and
+ * it was, of the next source, CLUSTER_PULL_TRIES times without a new byte, and at least once of each; then it is given up with -EREMOTEIO. One range at a time, and
  * at most what gRPC's window and one chunk hold is on its way. One thread.
  */
 #pragma once
@@ -19,8 +19,9 @@
 #define CLUSTER_PULL_SILENT_NS (10 * 1000000000ull)
 
 struct cluster_puller_config {
-	const char *cluster; // whose coordinator a source's certificate has to name
-	const char *sources; // as cluster.join: tried in turn, the first one first
+	const char *cluster; // whose coordinator, or node, a source's certificate has to name
+	/* As cluster.join, tried in turn, the first one first: coordinators; HOST:PORT=NAME is another node, of that name. */
+	const char *sources;
 	struct rpc_client_tls tls; // for HOST:PORT
 	uint8_t digest[CLUSTER_DIGEST_BYTES];
 	const char *path; // of the file at its owner, for errors

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What nodes without a copy of a model pull its bytes from: the file that the coordinator has open. */
+/* What nodes without a copy of a model pull its bytes from: the file that the coordinator has open. Others' copies: copy.c. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -9,17 +9,17 @@
 
 #include "daemon/cluster/coordinator_internal.h"
 
-static int check_peer(const struct cluster_coordinator *c, const struct cluster_identity *peer, struct base_error *e)
+int cluster_source_check_peer(const char *cluster, const struct cluster_identity *peer, struct base_error *e)
 {
-	if (!peer || (strcmp(peer->cluster, c->cluster) == 0 && cluster_role_works(peer->role)))
+	if (!peer || (strcmp(peer->cluster, cluster) == 0 && cluster_role_works(peer->role)))
 		return 0;
 	return base_error_set(e, -EPERM,
 		"the certificate of %s is for the role %s of cluster %s: models are for nodes of cluster %s that "
 		"compute",
-		peer->name, cluster_role_name(peer->role), peer->cluster, c->cluster);
+		peer->name, cluster_role_name(peer->role), peer->cluster, cluster);
 }
 
-static int check_end(const struct cluster_source *s, const struct pack_runs *r, struct base_error *e)
+int cluster_source_check_end(const struct cluster_source *s, const struct pack_runs *r, struct base_error *e)
 {
 	uint64_t end = r->offset_bytes + r->stride_bytes * (r->runs - 1) +
 		       r->run_bytes; // does not overflow: cluster_read_pull
@@ -32,8 +32,8 @@ static int check_end(const struct cluster_source *s, const struct pack_runs *r, 
 int cluster_source_open(struct cluster_coordinator *c, const struct cluster_identity *peer,
 	const struct cluster_pull *pull, struct cluster_source *ret_source, struct base_error *e)
 {
-	struct cluster_source s = {.coordinator = c, .fd = -1};
-	int status = check_peer(c, peer, e);
+	struct cluster_source s = {.served_bytes = &c->served_bytes, .fd = -1};
+	int status = cluster_source_check_peer(c->cluster, peer, e);
 	if (status)
 		return status;
 	pthread_mutex_lock(&c->lock);
@@ -51,7 +51,7 @@ int cluster_source_open(struct cluster_coordinator *c, const struct cluster_iden
 		return base_error_set(e, -EAGAIN, "no descriptor for a model's file: %s", strerrordesc_np(-status));
 	if (s.fd < 0)
 		return base_error_set(e, -ENOENT, "no model with this digest is loaded at %s", c->node_name);
-	status = check_end(&s, &pull->runs, e);
+	status = cluster_source_check_end(&s, &pull->runs, e);
 	if (status)
 		cluster_source_close(&s);
 	else
@@ -112,9 +112,51 @@ int cluster_source_read(const struct cluster_source *s, const struct pack_runs *
 	int status = check_unchanged(s, e);
 	if (status)
 		return status;
-	atomic_fetch_add(&s->coordinator->served_bytes, have);
+	atomic_fetch_add(s->served_bytes, have);
 	*ret_bytes = have;
 	return 0;
+}
+
+/* ---- which nodes have a copy ---- */
+
+static struct cluster_stored *find_stored(struct cluster_facts *f, const uint8_t digest[static CLUSTER_DIGEST_BYTES])
+{
+	for (uint32_t i = 0; i < f->store_count; i++) {
+		if (memcmp(f->store[i].digest, digest, CLUSTER_DIGEST_BYTES) == 0)
+			return &f->store[i];
+	}
+	return NULL;
+}
+
+void cluster_sources_note(struct cluster_node *n, const uint8_t digest[static CLUSTER_DIGEST_BYTES], bool copy)
+{
+	struct cluster_stored *s = find_stored(n->facts, digest);
+	if (!s && copy && n->facts->store_count < CLUSTER_MAX_STORED) {
+		s = &n->facts->store[n->facts->store_count++];
+		*s = (struct cluster_stored){0};
+		memcpy(s->digest, digest, CLUSTER_DIGEST_BYTES);
+	}
+	if (s)
+		s->copy = copy;
+}
+
+/* Each assignment begins with another one of them, so that not all pull from the same. */
+void cluster_sources_fill(
+	const struct cluster_coordinator *c, const struct cluster_node *to, struct cluster_assign *assign)
+{
+	for (uint32_t i = 0; i < c->nodes_count && assign->sources_count < CLUSTER_MAX_SOURCES; i++) {
+		const struct cluster_node *n = &c->nodes[(assign->assignment + i) % c->nodes_count];
+		if (n == to || n->state != CLUSTER_NODE_READY || !n->facts->pull_port || !n->facts->address[0] ||
+			strcmp(n->name, c->node_name) == 0) // who is asked first, anyway
+			continue;
+		const struct cluster_stored *s = find_stored(n->facts, assign->digest);
+		if (!s || !s->copy)
+			continue;
+		struct cluster_pull_source *x = &assign->sources[assign->sources_count++];
+		memcpy(x->node, n->name, sizeof x->node);
+		memcpy(x->host, n->facts->address, sizeof x->host);
+		x->port = n->facts->pull_port;
+	}
 }
 
 uint64_t cluster_coordinator_served(struct cluster_coordinator *c)

@@ -58,6 +58,7 @@ static int prepare(struct cluster_task *t, struct base_error *e)
 		p->bandwidths = (struct topology_bandwidths){0};
 	p->assignment = t->assign.assignment;
 	p->port = port;
+	p->copy = !t->pulls;
 	snprintf(p->store_directory, sizeof p->store_directory, "%s", packed.directory);
 	p->threads = topology_machine_share(
 		t->worker->config.machine, 0, 1, t->worker->config.threads, p->cpus, &p->cpus_count);
@@ -287,7 +288,7 @@ int cluster_task_create(struct cluster_worker *w, const struct cluster_assign *a
 		return -ENOMEM;
 	t->worker = w;
 	t->assign = *a;
-	cluster_worker_sources(w, t->sources);
+	cluster_worker_sources(w, a, t->sources);
 	t->listen_fd = -1;
 	snprintf(t->phase, sizeof t->phase, "open");
 	t->cancel_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

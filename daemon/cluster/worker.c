@@ -19,6 +19,7 @@
 #include "daemon/cluster/resolve.h"
 #include "daemon/cluster/worker_internal.h"
 #include "proto/check.h"
+#include "shard/pack/pack.h"
 
 #define JOIN "/thaw.node.v1.Coordinator/Join"
 #define SEND_NS (2 * BASE_NS_PER_SECOND)
@@ -56,10 +57,16 @@ void cluster_worker_wake(struct cluster_worker *w)
 
 /* ---- tasks; the worker's thread ---- */
 
-void cluster_worker_sources(const struct cluster_worker *w, char out[static CLUSTER_SOURCES_BYTES])
+void cluster_worker_sources(
+	const struct cluster_worker *w, const struct cluster_assign *a, char out[static CLUSTER_SOURCES_BYTES])
 {
 	const char *list = w->config.join;
 	size_t at = (size_t)snprintf(out, CLUSTER_SOURCES_BYTES, "%s", w->join);
+	for (uint32_t i = 0; i < a->sources_count && at < CLUSTER_SOURCES_BYTES; i++) {
+		const struct cluster_pull_source *s = &a->sources[i];
+		at += (size_t)snprintf(out + at, CLUSTER_SOURCES_BYTES - at,
+			strchr(s->host, ':') ? ",[%s]:%u=%s" : ",%s:%u=%s", s->host, s->port, s->node);
+	}
 	while (*list && at < CLUSTER_SOURCES_BYTES) {
 		size_t n = strcspn(list, ",");
 		if (n != strlen(w->join) || strncmp(list, w->join, n) != 0)
@@ -417,6 +424,32 @@ static void count_files(int store_fd, const char *name, struct cluster_stored *s
 		closedir(d);
 }
 
+static struct cluster_stored *find_stored(struct cluster_facts *f, const uint8_t digest[static CLUSTER_DIGEST_BYTES])
+{
+	uint32_t i = 0;
+	while (i < f->store_count && memcmp(f->store[i].digest, digest, CLUSTER_DIGEST_BYTES) != 0)
+		i++;
+	if (i == CLUSTER_MAX_STORED)
+		return NULL;
+	if (i == f->store_count) {
+		f->store[f->store_count++] = (struct cluster_stored){0};
+		memcpy(f->store[i].digest, digest, CLUSTER_DIGEST_BYTES);
+	}
+	return &f->store[i];
+}
+
+/* Which models' own files are here: others may pull from them. */
+static void take_copies(const char *store_path, struct cluster_facts *f)
+{
+	uint8_t digests[CLUSTER_MAX_STORED][CLUSTER_DIGEST_BYTES];
+	uint32_t n = pack_list_copies(store_path, digests, CLUSTER_MAX_STORED);
+	for (uint32_t i = 0; i < n; i++) {
+		struct cluster_stored *s = find_stored(f, digests[i]);
+		if (s)
+			s->copy = true;
+	}
+}
+
 /* What is in the store: plans may prefer where layers are already. */
 static void take_inventory(const char *store_path, struct cluster_facts *f)
 {
@@ -461,6 +494,8 @@ static void fill_facts(struct cluster_worker *w, struct cluster_facts *f)
 		.budgets = w->config.budgets,
 	};
 	take_inventory(w->config.store_path, f);
+	take_copies(w->config.store_path, f);
+	f->pull_port = w->config.pull_port;
 	snprintf(f->version, sizeof f->version, "%s", w->config.version);
 	snprintf(f->cluster, sizeof f->cluster, "%s", w->config.cluster);
 	snprintf(f->node, sizeof f->node, "%s", w->config.node);

@@ -26,6 +26,7 @@ struct cluster_worker_config {
 	const char *join;
 	struct rpc_client_tls tls; // for HOST:PORT
 	const char *address; // where other nodes reach this one; "": the way to the coordinator
+	uint16_t pull_port; // where they pull from it; 0: nowhere
 	const char *store_path, *sources, *rank_path;
 	const struct topology_machine *machine; // outlives the worker
 	struct cluster_budgets budgets;
@@ -46,6 +47,16 @@ int cluster_worker_start(
 /* Its work goes to other nodes first, as far as there are any; then it leaves, and comes no more: `left`. Returns at once. */
 void cluster_worker_drain(struct cluster_worker *w);
 void cluster_worker_stop(struct cluster_worker *w); // says Leave, ends its ranks, joins; NULL is fine
+
+/* ---- files that other nodes pull from this one (copy.c); any thread ---- */
+
+struct cluster_copies {
+	const char *cluster, *node, *store_path;
+	_Atomic uint64_t *served_bytes;
+};
+/* As cluster_source_open, of a file that this node has digested and that is as it was then. Reads the drive. */
+int cluster_copy_open(const struct cluster_copies *c, const struct cluster_identity *peer,
+	const struct cluster_pull *pull, struct cluster_source *ret_source, struct base_error *e);
 
 struct cluster_worker_status {
 	bool joined;

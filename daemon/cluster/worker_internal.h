@@ -10,7 +10,7 @@
 #include "daemon/cluster/worker.h"
 #include "daemon/supervisor.h"
 
-#define CLUSTER_SOURCES_BYTES 1536u
+#define CLUSTER_SOURCES_BYTES 3072u
 #define CLUSTER_WAY_BYTES 288u // HOST:PORT or unix:PATH
 
 /* PREPARING -> PREPARED -> STARTING -> RUNNING -> ENDED; any -> FAILED; a spare one:
@@ -89,8 +89,9 @@ int cluster_task_pack(struct cluster_task *t, char ret_path[static CLUSTER_PATH_
 /* The same of a spare one, as far as the drive has room: sets stored_layers, stored_bytes and text. */
 int cluster_task_spare(struct cluster_task *t, struct base_error *e);
 
-/* worker.c: the worker's thread: the coordinator of this connection, then the others. */
-void cluster_worker_sources(const struct cluster_worker *w, char out[static CLUSTER_SOURCES_BYTES]);
+/* worker.c: the worker's thread: the coordinator of this connection, then the nodes that it names, then the other coordinators. */
+void cluster_worker_sources(
+	const struct cluster_worker *w, const struct cluster_assign *a, char out[static CLUSTER_SOURCES_BYTES]);
 /* probe.c; lock not held */
 int cluster_probing_create(
 	struct cluster_worker *w, const struct cluster_probe *p, struct cluster_probing **ret_probing);

@@ -93,13 +93,16 @@ int rpc_client_create(
 	grpc_arg args[] = {
 		rpc_arg_int(RPC_ARG_COMPRESSIONS, RPC_COMPRESSIONS_IDENTITY),
 		rpc_arg_int(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, (int)RPC_MAX_MESSAGE_BYTES),
-		rpc_arg_int(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1),
-		rpc_arg_int(GRPC_ARG_ENABLE_HTTP_PROXY, 0),
-		rpc_arg_int(GRPC_ARG_ENABLE_RETRIES, 0),
-		rpc_arg_int(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100),
-		rpc_arg_int(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000),
+		rpc_arg_int(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1), rpc_arg_int(GRPC_ARG_ENABLE_HTTP_PROXY, 0),
+		rpc_arg_int(GRPC_ARG_ENABLE_RETRIES, 0), rpc_arg_int(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100),
+		rpc_arg_int(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000), {0}, // a name
 	};
-	grpc_channel_args channel_args = {base_array_size(args), args};
+	grpc_channel_args channel_args = {base_array_size(args) - 1, args};
+	if (tls && !local && tls->name) {
+		args[channel_args.num_args++] = (grpc_arg){.type = GRPC_ARG_STRING,
+			.key = (char *)GRPC_SSL_TARGET_NAME_OVERRIDE_ARG,
+			.value.string = (char *)tls->name};
+	}
 	c->queue = grpc_completion_queue_create_for_next(NULL);
 	c->channel = grpc_channel_create(address, credentials, &channel_args);
 	grpc_channel_credentials_release(credentials);

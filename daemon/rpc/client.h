@@ -11,6 +11,7 @@
 
 struct rpc_client_tls {
 	const char *ca, *cert, *key; // PEM files; cert and key may be NULL where the server does not ask for them
+	const char *name; // that the server's certificate has to have; NULL: that of the address
 };
 
 struct rpc_client;

@@ -68,6 +68,16 @@ static bool find_peer(const struct rpc_call *c, bool *ret_tls, struct cluster_id
 	return found;
 }
 
+bool rpc_node_peer(struct rpc_call *c, bool *ret_tls, struct cluster_identity *ret_peer, struct rpc_fault *f)
+{
+	bool known = find_peer(c, ret_tls, ret_peer);
+	if (known || !*ret_tls)
+		return true;
+	rpc_fault_set(f, GRPC_STATUS_PERMISSION_DENIED, "WRONG_IDENTITY", NULL,
+		"the certificate names no node (thaw://CLUSTER/ROLE/NAME): `thawctl pki node` makes such ones");
+	return false;
+}
+
 struct cluster_coordinator *rpc_node_find(
 	struct rpc_call *c, bool *ret_tls, struct cluster_identity *ret_peer, struct rpc_fault *f)
 {
@@ -77,13 +87,7 @@ struct cluster_coordinator *rpc_node_find(
 			"this thawd is no coordinator: see cluster.role");
 		return NULL;
 	}
-	bool known = find_peer(c, ret_tls, ret_peer);
-	if (*ret_tls && !known) {
-		rpc_fault_set(f, GRPC_STATUS_PERMISSION_DENIED, "WRONG_IDENTITY", NULL,
-			"the certificate names no node (thaw://CLUSTER/ROLE/NAME): `thawctl pki node` makes such ones");
-		return NULL;
-	}
-	return coordinator;
+	return rpc_node_peer(c, ret_tls, ret_peer, f) ? coordinator : NULL;
 }
 
 static struct node_call *open_session(struct rpc_call *c, struct rpc_fault *f)

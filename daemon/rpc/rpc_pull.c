@@ -10,7 +10,9 @@
 
 struct pull {
 	struct cluster_pull what;
-	struct cluster_source source;
+	struct cluster_identity peer;
+	bool tls; // peer is known
+	struct cluster_source source; // the reader's
 	uint64_t total_bytes;
 	/* The reader's while the call is busy: */
 	bool have;
@@ -41,7 +43,11 @@ static int read_message(struct pull *p, struct base_error *e)
 static void read_chunk(struct rpc_call *c)
 {
 	struct pull *p = c->context;
-	p->status = read_message(p, &p->error);
+	if (p->source.fd < 0)
+		p->status = server_open_source(
+			c->queue->server->daemon, p->tls ? &p->peer : NULL, &p->what, &p->source, &p->error);
+	if (!p->status)
+		p->status = read_message(p, &p->error);
 }
 
 static void fail(struct rpc_call *c, int status, const struct base_error *e)
@@ -65,8 +71,7 @@ void rpc_pull_start(struct rpc_call *c, const ProtobufCMessage *request)
 	struct base_error e = {0};
 	struct rpc_fault f;
 	bool tls;
-	struct cluster_coordinator *coordinator = rpc_node_find(c, &tls, &peer, &f);
-	if (!coordinator) {
+	if (!rpc_node_peer(c, &tls, &peer, &f)) {
 		rpc_call_fail(c, &f);
 		return;
 	}
@@ -76,16 +81,15 @@ void rpc_pull_start(struct rpc_call *c, const ProtobufCMessage *request)
 	if (!status && atomic_fetch_add(&r->pulls_open, 1) >= RPC_MAX_PULLS) {
 		atomic_fetch_sub(&r->pulls_open, 1);
 		status = base_error_set(&e, -EAGAIN, "%u nodes pull at once, which is the most", RPC_MAX_PULLS);
-	} else if (!status) {
-		status = cluster_source_open(coordinator, tls ? &peer : NULL, &p->what, &p->source, &e);
-		if (status)
-			atomic_fetch_sub(&r->pulls_open, 1);
 	}
 	if (status) {
 		free(p);
 		fail(c, status, &e);
 		return;
 	}
+	p->source.fd = -1;
+	p->peer = peer;
+	p->tls = tls;
 	p->total_bytes = p->what.runs.run_bytes * p->what.runs.runs;
 	c->context = p;
 }

@@ -52,7 +52,7 @@ struct pack_config {
 	/* NULL: of the file that was opened. Else of that only the metadata is read, and `digest` (16) is what its owner says: */
 	const struct pack_source *source;
 	const uint8_t *digest;
-	bool spare; // a tenth of the drive stays free
+	bool spare; // a tenth of the drive stays free; the files go when others need their room
 	bool digest_only; // nothing is packed: only which directory it would be
 	uint64_t wait_ns; // the longest for another packer, then -EBUSY naming its pid; 0: PACK_WAIT_NS
 	/* non-zero stops: -ECANCELED */
@@ -71,6 +71,12 @@ struct pack_result {
 
 int pack_model(const struct format_gguf *g, const struct program *p, const struct pack_config *config,
 	struct pack_result *ret_result, struct base_error *e);
+
+/* What STORE/sources.json remembers, as far as the files are still as they were. Any thread: the drive is read.
+ * The file with this digest, open for reading, its path in `path`; -ENOENT. */
+int pack_open_copy(const char *store_path, const uint8_t digest[static 16], char *path, size_t path_room, int *ret_fd);
+/* Digests of all of them, each once; returns how many, at most `room`. */
+uint32_t pack_list_copies(const char *store_path, uint8_t (*ret_digests)[16], uint32_t room);
 
 /* Most bytes of an extent for a model: a power of two, 64 KiB to 1 MiB, so that a layer has at least about 16. */
 uint32_t pack_extent_bytes(const struct program *p);

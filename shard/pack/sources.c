@@ -12,6 +12,7 @@
 
 #include "base/cleanup.h"
 #include "base/file.h"
+#include "shard/pack/pack.h"
 
 #define NAME "sources.json"
 #define MAX_BYTES (1u << 20)
@@ -96,6 +97,66 @@ bool pack_sources_find(int store_fd, const char *path, const struct stat *st, ui
 	}
 	json_object_put(root);
 	return found;
+}
+
+/* The file that one is about, if it is as it was; else -ENOENT. */
+static int open_source(json_object *o, uint8_t ret_digest[static 16])
+{
+	struct stat st;
+	if (!json_object_is_type(o, json_type_object) || !from_hex(string_of(o, "digest"), ret_digest))
+		return -ENOENT;
+	_cleanup_close_ int fd = open(string_of(o, "path"), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode) || !has_number(o, "device", st.st_dev) ||
+		!has_number(o, "inode", st.st_ino) || !has_number(o, "size", (uint64_t)st.st_size) ||
+		!has_number(o, "mtime_ns", mtime_ns(&st)))
+		return -ENOENT;
+	return base_steal_fd(fd);
+}
+
+static json_object *read_store(const char *store_path)
+{
+	_cleanup_close_ int fd = open(store_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	return fd < 0 ? NULL : read_json(fd);
+}
+
+int pack_open_copy(const char *store_path, const uint8_t digest[static 16], char *path, size_t path_room, int *ret_fd)
+{
+	json_object *root = read_store(store_path), *list = sources_of(root);
+	int status = -ENOENT;
+	for (size_t i = 0; list && i < json_object_array_length(list) && i < MAX_SOURCES && status; i++) {
+		json_object *o = json_object_array_get_idx(list, i);
+		uint8_t has[16];
+		_cleanup_close_ int fd = open_source(o, has);
+		if (fd < 0 || memcmp(has, digest, sizeof has) != 0)
+			continue;
+		snprintf(path, path_room, "%s", string_of(o, "path"));
+		*ret_fd = base_steal_fd(fd);
+		status = 0;
+	}
+	json_object_put(root);
+	return status;
+}
+
+static bool is_among(const uint8_t digest[static 16], uint8_t (*list)[16], uint32_t count)
+{
+	uint32_t i = 0;
+	while (i < count && memcmp(list[i], digest, 16) != 0)
+		i++;
+	return i < count;
+}
+
+uint32_t pack_list_copies(const char *store_path, uint8_t (*ret_digests)[16], uint32_t room)
+{
+	json_object *root = read_store(store_path), *list = sources_of(root);
+	uint32_t count = 0;
+	for (size_t i = 0; list && i < json_object_array_length(list) && i < MAX_SOURCES && count < room; i++) {
+		uint8_t has[16];
+		_cleanup_close_ int fd = open_source(json_object_array_get_idx(list, i), has);
+		if (fd >= 0 && !is_among(has, ret_digests, count))
+			memcpy(ret_digests[count++], has, sizeof has);
+	}
+	json_object_put(root);
+	return count;
 }
 
 static json_object *new_source(const char *path, const struct stat *st, const uint8_t digest[static 16])

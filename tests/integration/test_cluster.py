@@ -312,6 +312,24 @@ class Fleet(unittest.TestCase):
         wait_for("work on the node", lambda: c.working() == {"a", "b"})
         self.assertEqual(a.generate("some words", 10), want)
         self.assertGreater(b.metric("thaw_pulled_bytes_total"), 0)
+        self.pulls_from_a_worker(c, b, want)
+
+    def pulls_from_a_worker(self, c, b, want):
+        """b has a copy by now, and a's file was written to since it was loaded: a node that joins pulls from b."""
+        a = c.nodes[0]
+        self.assertEqual(b.stop(), 0)
+        shutil.copy(a.path("tiny.gguf"), b.path("copies"))
+        b.sets.append(f"cluster.listen=127.0.0.1:{free_port()}")
+        c.run(b)
+        wait_for("work on the node", lambda: c.working() == {"a", "b"})
+        os.utime(a.path("tiny.gguf"))
+        joins = c.node("c")
+        c.run(joins)
+        wait_for("work on all of them", lambda: c.working() == {"a", "b", "c"})
+        self.assertIn("changed since it was loaded", joins.log())
+        self.assertIn("event=model_pulled", joins.log())
+        self.assertGreater(b.metric("thaw_served_bytes_total"), 0)
+        self.assertEqual(a.generate("some words", 10), want)
 
     def damage(self, d):
         """Bits of one of its layer files, everywhere; its name."""

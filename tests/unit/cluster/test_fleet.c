@@ -26,6 +26,8 @@ struct node {
 	bool check; // asked for with the last assignment
 	uint64_t spare; // the last such assignment
 	struct cluster_slice spare_slice;
+	struct cluster_assign assign; // the last
+	bool copy; // what it says when it is prepared
 };
 
 struct world {
@@ -40,6 +42,7 @@ struct world {
 	char previous[256]; // nodes of the plan before, as plan() saw them
 	struct cluster_group group;
 	uint32_t replicas;
+	uint32_t copies; // bits of nodes that say that they have one when they join
 };
 
 static void wake(void *context)
@@ -188,6 +191,9 @@ static void join_as(struct world *w, uint32_t i, const char *name)
 	f->wall_ns = base_clock_wall_ns();
 	snprintf(f->node, sizeof f->node, "%s", n->name);
 	snprintf(f->address, sizeof f->address, "10.0.0.%u", i);
+	f->pull_port = (uint16_t)(5000 + i);
+	f->store[0] = (struct cluster_stored){.digest = {1, 2, 3}, .copy = w->copies >> i & 1};
+	f->store_count = 1;
 	cluster_fill_register(f, m);
 	assert_int_equal(send_node(n, &m->message), 0);
 }
@@ -221,6 +227,7 @@ static void read_node(struct node *n)
 				n->assignment = a.assignment;
 				n->slice = a.slice;
 				n->check = a.check;
+				n->assign = a;
 				n->assigns++;
 			}
 		} else if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_START) {
@@ -238,7 +245,8 @@ static void read_node(struct node *n)
 
 static void prepared(struct node *n)
 {
-	struct cluster_prepared p = {.assignment = n->assignment, .port = 4000, .threads = 1, .cpus_count = 1};
+	struct cluster_prepared p = {
+		.assignment = n->assignment, .port = 4000, .threads = 1, .cpus_count = 1, .copy = n->copy};
 	snprintf(p.store_directory, sizeof p.store_directory, "/store/%s", n->name);
 	snprintf(p.model_path, sizeof p.model_path, "/m.gguf");
 	size_t bytes;
@@ -421,6 +429,40 @@ static void spares_of_a_group(void **state)
 	assert_int_equal(n[2].releases, 2); // of its part, and of the spare that was under way
 	expect_spare(&n[2], last); // of the new group
 	assert_int_equal(n[2].spare_slice.layers, 12);
+	world_destroy(w);
+}
+
+static void expect_source(const struct node *n, const char *name, const char *host, uint16_t port)
+{
+	const struct cluster_pull_source *s = n->assign.sources;
+	assert_int_equal(n->assign.sources_count, 1);
+	assert_string_equal(s->node, name);
+	assert_string_equal(s->host, host);
+	assert_int_equal(s->port, port);
+}
+
+/* By what they said last; nobody is told to pull from itself, nor from a node that is gone. */
+static void pullers_are_told_who_has_a_copy(void **state)
+{
+	struct world *w = world_create(3);
+	struct node *n = w->node;
+	w->copies = 1 << 1;
+	for (uint32_t i = 0; i < 3; i++)
+		join(w, i);
+	n[2].copy = true; // it has digested what it found
+	run(w, (uint32_t[]){0, 1, 2}, 3);
+	expect_source(&n[0], "n1", "10.0.0.1", 5001);
+	assert_int_equal(n[1].assign.sources_count, 0);
+	expect_source(&n[2], "n1", "10.0.0.1", 5001);
+	leave(w, 0);
+	cluster_fleet_scatter(w->fleet);
+	run(w, (uint32_t[]){1, 2}, 2);
+	expect_source(&n[1], "n2", "10.0.0.2", 5002); // its own is gone
+	assert_int_equal(n[2].assign.sources_count, 0);
+	leave(w, 2);
+	cluster_fleet_scatter(w->fleet);
+	run(w, (uint32_t[]){1}, 1);
+	assert_int_equal(n[1].assign.sources_count, 0);
 	world_destroy(w);
 }
 
@@ -827,6 +869,7 @@ int main(void)
 		cmocka_unit_test(stores_are_mended),
 		cmocka_unit_test(spares_are_what_a_loss_needs),
 		cmocka_unit_test(spares_of_a_group),
+		cmocka_unit_test(pullers_are_told_who_has_a_copy),
 		cmocka_unit_test(a_node_that_cannot),
 		cmocka_unit_test(a_node_that_is_busy),
 		cmocka_unit_test(what_does_not_fit),

@@ -21,8 +21,11 @@
 #include "base/clock.h"
 #include "daemon/cluster/coordinator.h"
 #include "daemon/cluster/pki.h"
+#include "daemon/cluster/pull.h"
+#include "daemon/cluster/worker.h"
 #include "proto/check.h"
 #include "proto/thaw/admin/v1/admin.pb-c.h"
+#include "shard/pack/sources.h"
 #include "tests/unit/rpc/fixture.h"
 
 #define JOIN "/thaw.node.v1.Coordinator/Join"
@@ -652,6 +655,112 @@ static void models_are_for_nodes_that_compute(void **state)
 	close(fd);
 }
 
+/* ---- copies of nodes that compute ---- */
+
+static _Atomic uint64_t copy_served;
+
+static int open_copy(const struct cluster_identity *peer, const struct cluster_pull *what,
+	struct cluster_source *ret_source, struct base_error *e)
+{
+	const struct cluster_copies c = {
+		.cluster = "lab", .node = "b", .store_path = w.folder, .served_bytes = &copy_served};
+	return cluster_copy_open(&c, peer, what, ret_source, e);
+}
+
+static int setup_worker(void **state)
+{
+	static char cert[160], key[160], ca[160];
+	struct base_error e = {0};
+	pthread_mutex_init(&w.lock, NULL);
+	snprintf(w.folder, sizeof w.folder, "/tmp/thaw-node-XXXXXX");
+	assert_non_null(mkdtemp(w.folder));
+	assert_int_equal(cluster_pki_init(w.folder, "lab", 10, &e), 0);
+	issue(w.folder, "b", CLUSTER_ROLE_WORKER);
+	w.coordinator = NULL;
+	const struct fake_options o = {.cluster_listen = "127.0.0.1:0",
+		.cert = at("b.crt", cert),
+		.key = at("b.key", key),
+		.ca = at("ca.crt", ca),
+		.open_source = open_copy};
+	return fixture_open(&w.rpc, &o);
+}
+
+static bool never(void *context)
+{
+	return false;
+}
+
+/* Of a model with this digest, from the node that is said to be `name`. */
+static int pull_from(const char *who, const char *name, uint8_t first, const struct pack_runs *runs, uint8_t *out,
+	struct base_error *e)
+{
+	char sources[128], ca[160], cert[160], key[160];
+	struct cluster_puller *p;
+	snprintf(sources, sizeof sources, "127.0.0.1:%u%s%s", rpc_server_cluster_port(w.rpc.rpc), name[0] ? "=" : "",
+		name);
+	snprintf(ca, sizeof ca, "%s/ca.crt", w.folder);
+	snprintf(cert, sizeof cert, "%s/%s.crt", w.folder, who);
+	snprintf(key, sizeof key, "%s/%s.key", w.folder, who);
+	const struct cluster_puller_config c = {.cluster = "lab",
+		.sources = sources,
+		.tls = {.ca = ca, .cert = cert, .key = key},
+		.digest = {first, 2, 3},
+		.path = "/m.gguf",
+		.pause_ns = MS,
+		.cancelled = never};
+	assert_int_equal(cluster_puller_create(&c, &p, e), 0);
+	int status = cluster_puller_source.begin(p, runs, "x", e);
+	if (!status)
+		status = cluster_puller_source.read(p, out, runs->run_bytes * runs->runs, e);
+	cluster_puller_destroy(p);
+	return status;
+}
+
+static void expect_no_pull(const char *who, const char *name, uint8_t first, const char *text)
+{
+	uint8_t byte;
+	struct base_error e = {0};
+	assert_int_equal(pull_from(who, name, first, &(struct pack_runs){0, 1, 1, 1}, &byte, &e), -EREMOTEIO);
+	if (!strstr(e.message, text))
+		fail_msg("\"%s\" is not in: %s", text, e.message);
+}
+
+/* To nodes of the cluster that know its name, by what sources.json remembers, as long as that file is what was digested. */
+static void a_worker_gives_what_it_has_a_copy_of(void **state)
+{
+	static const struct pack_runs runs = {17, 1000, 3000, 1000};
+	static const uint8_t digest[16] = {1, 2, 3};
+	_cleanup_free_ uint8_t *file = malloc(MODEL_BYTES), *out = malloc(runs.run_bytes * runs.runs);
+	char path[160];
+	struct stat st;
+	struct base_error e = {0};
+	int fd = open(at("m.gguf", path), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	for (uint32_t i = 0, v = 1; i < MODEL_BYTES; i++, v = v * 1664525 + 1013904223)
+		file[i] = (uint8_t)(v >> 24);
+	assert_int_equal(write(fd, file, MODEL_BYTES), MODEL_BYTES);
+	issue(w.folder, "a", CLUSTER_ROLE_BOTH);
+	issue(w.folder, "c", CLUSTER_ROLE_CLIENT);
+	expect_no_pull("a", "b", 1, "no copy of a model with this digest is at b");
+	_cleanup_close_ int store = open(w.folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	assert_int_equal(fstat(fd, &st), 0);
+	assert_int_equal(pack_sources_put(store, path, &st, digest, &e), 0);
+	if (pull_from("a", "b", 1, &runs, out, &e))
+		fail_msg("%s", base_error_text(&e));
+	for (uint64_t k = 0; k < runs.runs; k++)
+		assert_memory_equal(out + k * runs.run_bytes, file + runs.offset_bytes + k * runs.stride_bytes, 1000);
+	assert_int_equal(atomic_load(&copy_served), 1000000);
+	expect_no_pull("a", "b", 7, "no copy of a model with this digest is at b");
+	expect_no_pull("a", "zebra", 1, "127.0.0.1"); // another node than that is there
+	expect_no_pull("a", "", 1, "that is not this cluster's coordinator");
+	expect_no_pull("c", "b", 1, "role client");
+	const struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_sec = 1}};
+	assert_int_equal(futimens(fd, times), 0);
+	expect_no_pull("a", "b", 1, "no copy of a model with this digest is at b");
+	assert_int_equal(unlink(path), 0);
+	expect_no_pull("a", "b", 1, "no copy of a model with this digest is at b");
+	close(fd);
+}
+
 /* As many as may be, all left unread: a node joins and beats meanwhile. */
 static void pulls_do_not_hold_heartbeats_up(void **state)
 {
@@ -705,6 +814,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(random_bytes_on_the_port, setup, teardown),
 		cmocka_unit_test_setup_teardown(only_nodes_are_served_there, setup, teardown),
 		cmocka_unit_test_setup_teardown(models_are_for_nodes_that_compute, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_worker_gives_what_it_has_a_copy_of, setup_worker, teardown),
 		cmocka_unit_test_setup_teardown(pulls_do_not_hold_heartbeats_up, setup, teardown),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

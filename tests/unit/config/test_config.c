@@ -102,7 +102,7 @@ static const struct {
 	{"join without a role", "cluster:\n  join: a:1\n",
 		"t.yaml: cluster.join: is set, and cluster.role is none: coordinator, worker or both is wanted"},
 	{"coordinator that does not listen", "cluster:\n  role: both\n",
-		"t.yaml: cluster.listen: a coordinator needs it, and nobody else has it"},
+		"t.yaml: cluster.listen: a coordinator needs it"},
 	{"worker that joins nobody", "cluster:\n  role: worker\n",
 		"t.yaml: cluster.join: a worker needs it, and nobody else has it"},
 	{"node without certificates", "cluster:\n  role: worker\n  join: a:1\n",

@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "base/clock.h"
+#include "daemon/cluster/coordinator.h"
 #include "daemon/rpc/rpc_core.h"
 
 struct text_tokenizer {
@@ -35,6 +36,7 @@ struct server {
 	struct fake fake;
 	struct config config;
 	struct cluster_coordinator *coordinator;
+	fake_open_source *open_source;
 	struct topology_machine machine;
 	struct text_tokenizer tokenizer;
 	struct server_model model;
@@ -368,6 +370,7 @@ struct server *fake_server_create(const struct fake_options *o)
 	snprintf(s->config.listen.tls_key, CONFIG_TEXT_BYTES, "%s", o->key ? o->key : "");
 	snprintf(s->config.listen.tls_ca, CONFIG_TEXT_BYTES, "%s", o->ca ? o->ca : "");
 	s->coordinator = o->coordinator;
+	s->open_source = o->open_source;
 	if (o->cluster_listen) {
 		snprintf(s->config.cluster.listen, CONFIG_TEXT_BYTES, "%s", o->cluster_listen);
 		snprintf(s->config.cluster.tls_cert, CONFIG_TEXT_BYTES, "%s", o->cert);
@@ -516,6 +519,13 @@ bool server_ready(struct server *s)
 struct cluster_coordinator *server_coordinator(struct server *s)
 {
 	return s->coordinator;
+}
+
+int server_open_source(struct server *s, const struct cluster_identity *peer, const struct cluster_pull *pull,
+	struct cluster_source *ret_source, struct base_error *e)
+{
+	return s->open_source ? s->open_source(peer, pull, ret_source, e)
+			      : cluster_source_open(s->coordinator, peer, pull, ret_source, e);
 }
 
 const struct config *server_config(const struct server *s)

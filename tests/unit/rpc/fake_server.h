@@ -21,12 +21,16 @@
 #define FAKE_SPANS 5000u // of a trace: some chunks
 #define FAKE_RUNNING 64u
 
+typedef int fake_open_source(const struct cluster_identity *peer, const struct cluster_pull *pull,
+	struct cluster_source *ret_source, struct base_error *e);
+
 struct fake_options {
 	const char *socket; // path
 	const char *tcp, *cert, *key, *ca; // may be NULL
 	bool insecure_tcp;
 	const char *cluster_listen; // NULL: none; with cert, key and ca
 	struct cluster_coordinator *coordinator;
+	fake_open_source *open_source; // NULL: of files that the coordinator has loaded
 	bool add_bos;
 };
 
