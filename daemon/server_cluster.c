@@ -62,6 +62,8 @@ int server_open_source(struct server *s, const struct cluster_identity *peer, co
 		.store_path = c->store.path,
 		.served_bytes = &s->served_bytes};
 	struct base_error own;
+	if (strcmp(c->cluster.role, "none") == 0)
+		return base_error_set(e, -EPERM, "this thawd is in no cluster: see cluster.role");
 	int status = s->coordinator ? cluster_source_open(s->coordinator, peer, pull, ret_source, e) : -ENOENT;
 	if (status != -ENOENT)
 		return status;

@@ -581,6 +581,12 @@ void server_fleet_mend(struct server_fleet *f)
 	cluster_fleet_mend(f->fleet);
 }
 
+void server_fleet_forget(struct server_fleet *f)
+{
+	if (f)
+		cluster_fleet_forget(f->fleet);
+}
+
 /* ---- life ---- */
 
 void server_fleet_destroy(struct server_fleet *f)

@@ -145,6 +145,8 @@ void server_fleet_destroy(struct server_fleet *f); // after the engine; NULL is 
 int server_fleet_wait(struct server_fleet *f, bool (*cancelled)(struct server_entry *x), struct base_error *e);
 /* Nodes read their layers before the next group, and mend them. Any thread that holds no lock. */
 void server_fleet_mend(struct server_fleet *f);
+/* Before destroy, of a model that is unloaded for good. NULL is fine. */
+void server_fleet_forget(struct server_fleet *f);
 struct engine_starter server_fleet_starter(struct server_fleet *f);
 /* Only to see what would come of it: the plan with what the nodes have now, into the entry's info. Any thread. -EHOSTDOWN, -ENOMEM. */
 int server_fleet_plan(struct server_entry *x, uint64_t weights_bytes, uint64_t kv_bytes, struct base_error *e);

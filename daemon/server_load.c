@@ -489,6 +489,15 @@ static int on_pack_progress(void *context, enum pack_phase phase, uint64_t done_
 	return stop ? 1 : 0;
 }
 
+static void on_pack_dropped(void *context, uint32_t files, uint64_t bytes)
+{
+	struct server_entry *x = context;
+	char size[BASE_UNITS_TEXT_BYTES], text[160];
+	snprintf(text, sizeof text, "%s, %u files: spare layers whose room its own needed",
+		base_units_format_bytes(bytes, size), files);
+	server_emit_event(x->server, "notice", "spares_dropped", x->info->name, text);
+}
+
 /* repair: the digest of the store whose files are to be read and mended, or NULL. */
 static int pack(struct server_entry *x, const uint8_t *repair, struct pack_result *ret_result, struct base_error *e)
 {
@@ -498,6 +507,7 @@ static int pack(struct server_entry *x, const uint8_t *repair, struct pack_resul
 		.repair = repair,
 		.digest_only = x->server->coordinator != NULL,
 		.progress = on_pack_progress,
+		.dropped = on_pack_dropped,
 		.context = x,
 	};
 	uint64_t written = 0, reused = 0;

@@ -62,6 +62,11 @@ static void unload_entry(struct server_entry *x)
 	}
 	if (!x->hidden)
 		server_emit_event(s, "notice", "model_unloaded", x->info->name, "its memory is free");
+	pthread_mutex_lock(&s->lock);
+	bool for_good = x->unload && !x->hidden && !s->stop;
+	pthread_mutex_unlock(&s->lock);
+	if (for_good)
+		server_fleet_forget(x->fleet);
 	server_stop_engine(x);
 	pthread_mutex_lock(&s->lock);
 	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {

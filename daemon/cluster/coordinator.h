@@ -182,6 +182,8 @@ struct cluster_fleet;
 int cluster_fleet_create(struct cluster_coordinator *c, const struct cluster_fleet_config *config,
 	struct cluster_fleet **ret_fleet, struct base_error *e);
 void cluster_fleet_destroy(struct cluster_fleet *f); // releases what it has on nodes; NULL is fine
+/* The model is not to come back soon: when the fleet is destroyed, nodes delete what they keep of it as spare. NULL is fine. */
+void cluster_fleet_forget(struct cluster_fleet *f);
 /* One step towards a group: -EAGAIN (text: what is waited for), -EHOSTDOWN (what is missing), other errors of the plan. 0: each
  * node was told to start; the caller connects as member 0. The engine's thread. */
 int cluster_fleet_gather(struct cluster_fleet *f, struct cluster_group *ret_group, struct base_error *e);

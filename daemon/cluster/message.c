@@ -211,6 +211,13 @@ int cluster_read_assign(const Thaw__Node__V1__Assign *m, struct cluster_assign *
 	return status ? status : take_sources(m, ret, e);
 }
 
+int cluster_read_forget(const Thaw__Node__V1__Forget *m, struct cluster_assign *ret, struct base_error *e)
+{
+	*ret = (struct cluster_assign){.forget = true};
+	int status = take_text("model", m->model, ret->model, sizeof ret->model, e);
+	return status ? status : take_bytes("digest", &m->digest, ret->digest, CLUSTER_DIGEST_BYTES, e);
+}
+
 int cluster_read_pull(const Thaw__Node__V1__PullRequest *m, struct cluster_pull *ret, struct base_error *e)
 {
 	uint64_t all, span, end;
@@ -466,6 +473,17 @@ uint8_t *cluster_pack_assign(const struct cluster_assign *a, size_t *ret_bytes)
 	x.sources = list;
 	m.what_case = THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_ASSIGN;
 	m.assign = &x;
+	return pack(&m.base, ret_bytes);
+}
+
+uint8_t *cluster_pack_forget(const char *model, const uint8_t digest[static CLUSTER_DIGEST_BYTES], size_t *ret_bytes)
+{
+	Thaw__Node__V1__CoordinatorMessage m = THAW__NODE__V1__COORDINATOR_MESSAGE__INIT;
+	Thaw__Node__V1__Forget f = THAW__NODE__V1__FORGET__INIT;
+	f.digest = (ProtobufCBinaryData){CLUSTER_DIGEST_BYTES, (uint8_t *)digest};
+	f.model = (char *)model;
+	m.what_case = THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_FORGET;
+	m.forget = &f;
 	return pack(&m.base, ret_bytes);
 }
 

@@ -69,6 +69,7 @@ struct cluster_assign {
 	uint8_t digest[CLUSTER_DIGEST_BYTES];
 	uint64_t header_hash, header_bytes, file_bytes;
 	bool check, spare;
+	bool forget; // none: the model's spare layers are to be deleted
 	struct cluster_slice slice;
 	struct cluster_pull_source sources[CLUSTER_MAX_SOURCES];
 	uint32_t sources_count;
@@ -130,6 +131,8 @@ int cluster_read_probe_ready(
 	const Thaw__Node__V1__ProbeReady *m, uint64_t *ret_probe, uint16_t *ret_port, struct base_error *e);
 int cluster_read_probe_done(const Thaw__Node__V1__ProbeDone *m, struct cluster_probe_done *ret, struct base_error *e);
 
+/* As an assignment of number 0, with `forget`. */
+int cluster_read_forget(const Thaw__Node__V1__Forget *m, struct cluster_assign *ret, struct base_error *e);
 int cluster_read_pull(const Thaw__Node__V1__PullRequest *m, struct cluster_pull *ret, struct base_error *e);
 /* Is it the next of so many bytes that are still to come, and whole? */
 int cluster_check_chunk(const Thaw__Node__V1__PullChunk *m, uint64_t left_bytes, struct base_error *e);
@@ -152,6 +155,7 @@ void cluster_fill_register(const struct cluster_facts *f, struct cluster_registe
 void cluster_fill_machine(const struct topology_machine *m, struct cluster_register_message *ret);
 void cluster_fill_bandwidths(const struct topology_bandwidths *b, Thaw__Node__V1__Bandwidths *ret);
 uint8_t *cluster_pack_assign(const struct cluster_assign *a, size_t *ret_bytes);
+uint8_t *cluster_pack_forget(const char *model, const uint8_t digest[static CLUSTER_DIGEST_BYTES], size_t *ret_bytes);
 uint8_t *cluster_pack_pull(const struct cluster_pull *p, size_t *ret_bytes);
 uint8_t *cluster_pack_prepared(const struct cluster_prepared *p, size_t *ret_bytes);
 uint8_t *cluster_pack_start(const struct cluster_start *s, size_t *ret_bytes);

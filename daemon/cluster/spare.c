@@ -119,3 +119,20 @@ void cluster_spares_node_lost(struct cluster_fleet *f, const struct cluster_node
 			f->spares.part[i].assignment = 0; // gone with its connection
 	}
 }
+
+/* Whoever is away does not hear of it, and deletes them when it needs the room. */
+void cluster_spares_forget(const struct cluster_fleet *f)
+{
+	struct cluster_coordinator *c = f->coordinator;
+	for (const struct cluster_fleet *x = c->fleets; x; x = x->next) {
+		if (memcmp(x->config.digest, f->config.digest, CLUSTER_DIGEST_BYTES) == 0)
+			return; // the same under another name
+	}
+	for (uint32_t i = 0; f->forget && i < c->nodes_count; i++) {
+		size_t bytes = 0;
+		if (!c->nodes[i].session)
+			continue;
+		uint8_t *data = cluster_pack_forget(f->model, f->config.digest, &bytes);
+		cluster_session_post(c->nodes[i].session, data, bytes);
+	}
+}

@@ -237,8 +237,14 @@ static void *task_thread(void *argument)
 	struct cluster_worker *w = t->worker;
 	struct base_error e = {0};
 	pthread_setname_np(pthread_self(), "task");
-	int status = t->assign.spare ? cluster_task_spare(t, &e) : prepare(t, &e);
-	if (!status && t->assign.spare) {
+	int status = t->assign.forget  ? cluster_task_forget(t, &e)
+		     : t->assign.spare ? cluster_task_spare(t, &e)
+				       : prepare(t, &e);
+	if (t->assign.forget) {
+		if (status)
+			base_log_warning(w->config.log, "spare layers of %s: %s", t->assign.model, base_error_text(&e));
+		atomic_store(&t->release, true); // nobody else does
+	} else if (!status && t->assign.spare) {
 		set_state(t, TASK_STORED);
 	} else if (!status) {
 		set_state(t, TASK_PREPARED);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The layers of an assignment in the store: packed from this node's copy of the model, if it is the coordinator's, else from bytes that
- * the coordinator sends. Then of the model's own file only metadata is kept here, in STORE/DIGEST/header.gguf, which has its length and
+ * another node sends. Then of the model's own file only metadata is kept here, in STORE/DIGEST/header.gguf, which has its length and
  * holes for the tensors: a rank opens it as it would the file. */
 #include <errno.h>
 #include <fcntl.h>
@@ -49,20 +49,31 @@ static int on_progress(void *context, enum pack_phase phase, uint64_t done_bytes
 	return atomic_load(&t->release);
 }
 
+static void tell(struct cluster_task *t, const char *severity, const char *kind, const char *text)
+{
+	const struct cluster_events *v = &t->worker->config.events;
+	if (v->event)
+		v->event(v->context, severity, kind, t->assign.model, text);
+}
+
+static void on_dropped(void *context, uint32_t files, uint64_t bytes)
+{
+	struct cluster_task *t = context;
+	char size[BASE_UNITS_TEXT_BYTES], text[160];
+	snprintf(text, sizeof text, "%s, %u files: %s", base_units_format_bytes(bytes, size), files,
+		t->assign.forget ? "its spare layers, since it was unloaded"
+				 : "spare layers, of this model or others, whose room its own needed");
+	tell(t, "notice", "spares_dropped", text);
+}
+
 static struct pack_config config_of(struct cluster_task *t)
 {
 	const struct cluster_slice *s = &t->assign.slice;
 	return (struct pack_config){.store_path = t->worker->config.store_path,
 		.slice = {s->first_layer, s->layers, s->tp_rank, s->tp_size},
 		.progress = on_progress,
+		.dropped = on_dropped,
 		.context = t};
-}
-
-static void tell(struct cluster_task *t, const char *severity, const char *kind, const char *text)
-{
-	const struct cluster_events *v = &t->worker->config.events;
-	if (v->event)
-		v->event(v->context, severity, kind, t->assign.model, text);
 }
 
 /* Of a spare assignment layer by layer, from the middle, where its own layers are, as far as the drive has room. */
@@ -80,6 +91,8 @@ static int pack_spares(struct cluster_task *t, const struct format_gguf *gguf, c
 		if ((i % 2 && off > middle - s->first_layer) || layer >= end)
 			continue;
 		c.slice.first_layer = layer;
+		if (atomic_load(&t->release))
+			return base_error_set(e, -ECANCELED, "packing was cancelled");
 		int status = pack_model(gguf, program, &c, &result, e);
 		if (status == -ENOSPC) {
 			snprintf(t->text, sizeof t->text, "%.*s", (int)sizeof t->text - 1, base_error_text(e));
@@ -352,4 +365,19 @@ int cluster_task_spare(struct cluster_task *t, struct base_error *e)
 	struct pack_result result;
 	setpriority(PRIO_PROCESS, (id_t)gettid(), SPARE_NICE); // of this thread; without it there is the pace
 	return cluster_task_pack(t, path, &result, e);
+}
+
+static int is_over(void *context, enum pack_phase phase, uint64_t done_bytes, uint64_t total_bytes)
+{
+	return atomic_load(&((struct cluster_task *)context)->release);
+}
+
+int cluster_task_forget(struct cluster_task *t, struct base_error *e)
+{
+	const struct pack_config c = {.store_path = t->worker->config.store_path,
+		.digest = t->assign.digest,
+		.progress = is_over,
+		.dropped = on_dropped,
+		.context = t};
+	return pack_drop_spares(&c, e);
 }

@@ -278,12 +278,27 @@ static int beat(struct cluster_worker *w, struct rpc_client_stream *s, uint64_t 
 
 /* ---- messages in ---- */
 
+static int add_task(struct cluster_worker *w, const struct cluster_assign *a, struct base_error *e)
+{
+	struct cluster_task *t;
+	uint32_t place = 0;
+	while (place < CLUSTER_MAX_TASKS && w->task[place])
+		place++;
+	if (place == CLUSTER_MAX_TASKS)
+		return base_error_set(e, -ENOSPC, "too many assignments");
+	int status = cluster_task_create(w, a, &t);
+	if (status)
+		return base_error_set(e, status, "%s", strerrordesc_np(-status));
+	pthread_mutex_lock(&w->lock);
+	w->task[place] = t;
+	pthread_mutex_unlock(&w->lock);
+	return 0;
+}
+
 static int on_assign(struct cluster_worker *w, struct rpc_client_stream *s, const Thaw__Node__V1__Assign *m)
 {
 	_cleanup_free_ struct cluster_assign *a = malloc(sizeof *a);
 	struct base_error e = {0};
-	struct cluster_task *t;
-	uint32_t place = 0;
 	if (!a)
 		return -ENOMEM;
 	int status = cluster_read_assign(m, a, &e);
@@ -291,16 +306,9 @@ static int on_assign(struct cluster_worker *w, struct rpc_client_stream *s, cons
 		return send_failed(s, m->assignment, status, base_error_text(&e));
 	if (a->epoch < w->epoch)
 		return 0; // of a plan that is over
-	while (place < CLUSTER_MAX_TASKS && w->task[place])
-		place++;
-	if (place == CLUSTER_MAX_TASKS)
-		return send_failed(s, a->assignment, -ENOSPC, "too many assignments");
-	status = cluster_task_create(w, a, &t);
+	status = add_task(w, a, &e);
 	if (status)
-		return send_failed(s, a->assignment, status, strerrordesc_np(-status));
-	pthread_mutex_lock(&w->lock);
-	w->task[place] = t;
-	pthread_mutex_unlock(&w->lock);
+		return send_failed(s, a->assignment, status, base_error_text(&e));
 	base_log_info(w->config.log, "%s layers %u to %u of %s", a->spare ? "to keep" : "assigned",
 		a->slice.first_layer, a->slice.first_layer + a->slice.layers - 1, a->model);
 	return 0;
@@ -332,6 +340,21 @@ static int on_start(struct cluster_worker *w, struct rpc_client_stream *s, const
 		pthread_cond_broadcast(&w->changed);
 	}
 	pthread_mutex_unlock(&w->lock);
+	return 0;
+}
+
+/* What cannot be done stays: spare layers are deleted, too, when their room is needed. */
+static int on_forget(struct cluster_worker *w, const Thaw__Node__V1__Forget *m)
+{
+	_cleanup_free_ struct cluster_assign *a = malloc(sizeof *a);
+	struct base_error e = {0};
+	if (!a)
+		return -ENOMEM;
+	int status = cluster_read_forget(m, a, &e);
+	if (!status)
+		status = add_task(w, a, &e);
+	if (status)
+		base_log_warning(w->config.log, "spare layers of %.100s stay: %s", m->model, base_error_text(&e));
 	return 0;
 }
 
@@ -382,6 +405,8 @@ static int on_message(
 		return 0;
 	case THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_PROBE:
 		return on_probe(w, s, m->probe);
+	case THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_FORGET:
+		return on_forget(w, m->forget);
 	default:
 		return 0; // heartbeats, and what a later version may say
 	}
@@ -438,7 +463,7 @@ static struct cluster_stored *find_stored(struct cluster_facts *f, const uint8_t
 	return &f->store[i];
 }
 
-/* Which models' own files are here: others may pull from them. */
+/* Which models' own files were here: others may pull from them, if they still are. */
 static void take_copies(const char *store_path, struct cluster_facts *f)
 {
 	uint8_t digests[CLUSTER_MAX_STORED][CLUSTER_DIGEST_BYTES];

@@ -14,7 +14,7 @@
 #define CLUSTER_WAY_BYTES 288u // HOST:PORT or unix:PATH
 
 /* PREPARING -> PREPARED -> STARTING -> RUNNING -> ENDED; any -> FAILED; a spare one:
- * PREPARING -> STORED. The thread ends after `release`. */
+ * PREPARING -> STORED. The thread ends after `release`; that of one that forgets by itself, which nobody is told. */
 enum task_state { TASK_PREPARING, TASK_PREPARED, TASK_STARTING, TASK_RUNNING, TASK_ENDED, TASK_FAILED, TASK_STORED };
 
 struct cluster_task {
@@ -88,6 +88,9 @@ int cluster_task_pack(struct cluster_task *t, char ret_path[static CLUSTER_PATH_
 
 /* The same of a spare one, as far as the drive has room: sets stored_layers, stored_bytes and text. */
 int cluster_task_spare(struct cluster_task *t, struct base_error *e);
+
+/* Of an assignment that is to forget: deletes what was packed as spare. */
+int cluster_task_forget(struct cluster_task *t, struct base_error *e);
 
 /* worker.c: the worker's thread: the coordinator of this connection, then the nodes that it names, then the other coordinators. */
 void cluster_worker_sources(

@@ -22,6 +22,7 @@
 #include "offload/store.h"
 #include "shard/pack/layout.h"
 #include "shard/pack/sources.h"
+#include "shard/pack/spares.h"
 #include "shard/quant/quant.h"
 
 #define LOCK_NAME "pack.lock"
@@ -434,21 +435,80 @@ static int check_source(struct packer *k)
 		k->result->repaired, path);
 }
 
+/* ---- room on the drive ---- */
+
+/* Names of the files of the slice; only_missing: that are to be written. */
+static int list_files(struct packer *k, bool only_missing, char (**ret_names)[64], uint32_t *ret_count)
+{
+	uint32_t count = 0;
+	char(*names)[64] = calloc(k->layout->files_count, sizeof *names);
+	if (!names)
+		return base_error_set(k->e, -ENOMEM, "no memory to pack with");
+	for (uint32_t i = 0; i < k->layout->files_count; i++) {
+		if (!only_missing || !k->whole[i])
+			name_of(k, &k->layout->files[i], names[count++]);
+	}
+	*ret_names = names;
+	*ret_count = count;
+	return 0;
+}
+
+static int ask_room(struct packer *k, uint64_t *ret_free_bytes, uint64_t *ret_all_bytes)
+{
+	struct statvfs fs;
+	if (fstatvfs(k->dir_fd, &fs))
+		return base_error_set(k->e, -errno, "cannot ask for the room in %s: %s", k->config->store_path,
+			strerrordesc_np(errno));
+	*ret_free_bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
+	*ret_all_bytes = (uint64_t)fs.f_blocks * fs.f_frsize;
+	return 0;
+}
+
+static int make_room(struct packer *k, uint64_t bytes)
+{
+	struct pack_dropped dropped = {0};
+	_cleanup_free_ char(*keep)[64] = NULL;
+	char hex[33];
+	uint32_t count;
+	int status = list_files(k, false, &keep, &count);
+	if (!status)
+		status = pack_spares_make_room(
+			k->store_fd, pack_hex(k->result->digest, hex), keep, count, bytes, &dropped, k->e);
+	if (!status && dropped.files && k->config->dropped)
+		k->config->dropped(k->config->context, dropped.files, dropped.bytes);
+	return status;
+}
+
+/* Spare files are listed before they are there, and no longer once others than spares rely on them. */
+static int mark_spares(struct packer *k)
+{
+	_cleanup_free_ char(*names)[64] = NULL;
+	uint32_t count;
+	int status = list_files(k, k->config->spare, &names, &count);
+	if (status)
+		return status;
+	return k->config->spare ? pack_spares_add(k->dir_fd, names, count, k->e)
+				: pack_spares_remove(k->dir_fd, names, count, k->e);
+}
+
 static int check_room(struct packer *k)
 {
-	uint64_t need = 0;
-	struct statvfs fs;
+	uint64_t need = 0, free_bytes = 0, all_bytes = 0;
 	for (uint32_t i = 0; i < k->layout->files_count; i++) {
 		const struct pack_layout_file *file = &k->layout->files[i];
 		if (!k->whole[i])
 			need += file->data_bytes + FILE_BYTES +
 				(uint64_t)(file->pieces + file->extents) * TABLE_ENTRY_BYTES;
 	}
-	if (fstatvfs(k->dir_fd, &fs))
-		return base_error_set(k->e, -errno, "cannot ask for the room in %s: %s", k->config->store_path,
-			strerrordesc_np(errno));
-	uint64_t free_bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
-	uint64_t kept_bytes = k->config->spare ? (uint64_t)fs.f_blocks * fs.f_frsize / 10 : 0;
+	int status = ask_room(k, &free_bytes, &all_bytes);
+	if (!status && need > free_bytes && !k->config->spare) {
+		status = make_room(k, need - free_bytes);
+		if (!status)
+			status = ask_room(k, &free_bytes, &all_bytes);
+	}
+	if (status)
+		return status;
+	uint64_t kept_bytes = k->config->spare ? all_bytes / 10 : 0;
 	if (!need || need + kept_bytes <= free_bytes)
 		return 0;
 	if (need <= free_bytes)
@@ -552,7 +612,7 @@ static int run(struct packer *k)
 		return 0;
 	if ((status = open_directory(k->store_fd, hex, k->e, &k->dir_fd)) || (status = look_at_files(k)) ||
 		(status = check_source(k)) || (status = remove_damaged(k)) || (status = check_room(k)) ||
-		(status = take_buffers(k)) || (status = progress(k)))
+		(status = mark_spares(k)) || (status = take_buffers(k)) || (status = progress(k)))
 		return status;
 	for (uint32_t i = 0; i < k->layout->files_count && !status; i++) {
 		if (k->whole[i])
@@ -562,6 +622,45 @@ static int run(struct packer *k)
 	}
 	if (!status && (k->result->written_bytes || faccessat(k->dir_fd, "model.json", F_OK, 0)))
 		status = write_model_json(k);
+	return status;
+}
+
+static int drop_spares(struct packer *k)
+{
+	struct pack_dropped dropped = {0};
+	char hex[33];
+	k->store_fd = open(k->config->store_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (k->store_fd < 0)
+		return errno == ENOENT ? 0
+				       : base_error_set(k->e, -errno, "cannot open the store directory %s: %s",
+						 k->config->store_path, strerrordesc_np(errno));
+	int status = take_lock(k);
+	if (status)
+		return status;
+	k->dir_fd =
+		openat(k->store_fd, pack_hex(k->config->digest, hex), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+	if (k->dir_fd < 0)
+		return 0;
+	status = pack_spares_drop(k->dir_fd, &dropped, k->e);
+	if (!status && dropped.files && k->config->dropped)
+		k->config->dropped(k->config->context, dropped.files, dropped.bytes);
+	return status;
+}
+
+static void close_all(struct packer *k)
+{
+	int fds[] = {k->dir_fd, k->store_fd, k->lock_fd};
+	for (size_t i = 0; i < base_array_size(fds); i++) {
+		if (fds[i] >= 0)
+			close(fds[i]);
+	}
+}
+
+int pack_drop_spares(const struct pack_config *config, struct base_error *e)
+{
+	struct packer k = {.config = config, .e = e, .store_fd = -1, .dir_fd = -1, .lock_fd = -1};
+	int status = drop_spares(&k);
+	close_all(&k);
 	return status;
 }
 
@@ -583,11 +682,7 @@ int pack_model(const struct format_gguf *g, const struct program *p, const struc
 	result.extent_bytes = k.layout->extent_bytes;
 	k.whole = calloc(k.layout->files_count, sizeof *k.whole);
 	status = k.whole ? run(&k) : base_error_set(e, -ENOMEM, "no memory to pack with");
-	int fds[] = {k.dir_fd, k.store_fd, k.lock_fd};
-	for (size_t i = 0; i < base_array_size(fds); i++) {
-		if (fds[i] >= 0)
-			close(fds[i]);
-	}
+	close_all(&k);
 	free(k.whole);
 	free(k.source);
 	free(k.packed);

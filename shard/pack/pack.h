@@ -4,7 +4,7 @@
  * STORE/<digest as 32 hex digits>/ holds `model.json` (config, tensors, source path, written last), and
  * `embed`, `layer-NNNN`, `head` with suffix `.tpRofN` each. A tied embedding is the head's data: rows are looked up
  * there. A file that is whole is reused, so packing resumes after a kill. Before it writes it checks that the drive has room
- * (-ENOSPC with the bytes short). One packs into a store at a time: a lock file has the others, of this process or another, wait.
+ * (-ENOSPC with the bytes short), and deletes spare files first if that is enough. One packs into a store at a time: a lock file has the others, of this process or another, wait.
  * STORE/sources.json remembers (path, device, inode, size, mtime) -> digest, so an unchanged file is not read again.
  * One thread; the work may be cancelled by progress.
  */
@@ -55,6 +55,8 @@ struct pack_config {
 	bool spare; // a tenth of the drive stays free; the files go when others need their room
 	bool digest_only; // nothing is packed: only which directory it would be
 	uint64_t wait_ns; // the longest for another packer, then -EBUSY naming its pid; 0: PACK_WAIT_NS
+	/* Spare files of this model or others made room; may be NULL. */
+	void (*dropped)(void *context, uint32_t files, uint64_t bytes);
 	/* non-zero stops: -ECANCELED */
 	int (*progress)(void *context, enum pack_phase phase, uint64_t done_bytes, uint64_t total_bytes);
 	void *context;
@@ -72,10 +74,15 @@ struct pack_result {
 int pack_model(const struct format_gguf *g, const struct program *p, const struct pack_config *config,
 	struct pack_result *ret_result, struct base_error *e);
 
-/* What STORE/sources.json remembers, as far as the files are still as they were. Any thread: the drive is read.
- * The file with this digest, open for reading, its path in `path`; -ENOENT. */
+/* Deletes all spare files of the model with config->digest that no plan has had since they were packed: in `dropped`. Waits as
+ * pack_model does for others that pack. 0 also where there is nothing. */
+int pack_drop_spares(const struct pack_config *config, struct base_error *e);
+
+/* What STORE/sources.json remembers. Any thread.
+ * The file with this digest, if it is still as it was, open for reading, its path in `path`; -ENOENT. */
 int pack_open_copy(const char *store_path, const uint8_t digest[static 16], char *path, size_t path_room, int *ret_fd);
-/* Digests of all of them, each once; returns how many, at most `room`. */
+/* Digests of all of them, each once, whether the files are still there or not: only the store is read, no drive of others that may
+ * hang. Returns how many, at most `room`. */
 uint32_t pack_list_copies(const char *store_path, uint8_t (*ret_digests)[16], uint32_t room);
 
 /* Most bytes of an extent for a model: a power of two, 64 KiB to 1 MiB, so that a layer has at least about 16. */

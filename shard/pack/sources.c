@@ -150,9 +150,10 @@ uint32_t pack_list_copies(const char *store_path, uint8_t (*ret_digests)[16], ui
 	json_object *root = read_store(store_path), *list = sources_of(root);
 	uint32_t count = 0;
 	for (size_t i = 0; list && i < json_object_array_length(list) && i < MAX_SOURCES && count < room; i++) {
+		json_object *o = json_object_array_get_idx(list, i);
 		uint8_t has[16];
-		_cleanup_close_ int fd = open_source(json_object_array_get_idx(list, i), has);
-		if (fd >= 0 && !is_among(has, ret_digests, count))
+		if (json_object_is_type(o, json_type_object) && from_hex(string_of(o, "digest"), has) &&
+			!is_among(has, ret_digests, count))
 			memcpy(ret_digests[count++], has, sizeof has);
 	}
 	json_object_put(root);

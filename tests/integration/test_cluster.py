@@ -233,11 +233,11 @@ class Fleet(unittest.TestCase):
         for d in c.nodes[1:]:
             self.assertIn("event=model_pulled", d.log())
         wait_for("spare layers", lambda: a.log().count("event=spares_stored") == 3)
-        kept = {f: os.stat(f).st_mtime_ns for f in glob.glob(c.nodes[2].path("store/*/*"))}
+        kept = {f: os.stat(f).st_mtime_ns for f in glob.glob(c.nodes[2].path("store/*/*.*"))}
         self.same_tokens(a)
         self.unharmed(a, lambda: hosts.blackhole(1), lambda: c.working() == {"a", "c"})
         self.assertIn("no heartbeat for 2", a.log())
-        self.assertEqual(kept, {f: os.stat(f).st_mtime_ns for f in glob.glob(c.nodes[2].path("store/*/*"))})
+        self.assertEqual(kept, {f: os.stat(f).st_mtime_ns for f in glob.glob(c.nodes[2].path("store/*/*.*"))})
         self.assertEqual(c.nodes[2].log().count("event=model_pulled"), 1)
         wait_for("the other end to notice", lambda: "it is silent" in c.nodes[1].log())
         hosts.unblackhole(1)
@@ -248,6 +248,8 @@ class Fleet(unittest.TestCase):
         wait_for("its node to notice", lambda: "event=rank_stopped" in c.nodes[2].log())
         wait_for("all three at work", lambda: len(c.working()) == 3)
         self.same_tokens(a)
+        a.ctl("unload", "tiny")
+        wait_for("the end of spare layers", lambda: all("event=spares_dropped" in d.log() for d in c.nodes))
 
     def test_who_may_not_join(self):
         """One clear error each, at the right end; the cluster serves on."""

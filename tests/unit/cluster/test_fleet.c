@@ -28,6 +28,7 @@ struct node {
 	struct cluster_slice spare_slice;
 	struct cluster_assign assign; // the last
 	bool copy; // what it says when it is prepared
+	uint32_t forgets;
 };
 
 struct world {
@@ -237,6 +238,11 @@ static void read_node(struct node *n)
 		} else if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_RELEASE) {
 			n->released = m->release->assignment;
 			n->releases++;
+		} else if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_FORGET) {
+			assert_int_equal(cluster_read_forget(m->forget, &a, NULL), 0);
+			assert_string_equal(a.model, "m");
+			assert_memory_equal(a.digest, ((const uint8_t[16]){1, 2, 3}), 16);
+			n->forgets++;
 		}
 		protobuf_c_message_free_unpacked(p, &budget.allocator);
 		free(data);
@@ -429,6 +435,30 @@ static void spares_of_a_group(void **state)
 	assert_int_equal(n[2].releases, 2); // of its part, and of the spare that was under way
 	expect_spare(&n[2], last); // of the new group
 	assert_int_equal(n[2].spare_slice.layers, 12);
+	world_destroy(w);
+}
+
+/* When a model is unloaded, and not when its coordinator stops or another name of it is left. */
+static void spares_are_forgotten(void **state)
+{
+	struct world *w = world_create(1);
+	struct cluster_fleet *first = w->fleet;
+	join(w, 0);
+	cluster_fleet_destroy(first);
+	open_fleet_of(w, "again");
+	first = w->fleet;
+	open_fleet(w);
+	cluster_fleet_forget(w->fleet);
+	cluster_fleet_destroy(w->fleet);
+	read_node(&w->node[0]);
+	assert_int_equal(w->node[0].forgets, 0);
+	cluster_fleet_destroy(first);
+	open_fleet(w);
+	cluster_fleet_forget(w->fleet);
+	cluster_fleet_destroy(w->fleet);
+	w->fleet = NULL;
+	read_node(&w->node[0]);
+	assert_int_equal(w->node[0].forgets, 1);
 	world_destroy(w);
 }
 
@@ -869,6 +899,7 @@ int main(void)
 		cmocka_unit_test(stores_are_mended),
 		cmocka_unit_test(spares_are_what_a_loss_needs),
 		cmocka_unit_test(spares_of_a_group),
+		cmocka_unit_test(spares_are_forgotten),
 		cmocka_unit_test(pullers_are_told_who_has_a_copy),
 		cmocka_unit_test(a_node_that_cannot),
 		cmocka_unit_test(a_node_that_is_busy),

@@ -501,6 +501,134 @@ static void a_full_drive_is_refused_before_it_is_filled(void **state)
 	assert_int_equal(WEXITSTATUS(status), 0);
 }
 
+/* ---- spare files ---- */
+
+struct drops {
+	uint32_t files;
+	uint64_t bytes;
+};
+
+static void on_dropped(void *context, uint32_t files, uint64_t bytes)
+{
+	struct drops *d = context;
+	d->files += files;
+	d->bytes += bytes;
+}
+
+static int pack_layers(struct source *s, const char *store, uint32_t first, uint32_t layers, bool spare,
+	struct drops *drops, struct pack_result *ret, struct base_error *e)
+{
+	const struct pack_config c = {.store_path = store,
+		.slice = {first, layers, 0, 1},
+		.spare = spare,
+		.wait_ns = 1,
+		.dropped = on_dropped,
+		.context = drops};
+	return pack_model(s->g, s->p, &c, ret, e);
+}
+
+static bool is_there(const struct pack_result *r, const char *name)
+{
+	char path[700];
+	snprintf(path, sizeof path, "%s/%s", r->directory, name);
+	return access(path, F_OK) == 0;
+}
+
+/* Those that a plan has had since stay; a list that names other things deletes none of them. */
+static void spare_files_are_dropped_unless_a_plan_has_them(void **state)
+{
+	struct tiny_model m = {.width = 256, .layers = 4};
+	struct source s;
+	struct drops drops = {0};
+	struct pack_result r;
+	struct base_error e = {0};
+	source_init(&s, &m);
+	struct pack_config c = {.store_path = s.store, .dropped = on_dropped, .context = &drops};
+	int status = pack_layers(&s, s.store, 0, 4, true, &drops, &r, &e);
+	if (status == -ENOSPC) { // a tenth of the drive is not free here
+		source_finish(&s);
+		skip();
+	}
+	assert_int_equal(status, 0);
+	assert_int_equal(pack_layers(&s, s.store, 1, 2, false, &drops, &r, &e), 0); // a plan has these two
+	assert_int_equal(r.written_bytes, 0);
+	assert_int_equal(pack_layers(&s, s.store, 0, 4, true, &drops, &r, &e), 0); // spares of that plan: all there
+	assert_int_equal(r.written_bytes, 0);
+	assert_int_equal(drops.files, 0);
+	char path[700];
+	snprintf(path, sizeof path, "%s/spares", r.directory);
+	FILE *f = fopen(path, "a");
+	fputs("../victim\nmodel.json\nlayer-0002.tp0of1/../model.json\n\n", f);
+	fclose(f);
+	snprintf(path, sizeof path, "%s/victim", s.store);
+	assert_int_equal(close(open(path, O_WRONLY | O_CREAT, 0600)), 0);
+	c.digest = r.digest;
+	assert_int_equal(pack_drop_spares(&c, &e), 0);
+	assert_int_equal(access(path, F_OK), 0);
+	assert_true(is_there(&r, "model.json"));
+	assert_true(is_there(&r, "layer-0001.tp0of1"));
+	assert_true(is_there(&r, "layer-0002.tp0of1"));
+	assert_false(is_there(&r, "layer-0000.tp0of1"));
+	assert_false(is_there(&r, "layer-0003.tp0of1"));
+	assert_false(is_there(&r, "spares"));
+	assert_true(drops.files >= 2 && drops.bytes > 0);
+	drops = (struct drops){0};
+	assert_int_equal(pack_drop_spares(&c, &e), 0); // and again
+	assert_int_equal(drops.files, 0);
+	source_finish(&s);
+}
+
+#define DEMAND(x)                                                                                                      \
+	if (!(x)) {                                                                                                    \
+		fprintf(stderr, "not so: %s; %s\n", #x, e.message);                                                    \
+		return 1;                                                                                              \
+	}
+
+/* On a drive with room for one model and a half. */
+static int make_room_on_a_small_drive(struct source *a, struct source *b, uint64_t bytes)
+{
+	struct base_error e = {0};
+	struct pack_result ra, rb, r;
+	struct drops drops = {0};
+	char options[32];
+	snprintf(options, sizeof options, "size=%lluk", (unsigned long long)bytes * 3 / 2 / 1024);
+	if (!enter_namespace() || mkdir(a->store, 0755) || mount("none", a->store, "tmpfs", 0, options))
+		return 77;
+	DEMAND(pack_layers(a, a->store, 0, 4, true, &drops, &ra, &e) == 0);
+	DEMAND(pack_layers(a, a->store, 0, 1, false, &drops, &ra, &e) == 0);
+	DEMAND(pack_layers(b, a->store, 0, 4, false, &drops, &rb, &e) == 0);
+	DEMAND(drops.files > 0 && drops.bytes > 0);
+	DEMAND(is_there(&ra, "layer-0000.tp0of1"));
+	DEMAND(!is_there(&ra, "layer-0003.tp0of1"));
+	/* What is not enough stays, too. */
+	drops = (struct drops){0};
+	DEMAND(pack_layers(a, a->store, 0, 4, false, &drops, &r, &e) == -ENOSPC);
+	DEMAND(drops.files == 0);
+	DEMAND(pack_layers(b, a->store, 0, 4, false, &drops, &r, &e) == 0 && r.written_bytes == 0);
+	return 0;
+}
+
+static void spare_files_make_room(void **state)
+{
+	struct tiny_model m = {.width = 256, .layers = 4}, other = {.width = 256, .layers = 4, .seed = 7};
+	struct source a, b;
+	int status;
+	source_init(&a, &m);
+	source_init(&b, &other);
+	uint64_t bytes = pack_well(&b, 0, 1).written_bytes;
+	pid_t child = fork();
+	assert_true(child >= 0);
+	if (child == 0)
+		_exit(make_room_on_a_small_drive(&a, &b, bytes));
+	waitpid(child, &status, 0);
+	source_finish(&a);
+	source_finish(&b);
+	assert_true(WIFEXITED(status));
+	if (WEXITSTATUS(status) == 77)
+		skip();
+	assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 /* ---- repair ---- */
 
 static void flip(const struct pack_result *r, const char *name, long at)
@@ -706,6 +834,8 @@ int main(void)
 		cmocka_unit_test(a_second_packer_is_kept_out),
 		cmocka_unit_test(a_second_packer_waits),
 		cmocka_unit_test(a_full_drive_is_refused_before_it_is_filled),
+		cmocka_unit_test(spare_files_are_dropped_unless_a_plan_has_them),
+		cmocka_unit_test(spare_files_make_room),
 		cmocka_unit_test(only_what_is_damaged_is_packed_anew),
 		cmocka_unit_test(pulled_layers_are_those_of_the_file),
 	};
