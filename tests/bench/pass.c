@@ -6,6 +6,7 @@
 // Rounds of both sides are interleaved; the figure is the median of the rounds' ratios.
 #include <errno.h>
 #include <fcntl.h>
+#include <glob.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,6 +31,7 @@ struct bench {
 	uint32_t position; // of the one sequence
 	uint32_t token;
 	char layer_file[640]; // what fio reads
+	char all_files[16 << 10]; // with a colon between them
 };
 
 static void die(const char *what, const struct base_error *e)
@@ -48,6 +50,22 @@ static double median(double *v, size_t n)
 {
 	qsort(v, n, sizeof *v, compare_doubles);
 	return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
+}
+
+static void list_files(struct bench *b, const char *directory)
+{
+	glob_t found;
+	char pattern[640];
+	size_t at = 0;
+	snprintf(pattern, sizeof pattern, "%s/*.tp0of1", directory);
+	if (glob(pattern, 0, NULL, &found))
+		die(pattern, &(struct base_error){.message = "no such files"});
+	for (size_t i = 0; i < found.gl_pathc && at < sizeof b->all_files; i++)
+		at += (size_t)snprintf(
+			b->all_files + at, sizeof b->all_files - at, "%s%s", i ? ":" : "", found.gl_pathv[i]);
+	if (at >= sizeof b->all_files)
+		die(directory, &(struct base_error){.message = "too many files"});
+	globfree(&found);
 }
 
 static void prepare(struct bench *b, const char *model, const char *store)
@@ -79,6 +97,7 @@ static void prepare(struct bench *b, const char *model, const char *store)
 	c->workspace_budget_bytes = b->needs.workspace_bytes;
 	char name[64];
 	snprintf(b->layer_file, sizeof b->layer_file, "%s/%s", packed.directory, pack_file_name(0, 0, 1, name));
+	list_files(b, packed.directory);
 	program_destroy(p);
 	format_gguf_close(g);
 }
@@ -133,11 +152,12 @@ static void run(struct bench *b, uint32_t n, struct rank_pass_result *ret)
 	b->position += n;
 }
 
-static double fio_bytes_per_s(const struct bench *b, unsigned seconds)
+// Of files for that long; 0: of all their bytes, once.
+static double fio_bytes_per_s(const char *files, unsigned seconds)
 {
-	char line[1024], text[64] = "";
+	char line[20 << 10], text[64] = "";
 	const char *dir = getenv("THAW_BENCH_DIR");
-	snprintf(line, sizeof line, "%s/fio-ceiling '%s' 1M 16 %u", dir ? dir : "tests/bench", b->layer_file, seconds);
+	snprintf(line, sizeof line, "%s/fio-ceiling '%s' 1M 16 %u", dir ? dir : "tests/bench", files, seconds);
 	FILE *f = popen(line, "r");
 	if (!f || !fgets(text, sizeof text, f) || pclose(f)) {
 		fprintf(stderr, "bench_pass: fio-ceiling failed\n");
@@ -174,11 +194,11 @@ static void disk_bound(struct bench *b)
 	struct rank_pass_result r;
 	start(b, 0.5);
 	rank_get_placement(b->rank, &placement);
-	rates[0] = fio_bytes_per_s(b, 1);
+	rates[0] = fio_bytes_per_s(b->layer_file, 1);
 	for (int i = 0; i < DISK_ROUNDS; i++) {
 		run(b, 1, &r); // what was read ahead while fio ran is no part of the next ones
 		seconds[i] = decode_for_a_second(b);
-		rates[i + 1] = fio_bytes_per_s(b, 1);
+		rates[i + 1] = fio_bytes_per_s(b->layer_file, 1);
 		ratios[i] = seconds[i] * (rates[i] + rates[i + 1]) / 2 / (double)placement.cold_bytes;
 		fprintf(stderr, "round %d: fio %.0f MB/s, ratio %.3f\n", i, rates[i + 1] / 1e6, ratios[i]);
 	}
@@ -238,7 +258,7 @@ static double touch_once(struct bench *b)
 	struct touch parts[64];
 	int count = get_nprocs() < 64 ? get_nprocs() : 64;
 	size_t bytes = b->needs.weights_all_bytes, share = bytes / (size_t)count;
-	double rate = fio_bytes_per_s(b, 2);
+	double rate = fio_bytes_per_s(b->all_files, 0);
 	uint64_t t = base_clock_now_ns();
 	if (offload_memory_reserve(bytes, false, &memory, &e))
 		die("touch", &e);
@@ -255,12 +275,12 @@ static double touch_once(struct bench *b)
 	return seconds * rate / (double)bytes;
 }
 
-// From rank_create to the first token, over the time fio needs for as many bytes as are hot: all of the pass here.
+// From rank_create to the first token, over the time fio needs for the same bytes: all are hot here.
 static double load_once(struct bench *b, bool warmed)
 {
 	struct rank_pass_result r;
 	struct rank_placement placement;
-	double rate = fio_bytes_per_s(b, 2);
+	double rate = fio_bytes_per_s(b->all_files, 0);
 	if (warmed)
 		warm_memory(b->needs.weights_all_bytes);
 	uint64_t t = base_clock_now_ns();
