@@ -53,6 +53,9 @@ static void coordinator_message(const Thaw__Node__V1__CoordinatorMessage *m)
 	if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_PROBE &&
 		cluster_read_probe(m->probe, &p, NULL) == 0)
 		free(cluster_pack_probe(&p, &n));
+	if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_FORGET &&
+		cluster_read_forget(m->forget, &a, NULL) == 0)
+		free(cluster_pack_forget(a.model, a.digest, &n));
 }
 
 static void pull_message(const Thaw__Node__V1__PullRequest *m)
