@@ -424,11 +424,66 @@ static void test_process_is_left_alone(void **state)
 	ops->close(h[1].group);
 }
 
+#define LOADERS 4u
+
+static void *load_main(void *arg)
+{
+	struct link_ucx_library library;
+	pthread_barrier_wait(arg);
+	return link_ucx_library_load(&library, NULL) ? arg : NULL;
+}
+
+/* In a process of its own, which has no UCX yet; its exit status is the number of threads that did not get it. */
+static _Noreturn void load_at_once(int out)
+{
+	pthread_t t[LOADERS];
+	pthread_barrier_t all;
+	int failed = 0;
+	dup2(out, STDOUT_FILENO);
+	dup2(out, STDERR_FILENO);
+	pthread_barrier_init(&all, NULL, LOADERS);
+	for (uint32_t i = 0; i < LOADERS; i++)
+		failed += pthread_create(&t[i], NULL, load_main, &all) != 0;
+	for (uint32_t i = 0; i < LOADERS && !failed; i++) {
+		void *r;
+		pthread_join(t[i], &r);
+		failed += r != NULL;
+	}
+	fflush(stdout);
+	_exit(failed);
+}
+
+/* Models whose first links are made at the same time: UCX says nothing about being loaded twice. First of all tests, before
+ * this process has it. */
+static void test_loaded_by_threads_at_once(void **state)
+{
+	for (int i = 0; i < 12; i++) {
+		int out[2], status;
+		char said[512];
+		size_t n = 0;
+		assert_int_equal(pipe(out), 0);
+		pid_t pid = fork();
+		assert_true(pid >= 0);
+		if (pid == 0)
+			load_at_once(out[1]);
+		close(out[1]);
+		for (ssize_t k = 1; k > 0 && n<sizeof said - 1; n += k> 0 ? (size_t)k : 0)
+			k = read(out[0], said + n, sizeof said - 1 - n);
+		said[n] = '\0';
+		close(out[0]);
+		assert_int_equal(waitpid(pid, &status, 0), pid);
+		assert_true(WIFEXITED(status));
+		assert_int_equal(WEXITSTATUS(status), 0);
+		assert_string_equal(said, "");
+	}
+}
+
 int main(void)
 {
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGHUP, SIG_DFL); // nohup ignores it
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_loaded_by_threads_at_once),
 		cmocka_unit_test(test_process_is_left_alone),
 		cmocka_unit_test(test_tcp_only),
 		cmocka_unit_test(test_ipv6_sockets),
