@@ -253,6 +253,23 @@ static void expire(struct engine *e, uint64_t now)
 	}
 }
 
+static void end_if_down(struct engine *e, uint64_t now)
+{
+	if (e->down_ns && now >= e->down_ns + ENGINE_DOWN_NS)
+		end_all(e, -EHOSTDOWN, e->load.failure);
+}
+
+int engine_look_up(void *context, struct base_error *error)
+{
+	struct engine *e = context;
+	uint64_t now = base_clock_now_ns();
+	take_incoming(e);
+	expire(e, now);
+	end_if_down(e, now);
+	engine_stats_publish(e);
+	return atomic_load(&e->stop) ? base_error_set(error, -ECANCELED, "the model is being unloaded") : 0;
+}
+
 /* Ranks that say nothing while they owe something are as good as dead. */
 static uint64_t check_stuck(struct engine *e, uint64_t now)
 {
@@ -308,8 +325,7 @@ static uint64_t turn(struct engine *e)
 		until = next;
 	if ((e->state == ENGINE_RECOVERING || e->state == ENGINE_LOADING) && !e->group) {
 		end_killers(e);
-		if (e->down_ns && now >= e->down_ns + ENGINE_DOWN_NS)
-			end_all(e, -EHOSTDOWN, e->load.failure);
+		end_if_down(e, now);
 		if (now >= e->retry_ns)
 			recover(e);
 		if (!e->group && e->state != ENGINE_FAILED && e->retry_ns < until)

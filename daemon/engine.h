@@ -37,10 +37,11 @@ struct engine_gathered { // the ranks of one epoch, on several hosts
 struct engine_starter {
 	int (*start)(void *context, uint32_t rank, int *ret_fd, struct base_error *e);
 	void (*stop)(void *context, uint32_t rank); // makes sure that it is gone; called before a restart
-	/* Or, where the ranks are on other hosts too: all at once, for a new plan each time. -EAGAIN: not yet, ask again; -EHOSTDOWN: the
-	 * hosts that are there cannot do it, and requests are refused until they can. Both with text. It may
-	 * take as long as a connection does. */
-	int (*gather)(void *context, struct engine_gathered *ret_gathered, struct base_error *e);
+	/* Or, where the ranks are on other hosts too: all at once, for a new plan each time. -EAGAIN: not yet, ask again;
+	 * -EHOSTDOWN: the hosts that are there cannot do it, and requests are refused until they can. Both with text. It may take as
+	 * long as `patience` has, and looks up meanwhile: deadlines of requests, aborts and the engine's end do not wait for ranks. */
+	int (*gather)(void *context, const struct link_patience *patience, struct engine_gathered *ret_gathered,
+		struct base_error *e);
 	void (*scatter)(void *context); // the group that gather() gave is closed
 	void *context;
 };

@@ -167,6 +167,8 @@ void engine_emit_event(struct engine *e, const char *severity, const char *kind,
 void engine_uncount(struct engine *e, struct engine_stream *s); // admitted or ended: no longer waiting
 
 void engine_wake(struct engine *e); // any thread
+/* For a wait of the engine's thread without a group: what is due for requests meanwhile. -ECANCELED: the engine is to end. */
+int engine_look_up(void *context, struct base_error *error);
 
 /* engine_trace.c */
 uint64_t engine_trace_pump(struct engine *e); // when to come again

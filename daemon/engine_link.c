@@ -237,7 +237,7 @@ static void start_failed(struct engine *e, const struct base_error *error)
 	}
 }
 
-static int connect_ranks(struct engine *e, struct base_error *error)
+static int connect_ranks(struct engine *e, const struct link_patience *patience, struct base_error *error)
 {
 	int fds[1 + ENGINE_MAX_RANKS];
 	int status = 0;
@@ -250,8 +250,8 @@ static int connect_ranks(struct engine *e, struct base_error *error)
 	for (uint32_t i = 0; i < e->ranks && !status; i++)
 		status = e->config.starter.start(e->config.starter.context, i, &fds[1 + i], error);
 	if (!status)
-		status = link_local_ops.create(fds, 1 + e->ranks, 0, e->epoch, ENGINE_RING_BYTES,
-			base_clock_now_ns() + ENGINE_CONNECT_NS, &e->group, error);
+		status = link_local_ops.create(
+			fds, 1 + e->ranks, 0, e->epoch, ENGINE_RING_BYTES, patience, &e->group, error);
 	if (status) {
 		for (uint32_t i = 0; i < e->ranks; i++) {
 			if (fds[1 + i] >= 0)
@@ -262,10 +262,10 @@ static int connect_ranks(struct engine *e, struct base_error *error)
 }
 
 /* Hosts say what there is now: so all of it is new in each epoch. */
-static int gather_ranks(struct engine *e, struct base_error *error)
+static int gather_ranks(struct engine *e, const struct link_patience *patience, struct base_error *error)
 {
 	struct engine_gathered g = {0};
-	int status = e->config.starter.gather(e->config.starter.context, &g, error);
+	int status = e->config.starter.gather(e->config.starter.context, patience, &g, error);
 	if (status)
 		return status;
 	e->group = g.group;
@@ -324,17 +324,20 @@ static bool send_assign(struct engine *e, uint32_t rank)
 
 void engine_link_start(struct engine *e)
 {
+	const struct link_patience patience = {base_clock_now_ns() + ENGINE_CONNECT_NS, engine_look_up, e};
 	struct base_error error = {0};
 	char name[48];
 	int status;
 	if (e->config.starter.gather) {
-		status = gather_ranks(e, &error);
+		status = gather_ranks(e, &patience, &error);
 		e->starts += !status;
 	} else {
 		e->epoch++;
 		e->starts++;
-		status = connect_ranks(e, &error);
+		status = connect_ranks(e, &patience, &error);
 	}
+	if (status && atomic_load(&e->stop)) // nobody is to blame
+		return;
 	if (gather_later(e, status, &error))
 		return;
 	if (status) {

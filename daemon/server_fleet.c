@@ -5,6 +5,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netdb.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,7 +24,6 @@
 #include "shard/link/rendezvous.h"
 #include "topology/fleet/fleet.h"
 
-#define CONNECT_NS (20 * BASE_NS_PER_SECOND)
 #define LOOK_NS 50000000
 #define RING_BYTES (256u << 10)
 /* Of links that were not measured: what a plain network has. They weigh little against drives and memory. */
@@ -51,6 +51,7 @@ struct server_fleet {
 	int listen_fd, cancel_fd;
 	struct cluster_member self;
 	struct cluster_group group; // scratch of gather
+	const struct link_patience *patience; // of the gather() under way
 	struct rank_assign assign[ENGINE_MAX_RANKS];
 };
 
@@ -462,15 +463,29 @@ static void on_refused(void *context, const struct base_error *e)
 	server_emit_event(x->server, "warning", "link_refused", x->info->name, base_error_text(e));
 }
 
+/* While a member says nothing the engine's requests go on, and so does what has become of the plan. */
+static int look(void *context, struct base_error *e)
+{
+	const struct server_fleet *f = context;
+	struct pollfd broken = {.fd = f->cancel_fd, .events = POLLIN};
+	if (poll(&broken, 1, 0) > 0)
+		return base_error_set(e, -ECANCELED, "the group was called off while it connected");
+	return f->patience->look ? f->patience->look(f->patience->context, e) : 0;
+}
+
 static int connect_group(struct server_fleet *f, struct link_group **ret_group, struct base_error *e)
 {
 	const struct cluster_group *g = &f->group;
 	char address[CLUSTER_MAX_MEMBERS][CLUSTER_RESOLVED_BYTES];
 	struct link_rendezvous_member list[CLUSTER_MAX_MEMBERS];
-	struct link_rendezvous_group r = {
-		.epoch = g->epoch, .members = g->ranks + 1, .list = list, .refused = on_refused, .context = f};
+	struct link_rendezvous_group r = {.epoch = g->epoch,
+		.members = g->ranks + 1,
+		.list = list,
+		.refused = on_refused,
+		.look = look,
+		.context = f};
+	const struct link_patience patience = {f->patience->deadline_ns, look, f};
 	int fds[LINK_MAX_MEMBERS];
-	uint64_t deadline = base_clock_now_ns() + CONNECT_NS;
 	memcpy(r.secret, g->secret, sizeof r.secret);
 	for (uint32_t i = 0; i <= g->ranks; i++) {
 		int status = cluster_resolve(g->members[i].host, address[i], e);
@@ -478,12 +493,12 @@ static int connect_group(struct server_fleet *f, struct link_group **ret_group, 
 			return status;
 		list[i] = (struct link_rendezvous_member){address[i], g->members[i].port};
 	}
-	int status = link_rendezvous_connect(f->listen_fd, &r, f->cancel_fd, deadline, fds, e);
+	int status = link_rendezvous_connect(f->listen_fd, &r, f->cancel_fd, patience.deadline_ns, fds, e);
 	if (status)
 		return status;
 	size_t rows = (size_t)f->entry->rank.batch_tokens * f->entry->program->config.width * sizeof(float);
 	status = link_ucx_ops.create(
-		fds, g->ranks + 1, 0, g->epoch, rows > RING_BYTES ? rows : RING_BYTES, deadline, ret_group, e);
+		fds, g->ranks + 1, 0, g->epoch, rows > RING_BYTES ? rows : RING_BYTES, &patience, ret_group, e);
 	for (uint32_t i = 0; status && i <= g->ranks; i++) {
 		if (fds[i] >= 0)
 			close(fds[i]);
@@ -541,9 +556,11 @@ static void scatter(void *context)
 	pthread_mutex_unlock(&f->entry->server->lock);
 }
 
-static int gather(void *context, struct engine_gathered *ret_gathered, struct base_error *e)
+static int gather(
+	void *context, const struct link_patience *patience, struct engine_gathered *ret_gathered, struct base_error *e)
 {
 	struct server_fleet *f = context;
+	f->patience = patience;
 	eventfd_t count;
 	(void)eventfd_read(f->cancel_fd, &count);
 	int status = cluster_fleet_gather(f->fleet, &f->group, e);

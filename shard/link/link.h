@@ -33,6 +33,17 @@
 #define LINK_MAX_RING_BYTES (1ull << 30)
 #define LINK_TAG_ALLREDUCE UINT32_MAX // not for others
 
+#define LINK_LOOK_NS (20 * 1000000ull)
+
+/* How long a create() waits for the others, and what its thread has to do meanwhile. */
+struct link_patience {
+	uint64_t deadline_ns;
+	/* Called between two waits, which last LINK_LOOK_NS at most; other than 0 ends create() with that, and its text. NULL: nothing. */
+	int (*look)(void *context, struct base_error *e);
+	void *context;
+};
+#define LINK_UNTIL(deadline) (&(const struct link_patience){.deadline_ns = (deadline)})
+
 struct link_capabilities {
 	const char *name;
 	bool host_memory, device_memory;
@@ -58,9 +69,9 @@ struct link_ops {
 	 * for local, unix or TCP for ucx, which sets a TCP socket to notice a silent peer within 3 s. The group owns them from success
 	 * on. All members call create at the same time; it exchanges what the engine needs and the epoch.
 	 * ring_bytes is rounded up to a power of two. epoch 0 and ring_bytes 0 mean "as the lowest member says".
-	 * -EPROTO, -ETIMEDOUT, -ECONNRESET with text. */
+	 * -EPROTO, -ETIMEDOUT, -ECONNRESET, what patience->look() says; with text. */
 	int (*create)(const int *fds, uint32_t members, uint32_t me, uint64_t epoch, size_t ring_bytes,
-		uint64_t deadline_ns, struct link_group **ret_group, struct base_error *e);
+		const struct link_patience *patience, struct link_group **ret_group, struct base_error *e);
 	void (*close)(struct link_group *g); // ends what is under way: those requests must still be there
 	void (*send)(struct link_group *g, uint32_t to, uint32_t tag, const void *data, size_t bytes,
 		struct link_request *r);

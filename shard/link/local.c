@@ -130,7 +130,7 @@ static const struct link_core_engine engine = {
 };
 
 static int create(const int *fds, uint32_t members, uint32_t me, uint64_t epoch, size_t ring_bytes,
-	uint64_t deadline_ns, struct link_group **ret_group, struct base_error *e)
+	const struct link_patience *patience, struct link_group **ret_group, struct base_error *e)
 {
 	int r = link_core_check(fds, members, me, ring_bytes, &ring_bytes, e);
 	if (r < 0)
@@ -140,7 +140,7 @@ static int create(const int *fds, uint32_t members, uint32_t me, uint64_t epoch,
 		return base_error_set(e, -ENOMEM, "link: no memory for a group");
 	memset(g->pairs, 0, sizeof g->pairs);
 	link_core_init(&g->core, &link_local_ops, &engine, members, me, epoch, ring_bytes);
-	r = link_local_hello(g, fds, deadline_ns, e);
+	r = link_local_hello(g, fds, patience, e);
 	if (r == 0)
 		r = link_core_start(&g->core, fds, e);
 	if (r < 0) {

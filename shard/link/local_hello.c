@@ -18,8 +18,8 @@
 
 /* The lower member of a pair sends it with the memfd; the higher one sends it back as its agreement. Members go through
  * their peers in ascending order, so whoever takes over epoch and ring from member 0 knows them before it leads a pair. */
-static int send_hello(
-	int fd, uint32_t peer, const struct link_core_hello *h, int memfd, uint64_t deadline_ns, struct base_error *e)
+static int send_hello(int fd, uint32_t peer, const struct link_core_hello *h, int memfd,
+	const struct link_patience *patience, struct base_error *e)
 {
 	union {
 		char bytes[CMSG_SPACE(sizeof(int))];
@@ -43,7 +43,7 @@ static int send_hello(
 		if (n >= 0)
 			return base_error_set(e, -EPROTO, "link: hello to member %u was cut short", peer);
 		if (errno == EAGAIN) {
-			int r = link_socket_wait(fd, POLLOUT, peer, deadline_ns, e);
+			int r = link_socket_wait(fd, POLLOUT, peer, patience, e);
 			if (r < 0)
 				return r;
 		} else if (errno != EINTR) {
@@ -71,8 +71,8 @@ static void take_fds(struct msghdr *m, int *fd)
 	}
 }
 
-static int receive_hello(int fd, uint32_t peer, uint64_t deadline_ns, struct link_core_hello *ret_hello, int *ret_memfd,
-	struct base_error *e)
+static int receive_hello(int fd, uint32_t peer, const struct link_patience *patience, struct link_core_hello *ret_hello,
+	int *ret_memfd, struct base_error *e)
 {
 	_cleanup_close_ int memfd = -1;
 	uint8_t bytes[sizeof(struct link_core_hello)];
@@ -94,7 +94,7 @@ static int receive_hello(int fd, uint32_t peer, uint64_t deadline_ns, struct lin
 		} else if (n == 0 || errno == ECONNRESET) {
 			return base_error_set(e, -ECONNRESET, "link: member %u closed before its hello", peer);
 		} else if (errno == EAGAIN) {
-			int r = link_socket_wait(fd, POLLIN, peer, deadline_ns, e);
+			int r = link_socket_wait(fd, POLLIN, peer, patience, e);
 			if (r < 0)
 				return r;
 		} else if (errno != EINTR) {
@@ -142,11 +142,12 @@ static int make_memory(size_t bytes, int *ret_fd, struct base_error *e)
 	return 0;
 }
 
-static int follow(struct link_local_group *g, uint32_t peer, int fd, uint64_t deadline_ns, struct base_error *e)
+static int follow(
+	struct link_local_group *g, uint32_t peer, int fd, const struct link_patience *patience, struct base_error *e)
 {
 	struct link_core_hello h;
 	_cleanup_close_ int memfd = -1;
-	int r = receive_hello(fd, peer, deadline_ns, &h, &memfd, e);
+	int r = receive_hello(fd, peer, patience, &h, &memfd, e);
 	if (r < 0)
 		return r;
 	r = link_core_agree(&g->core, peer, &h, HELLO_MAGIC, HELLO_VERSION, e);
@@ -157,10 +158,11 @@ static int follow(struct link_local_group *g, uint32_t peer, int fd, uint64_t de
 		return r;
 	h.from = g->core.group.me;
 	h.to = peer;
-	return send_hello(fd, peer, &h, -1, deadline_ns, e);
+	return send_hello(fd, peer, &h, -1, patience, e);
 }
 
-static int lead(struct link_local_group *g, uint32_t peer, int fd, uint64_t deadline_ns, struct base_error *e)
+static int lead(
+	struct link_local_group *g, uint32_t peer, int fd, const struct link_patience *patience, struct base_error *e)
 {
 	_cleanup_close_ int memfd = -1;
 	int r = make_memory(4096 + 2 * g->core.ring_bytes, &memfd, e);
@@ -171,21 +173,22 @@ static int lead(struct link_local_group *g, uint32_t peer, int fd, uint64_t dead
 		return r;
 	struct link_core_hello h = {HELLO_MAGIC, HELLO_VERSION, g->core.group.members, g->core.group.me, peer, 0,
 		g->core.group.epoch, g->core.ring_bytes};
-	return send_hello(fd, peer, &h, memfd, deadline_ns, e);
+	return send_hello(fd, peer, &h, memfd, patience, e);
 }
 
-int link_local_hello(struct link_local_group *g, const int *fds, uint64_t deadline_ns, struct base_error *e)
+int link_local_hello(
+	struct link_local_group *g, const int *fds, const struct link_patience *patience, struct base_error *e)
 {
 	uint32_t me = g->core.group.me;
 	int r;
 	for (uint32_t i = 0; i < me; i++) {
-		if (fds[i] >= 0 && (r = follow(g, i, fds[i], deadline_ns, e)) < 0)
+		if (fds[i] >= 0 && (r = follow(g, i, fds[i], patience, e)) < 0)
 			return r;
 	}
 	if (g->core.group.epoch == 0 || g->core.ring_bytes == 0)
 		return base_error_set(e, -EINVAL, "link: no lower member says the epoch and the ring's size");
 	for (uint32_t i = me + 1; i < g->core.group.members; i++) {
-		if (fds[i] >= 0 && (r = lead(g, i, fds[i], deadline_ns, e)) < 0)
+		if (fds[i] >= 0 && (r = lead(g, i, fds[i], patience, e)) < 0)
 			return r;
 	}
 	for (uint32_t i = me + 1; i < g->core.group.members; i++) {
@@ -193,7 +196,7 @@ int link_local_hello(struct link_local_group *g, const int *fds, uint64_t deadli
 		_cleanup_close_ int none = -1;
 		if (fds[i] < 0)
 			continue;
-		if ((r = receive_hello(fds[i], i, deadline_ns, &h, &none, e)) < 0 ||
+		if ((r = receive_hello(fds[i], i, patience, &h, &none, e)) < 0 ||
 			(r = link_core_agree(&g->core, i, &h, HELLO_MAGIC, HELLO_VERSION, e)) < 0)
 			return r;
 	}

@@ -45,4 +45,5 @@ struct link_local_group {
 };
 
 /* Agrees with every peer on epoch and ring, and maps the memory. On failure whatever was mapped is in g for the destructor. */
-int link_local_hello(struct link_local_group *g, const int *fds, uint64_t deadline_ns, struct base_error *e);
+int link_local_hello(
+	struct link_local_group *g, const int *fds, const struct link_patience *patience, struct base_error *e);

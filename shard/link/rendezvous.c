@@ -503,12 +503,15 @@ static int turn(struct meeting *m, int cancel_fd, uint64_t deadline_ns)
 		if ((c->fd >= 0 || c->state == WAITING) && c->deadline_ns < next)
 			next = c->deadline_ns;
 	}
-	int n = poll(p, count, link_socket_timeout_ms(next));
+	const struct link_patience patience = {next, m->group->look, m->group->context};
+	int n = poll(p, count, link_socket_patience_ms(&patience));
 	if (n < 0 && errno != EINTR)
 		return -errno;
 	uint64_t now = base_clock_now_ns();
 	if (now >= deadline_ns)
 		return -ETIMEDOUT;
+	if ((m->fatal = link_socket_look(&patience, m->e)))
+		return m->fatal;
 	if (n > 0 && p[0].revents)
 		return -ECANCELED;
 	for (uint32_t i = 0; i < me + MAX_STRANGERS && !m->fatal; i++)

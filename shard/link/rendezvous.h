@@ -32,6 +32,7 @@ struct link_rendezvous_group {
 	uint8_t secret[LINK_RENDEZVOUS_SECRET_BYTES];
 	/* Called for each connection that is refused, with its address and the reason; may be NULL. */
 	void (*refused)(void *context, const struct base_error *e);
+	int (*look)(void *context, struct base_error *e); // as that of link_patience
 	void *context;
 };
 
@@ -40,10 +41,11 @@ int link_rendezvous_listen(
 	const char *address, uint16_t first, uint16_t last, int *ret_fd, uint16_t *ret_port, struct base_error *e);
 
 /* ret_fds[members]: connected, authenticated, non-blocking TCP sockets that notice a silent peer (-1 at my own place).
- * A member that does not listen yet is tried again until the deadline. The listener stays the caller's and can be used for the next epoch.
+ * A member that does not listen yet is tried again until the deadline. The listener stays the caller's and can be used for the
+ * next epoch.
  * cancel_fd: -1, or one that becomes readable when the caller wants it to end.
  * -EACCES: another secret. -ESTALE: the member is in a later epoch. -EPROTO: it has another list. -ETIMEDOUT: the text says who is
- * missing, and what was refused meanwhile. -ECANCELED. */
+ * missing, and what was refused meanwhile. -ECANCELED. What look() says. */
 int link_rendezvous_connect(int listen_fd, const struct link_rendezvous_group *g, int cancel_fd, uint64_t deadline_ns,
 	int *ret_fds, struct base_error *e);
 

@@ -9,7 +9,6 @@
 #include <sys/socket.h>
 
 #include "base/clock.h"
-#include "shard/link/link.h"
 
 int link_socket_timeout_ms(uint64_t deadline_ns)
 {
@@ -22,29 +21,44 @@ int link_socket_timeout_ms(uint64_t deadline_ns)
 	return ms > 60000 ? 60000 : (int)ms;
 }
 
-int link_socket_wait(int fd, short events, uint32_t peer, uint64_t deadline_ns, struct base_error *e)
+int link_socket_patience_ms(const struct link_patience *patience)
+{
+	int ms = link_socket_timeout_ms(patience->deadline_ns), look = (int)(LINK_LOOK_NS / 1000000);
+	return patience->look && (ms < 0 || ms > look) ? look : ms;
+}
+
+int link_socket_look(const struct link_patience *patience, struct base_error *e)
+{
+	return patience->look ? patience->look(patience->context, e) : 0;
+}
+
+int link_socket_wait(int fd, short events, uint32_t peer, const struct link_patience *patience, struct base_error *e)
 {
 	for (;;) {
 		struct pollfd p = {.fd = fd, .events = events};
-		int n = poll(&p, 1, link_socket_timeout_ms(deadline_ns));
+		int n = poll(&p, 1, link_socket_patience_ms(patience));
 		if (n > 0)
 			return 0;
 		if (n < 0 && errno != EINTR)
 			return base_error_set(e, -errno, "link: poll for member %u: %s", peer, strerrordesc_np(errno));
-		if (n == 0 && base_clock_now_ns() >= deadline_ns)
+		if (n == 0 && base_clock_now_ns() >= patience->deadline_ns)
 			return base_error_set(
 				e, -ETIMEDOUT, "link: member %u did not say hello before the deadline", peer);
+		int r = link_socket_look(patience, e);
+		if (r)
+			return r;
 	}
 }
 
-int link_socket_write(int fd, uint32_t peer, const void *data, size_t n, uint64_t deadline_ns, struct base_error *e)
+int link_socket_write(
+	int fd, uint32_t peer, const void *data, size_t n, const struct link_patience *patience, struct base_error *e)
 {
 	for (size_t done = 0; done < n;) {
 		ssize_t k = send(fd, (const uint8_t *)data + done, n - done, MSG_NOSIGNAL | MSG_DONTWAIT);
 		if (k >= 0) {
 			done += (size_t)k;
 		} else if (errno == EAGAIN) {
-			int r = link_socket_wait(fd, POLLOUT, peer, deadline_ns, e);
+			int r = link_socket_wait(fd, POLLOUT, peer, patience, e);
 			if (r < 0)
 				return r;
 		} else if (errno != EINTR) {
@@ -55,7 +69,8 @@ int link_socket_write(int fd, uint32_t peer, const void *data, size_t n, uint64_
 	return 0;
 }
 
-int link_socket_read(int fd, uint32_t peer, void *out, size_t n, uint64_t deadline_ns, struct base_error *e)
+int link_socket_read(
+	int fd, uint32_t peer, void *out, size_t n, const struct link_patience *patience, struct base_error *e)
 {
 	for (size_t done = 0; done < n;) {
 		ssize_t k = recv(fd, (uint8_t *)out + done, n - done, MSG_DONTWAIT);
@@ -64,7 +79,7 @@ int link_socket_read(int fd, uint32_t peer, void *out, size_t n, uint64_t deadli
 		} else if (k == 0 || errno == ECONNRESET) {
 			return base_error_set(e, -ECONNRESET, "link: member %u closed before its hello", peer);
 		} else if (errno == EAGAIN) {
-			int r = link_socket_wait(fd, POLLIN, peer, deadline_ns, e);
+			int r = link_socket_wait(fd, POLLIN, peer, patience, e);
 			if (r < 0)
 				return r;
 		} else if (errno != EINTR) {

@@ -618,7 +618,7 @@ static int look_at_peers(struct link_ucx_group *g, bool *told, uint32_t *ret_mis
 
 /* A first message to and from everyone, and then the word of everyone that it has them all: from there on nobody needs the
  * help of a member that is not looking. */
-static int meet(struct link_ucx_group *g, uint64_t deadline_ns, struct base_error *e)
+static int meet(struct link_ucx_group *g, const struct link_patience *patience, struct base_error *e)
 {
 	struct link_core *c = &g->core;
 	bool told = false;
@@ -632,25 +632,27 @@ static int meet(struct link_ucx_group *g, uint64_t deadline_ns, struct base_erro
 		int r = look_at_peers(g, &told, &missing, e);
 		if (r)
 			return r < 0 ? r : 0;
-		if (base_clock_now_ns() >= deadline_ns)
+		if (base_clock_now_ns() >= patience->deadline_ns)
 			return base_error_set(e, -ETIMEDOUT,
 				"link: member %u says hello over its socket, but its data connection did not come "
 				"about "
 				"before the deadline: is a firewall between them?",
 				missing);
+		if ((r = link_socket_look(patience, e)))
+			return r;
 		if (!moved && arm(c)) {
-			int ms = link_socket_timeout_ms(deadline_ns);
+			int ms = link_socket_patience_ms(patience);
 			link_core_poll(c, ms < 0 || ms > 100 ? 100 : ms);
 		}
 	}
 }
 
-static int start(struct link_ucx_group *g, const int *fds, uint64_t deadline_ns, struct base_error *e)
+static int start(struct link_ucx_group *g, const int *fds, const struct link_patience *patience, struct base_error *e)
 {
 	int r = open_ucx(g, fds, e);
 	if (r < 0)
 		return r;
-	r = link_ucx_hello(g, fds, connect_peer, deadline_ns, e);
+	r = link_ucx_hello(g, fds, connect_peer, patience, e);
 	if (r < 0)
 		return r;
 	r = link_core_start(&g->core, fds, e);
@@ -663,7 +665,7 @@ static int start(struct link_ucx_group *g, const int *fds, uint64_t deadline_ns,
 	if (g->timer_fd < 0 || g->ucp.worker_get_efd(g->worker, &efd) != UCS_OK ||
 		link_core_watch(&g->core, g->timer_fd, EPOLLIN) < 0 || link_core_watch(&g->core, efd, EPOLLIN) < 0)
 		return base_error_set(e, -EIO, "link: UCX gives no event fd");
-	r = meet(g, deadline_ns, e);
+	r = meet(g, patience, e);
 	if (r == 0 && (r = link_ucx_guard(g->port, NULL, 0)) < 0)
 		base_error_set(e, r, "link: UCX's port %u cannot be closed: %s", g->port, strerrordesc_np(-r));
 	return r;
@@ -688,7 +690,7 @@ static const struct link_core_engine engine = {
 };
 
 static int create(const int *fds, uint32_t members, uint32_t me, uint64_t epoch, size_t ring_bytes,
-	uint64_t deadline_ns, struct link_group **ret_group, struct base_error *e)
+	const struct link_patience *patience, struct link_group **ret_group, struct base_error *e)
 {
 	int r = link_core_check(fds, members, me, ring_bytes, &ring_bytes, e);
 	if (r < 0)
@@ -707,7 +709,7 @@ static int create(const int *fds, uint32_t members, uint32_t me, uint64_t epoch,
 			return base_error_set(e, r, "link: the connection to member %u: %s", i, strerrordesc_np(-r));
 		}
 	}
-	r = start(g, fds, deadline_ns, e);
+	r = start(g, fds, patience, e);
 	if (r < 0) {
 		link_core_forget_fds(&g->core);
 		destroy(&g->core);

@@ -29,7 +29,8 @@ int link_ucx_check_hello(struct link_ucx_group *g, const struct link_ucx_hello *
 	return 0;
 }
 
-static int say(struct link_ucx_group *g, uint32_t peer, int fd, uint64_t deadline_ns, struct base_error *e)
+static int say(
+	struct link_ucx_group *g, uint32_t peer, int fd, const struct link_patience *patience, struct base_error *e)
 {
 	const struct link_core *c = &g->core;
 	struct link_ucx_hello h = {
@@ -44,27 +45,27 @@ static int say(struct link_ucx_group *g, uint32_t peer, int fd, uint64_t deadlin
 		.token = g->pairs[peer].my_token,
 		.address_bytes = (uint32_t)g->address_bytes,
 	};
-	int r = link_socket_write(fd, peer, &h, sizeof h, deadline_ns, e);
-	return r < 0 ? r : link_socket_write(fd, peer, g->address, g->address_bytes, deadline_ns, e);
+	int r = link_socket_write(fd, peer, &h, sizeof h, patience, e);
+	return r < 0 ? r : link_socket_write(fd, peer, g->address, g->address_bytes, patience, e);
 }
 
 static int hear(struct link_ucx_group *g, uint32_t peer, int fd,
 	int (*connect)(struct link_ucx_group *g, uint32_t peer, const void *address, struct base_error *e),
-	uint64_t deadline_ns, struct base_error *e)
+	const struct link_patience *patience, struct base_error *e)
 {
 	struct link_ucx_hello h;
 	_Alignas(16) uint8_t address[LINK_UCX_MAX_ADDRESS_BYTES];
-	int r = link_socket_read(fd, peer, &h, sizeof h, deadline_ns, e);
+	int r = link_socket_read(fd, peer, &h, sizeof h, patience, e);
 	if (r == 0)
 		r = link_ucx_check_hello(g, &h, peer, e);
 	if (r == 0)
-		r = link_socket_read(fd, peer, address, h.address_bytes, deadline_ns, e);
+		r = link_socket_read(fd, peer, address, h.address_bytes, patience, e);
 	return r < 0 ? r : connect(g, peer, address, e);
 }
 
 int link_ucx_hello(struct link_ucx_group *g, const int *fds,
 	int (*connect)(struct link_ucx_group *g, uint32_t peer, const void *address, struct base_error *e),
-	uint64_t deadline_ns, struct base_error *e)
+	const struct link_patience *patience, struct base_error *e)
 {
 	uint32_t me = g->core.group.me, members = g->core.group.members;
 	int r;
@@ -74,18 +75,18 @@ int link_ucx_hello(struct link_ucx_group *g, const int *fds,
 			return base_error_set(e, -EIO, "link: no random bytes");
 	}
 	for (uint32_t i = 0; i < me; i++) {
-		if (fds[i] >= 0 && ((r = hear(g, i, fds[i], connect, deadline_ns, e)) < 0 ||
-					   (r = say(g, i, fds[i], deadline_ns, e)) < 0))
+		if (fds[i] >= 0 && ((r = hear(g, i, fds[i], connect, patience, e)) < 0 ||
+					   (r = say(g, i, fds[i], patience, e)) < 0))
 			return r;
 	}
 	if (g->core.group.epoch == 0 || g->core.ring_bytes == 0)
 		return base_error_set(e, -EINVAL, "link: no lower member says the epoch and the ring's size");
 	for (uint32_t i = me + 1; i < members; i++) {
-		if (fds[i] >= 0 && (r = say(g, i, fds[i], deadline_ns, e)) < 0)
+		if (fds[i] >= 0 && (r = say(g, i, fds[i], patience, e)) < 0)
 			return r;
 	}
 	for (uint32_t i = me + 1; i < members; i++) {
-		if (fds[i] >= 0 && (r = hear(g, i, fds[i], connect, deadline_ns, e)) < 0)
+		if (fds[i] >= 0 && (r = hear(g, i, fds[i], connect, patience, e)) < 0)
 			return r;
 	}
 	return 0;

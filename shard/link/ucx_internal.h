@@ -109,7 +109,7 @@ int link_ucx_check_hello(struct link_ucx_group *g, const struct link_ucx_hello *
 /* Exchanges hellos and addresses with every peer and makes the endpoints (with connect). */
 int link_ucx_hello(struct link_ucx_group *g, const int *fds,
 	int (*connect)(struct link_ucx_group *g, uint32_t peer, const void *address, struct base_error *e),
-	uint64_t deadline_ns, struct base_error *e);
+	const struct link_patience *patience, struct base_error *e);
 
 /* A port for UCX to listen at, of UCX_TCP_PORT_RANGE where the environment has it. -EADDRINUSE, -EINVAL. */
 int link_ucx_guard_pick_port(uint16_t *ret_port);

@@ -270,7 +270,8 @@ static int connect_all(const struct arguments *a, struct link_group **ret_group,
 		fds[me - a->parts] = a->previous_fd;
 	if (a->stage + 1 < a->stages)
 		fds[me + a->parts] = a->next_fd;
-	return a->link->create(fds, 1 + a->stages * a->parts, me, 0, 0, base_clock_now_ns() + CONNECT_NS, ret_group, e);
+	return a->link->create(
+		fds, 1 + a->stages * a->parts, me, 0, 0, LINK_UNTIL(base_clock_now_ns() + CONNECT_NS), ret_group, e);
 }
 
 /* The other parts of the same layers, of the epoch that the coordinator said. */
@@ -279,8 +280,8 @@ static int connect_parts(const struct arguments *a, uint64_t epoch, struct link_
 	int fds[LINK_MAX_MEMBERS];
 	for (uint32_t i = 0, next = 0; i < a->parts; i++)
 		fds[i] = i == a->part ? -1 : a->tensor_fds[next++];
-	return a->link->create(
-		fds, a->parts, a->part, epoch, TENSOR_RING_BYTES, base_clock_now_ns() + CONNECT_NS, ret_group, e);
+	return a->link->create(fds, a->parts, a->part, epoch, TENSOR_RING_BYTES,
+		LINK_UNTIL(base_clock_now_ns() + CONNECT_NS), ret_group, e);
 }
 
 static int serve(const struct arguments *a, struct base_log *log, const _Atomic bool *stop)
@@ -314,7 +315,8 @@ static int measure(const struct arguments *a)
 	uint64_t until = base_clock_now_ns() + MEASURE_NS;
 	bool first = a->measure == 0;
 	fds[1 - a->measure] = a->fd;
-	int r = a->link->create(fds, 2, (uint32_t)a->measure, first, first ? MEASURE_RING_BYTES : 0, until, &group, &e);
+	int r = a->link->create(
+		fds, 2, (uint32_t)a->measure, first, first ? MEASURE_RING_BYTES : 0, LINK_UNTIL(until), &group, &e);
 	if (r == 0)
 		r = link_measure(group, until, &v, &e);
 	a->link->close(group);

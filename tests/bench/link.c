@@ -148,7 +148,7 @@ static void hosts(const char *address, uint16_t port, uint32_t me)
 	meet(address, port, me, listener, 1, fds);
 	meet(address, port, me, listener, 2, plain);
 	struct way ucx = {.peer = 1 - me}, tcp = {.fd = plain[1 - me]};
-	if (ops->create(fds, 2, me, 1, 4 * MIB, DEADLINE, &ucx.group, &e) < 0) {
+	if (ops->create(fds, 2, me, 1, 4 * MIB, LINK_UNTIL(DEADLINE), &ucx.group, &e) < 0) {
 		fprintf(stderr, "bench_link: %s\n", e.message);
 		exit(1);
 	}
@@ -194,7 +194,7 @@ static void member(const struct job *j, int pairs[4][4], uint32_t me)
 				close(pairs[i][k]);
 		}
 	}
-	if (ops->create(fds, j->members, me, 1, MIB, DEADLINE, &g, &e) < 0) {
+	if (ops->create(fds, j->members, me, 1, MIB, LINK_UNTIL(DEADLINE), &g, &e) < 0) {
 		fprintf(stderr, "bench_link: %s\n", e.message);
 		_exit(1);
 	}

@@ -81,7 +81,7 @@ int main(int argc, char **argv)
 	uint64_t deadline = base_clock_now_ns() + 20 * BASE_NS_PER_SECOND;
 	if (link_rendezvous_listen(list[g.me].address, list[g.me].port, list[g.me].port, &listener, &port, &e) < 0 ||
 		link_rendezvous_connect(listener, &g, -1, deadline, fds, &e) < 0 ||
-		ops->create(fds, g.members, g.me, g.epoch, MIB, deadline, &group, &e) < 0) {
+		ops->create(fds, g.members, g.me, g.epoch, MIB, LINK_UNTIL(deadline), &group, &e) < 0) {
 		printf("failed %s\n", base_error_text(&e));
 		return 1;
 	}

@@ -250,7 +250,15 @@ static void *rank_thread(void *argument)
 	for (uint32_t i = 0; i <= FAKE_RANKS; i++)
 		fds[i] = i == 0 ? me->fd : -1;
 	uint64_t deadline = base_clock_now_ns() + 20 * BASE_NS_PER_SECOND;
-	if (link_local_ops.create(fds, 1 + me->ranks, 1 + me->rank, 0, 0, deadline, &l.group, NULL) < 0) {
+	if (me->mute) {
+		struct pollfd p = {.fd = me->stop_pipe[0], .events = POLLIN};
+		atomic_fetch_add(&me->all->mutes, 1);
+		while (poll(&p, 1, -1) < 0)
+			;
+		close(me->fd);
+		return NULL;
+	}
+	if (link_local_ops.create(fds, 1 + me->ranks, 1 + me->rank, 0, 0, LINK_UNTIL(deadline), &l.group, NULL) < 0) {
 		close(me->fd);
 		return NULL;
 	}
@@ -296,6 +304,9 @@ static int start(void *context, uint32_t rank, int *ret_fd, struct base_error *e
 	f->rank[rank].answers = rank == (f->stages - 1) * parts;
 	f->rank[rank].fd = fds[1];
 	f->rank[rank].running = true;
+	f->rank[rank].mute = f->mute_starts > 0;
+	if (f->rank[rank].mute)
+		atomic_fetch_sub(&f->mute_starts, 1);
 	if (pthread_create(&f->rank[rank].thread, NULL, rank_thread, &f->rank[rank]))
 		abort();
 	*ret_fd = fds[0];

@@ -31,10 +31,11 @@ struct fake_ranks {
 	_Atomic uint32_t die_at, hang_at, corrupt_at, garbage_at; // 0: never
 	_Atomic uint32_t io_dies_at; // from that pass to the end of that life nothing can be read
 	_Atomic bool die_always; // at the first pass of every life
+	_Atomic uint32_t mute_starts; // so many ranks that are started next say nothing, not even hello
 	/* At each pass that carries this position of a sequence with a prompt of die_prompt tokens (0: never). */
 	_Atomic uint32_t die_prompt, die_position;
 	/* What happened. */
-	_Atomic uint32_t passes, starts, opens, closes, largest_batch;
+	_Atomic uint32_t passes, starts, opens, closes, largest_batch, mutes;
 	_Atomic uint64_t positions;
 
 	struct fake_rank {
@@ -43,7 +44,7 @@ struct fake_ranks {
 		bool answers;
 		int fd;
 		pthread_t thread;
-		bool running;
+		bool running, mute;
 		int stop_pipe[2];
 	} rank[FAKE_RANKS];
 };

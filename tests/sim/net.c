@@ -593,7 +593,7 @@ static int greet(struct group *g, const int *fds, uint64_t deadline_ns, struct b
 }
 
 static int create(const int *fds, uint32_t members, uint32_t me, uint64_t epoch, size_t ring_bytes,
-	uint64_t deadline_ns, struct link_group **ret_group, struct base_error *e)
+	const struct link_patience *patience, struct link_group **ret_group, struct base_error *e)
 {
 	int r = link_core_check(fds, members, me, ring_bytes, &ring_bytes, e);
 	if (r < 0)
@@ -602,7 +602,7 @@ static int create(const int *fds, uint32_t members, uint32_t me, uint64_t epoch,
 	if (!g)
 		return base_error_set(e, -ENOMEM, "link: no memory for a group");
 	link_core_init(&g->core, &sim_link_ops, &engine, members, me, epoch, ring_bytes);
-	r = greet(g, fds, deadline_ns, e);
+	r = greet(g, fds, patience->deadline_ns, e);
 	if (r == 0)
 		r = link_core_start(&g->core, fds, e);
 	if (r < 0) {

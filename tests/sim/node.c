@@ -185,7 +185,7 @@ static void *rank_main(void *argument)
 	if (s->stage + 1 < s->stages)
 		fds[me + 1] = s->fds[2];
 	uint64_t until = base_clock_now_ns() + RANK_CONNECT_NS;
-	int r = sim_link_ops.create(fds, 1 + s->stages, me, 0, 0, until, &g, &e);
+	int r = sim_link_ops.create(fds, 1 + s->stages, me, 0, 0, LINK_UNTIL(until), &g, &e);
 	for (uint32_t i = 0; r && i < 3; i++) {
 		if (s->fds[i] >= 0)
 			close(s->fds[i]);

@@ -90,8 +90,8 @@ static void *member_main(void *arg)
 	struct link_group *g = NULL;
 	struct base_error e = {0};
 	// Members above 0 learn epoch and ring from the lowest.
-	m->status =
-		ops->create(m->fds, m->members, m->me, m->me ? 0 : 7, m->me ? 0 : m->ring_bytes, SECONDS(10), &g, &e);
+	m->status = ops->create(
+		m->fds, m->members, m->me, m->me ? 0 : 7, m->me ? 0 : m->ring_bytes, LINK_UNTIL(SECONDS(10)), &g, &e);
 	if (m->status < 0) {
 		fprintf(stderr, "member %u: %s\n", m->me, base_error_text(&e));
 		return NULL;
@@ -453,7 +453,7 @@ static void *pair_half(void *arg)
 	struct member *m = arg;
 	struct base_error e;
 	struct link_group *g = NULL;
-	m->status = ops->create(m->fds, 2, m->me, 3, 8192, SECONDS(10), &g, &e);
+	m->status = ops->create(m->fds, 2, m->me, 3, 8192, LINK_UNTIL(SECONDS(10)), &g, &e);
 	m->context = g;
 	return NULL;
 }
@@ -596,7 +596,7 @@ static int hear(const void *data, size_t n, int memfd)
 	struct base_error e = {0};
 	connect_all(m, 2);
 	assert_int_equal(say(m[0].fds[1], data, n, memfd), 0);
-	int r = ops->create(m[1].fds, 2, 1, 0, 0, base_clock_now_ns() + 50000000, &g, &e);
+	int r = ops->create(m[1].fds, 2, 1, 0, 0, LINK_UNTIL(base_clock_now_ns() + 50000000), &g, &e);
 	assert_true(r < 0);
 	assert_int_equal(e.code, r);
 	assert_non_null(strstr(e.message, "member 0"));
@@ -643,7 +643,7 @@ static void test_other_epoch(void **state)
 	connect_all(m, 2);
 	const struct hello old = {0x6b6e696c, 1, 2, 0, 1, 0, 3, 8192};
 	assert_int_equal(say(m[0].fds[1], &old, sizeof old, -1), 0);
-	assert_int_equal(ops->create(m[1].fds, 2, 1, 4, 8192, SECONDS(5), &g, &e), -EPROTO);
+	assert_int_equal(ops->create(m[1].fds, 2, 1, 4, 8192, LINK_UNTIL(SECONDS(5)), &g, &e), -EPROTO);
 	assert_non_null(strstr(e.message, "epoch 3"));
 	close(m[0].fds[1]);
 	close(m[1].fds[0]);
@@ -667,7 +667,7 @@ static void test_random_bytes(void **state)
 		uint8_t *shared = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
 		assert_true(shared != MAP_FAILED);
 		assert_int_equal(say(m[0].fds[1], &good, sizeof good, memfd), 0);
-		assert_int_equal(ops->create(m[1].fds, 2, 1, 0, 0, SECONDS(5), &g, &e), 0);
+		assert_int_equal(ops->create(m[1].fds, 2, 1, 0, 0, LINK_UNTIL(SECONDS(5)), &g, &e), 0);
 		for (int step = 0; step < 20; step++) {
 			for (size_t i = round & 1 ? 256 : 0; i < bytes; i += 8) {
 				seed = seed * 6364136223846793005u + 1442695040888963407u;
@@ -698,6 +698,30 @@ static void test_random_bytes(void **state)
 		munmap(shared, bytes);
 		close(memfd);
 		close(m[0].fds[1]);
+	}
+}
+
+static int look(void *context, struct base_error *e)
+{
+	uint32_t *looks = context;
+	return ++*looks < 3 ? 0 : base_error_set(e, -ECANCELED, "nobody wants it any more");
+}
+
+/* Whoever waits for a peer that is there and says nothing looks up now and then, and that can end it. */
+static void test_mute_peer(void **state)
+{
+	for (uint32_t me = 0; me < 2; me++) { // the one speaks first, the other listens
+		struct member m[2] = {{.me = 0}, {.me = 1}};
+		struct link_group *g = NULL;
+		struct base_error e = {0};
+		uint32_t looks = 0;
+		const struct link_patience patience = {LINK_NO_DEADLINE, look, &looks};
+		connect_all(m, 2);
+		assert_int_equal(ops->create(m[me].fds, 2, me, 7, 8192, &patience, &g, &e), -ECANCELED);
+		assert_int_equal(looks, 3);
+		assert_string_equal(e.message, "nobody wants it any more");
+		close(m[0].fds[1]);
+		close(m[1].fds[0]);
 	}
 }
 
@@ -777,6 +801,7 @@ int main(void)
 		EACH_ENGINE(test_event_fd),
 		EACH_ENGINE(test_allreduce),
 		EACH_ENGINE(test_flush),
+		EACH_ENGINE(test_mute_peer),
 		EACH_ENGINE(test_last_words),
 		EACH_ENGINE(test_kill),
 		EACH_ENGINE(test_revoke),

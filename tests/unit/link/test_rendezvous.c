@@ -26,7 +26,7 @@ struct side {
 	int fds[MOST];
 	int status;
 	struct base_error e;
-	uint32_t refused;
+	uint32_t refused, looks;
 	char reasons[32768];
 };
 
@@ -246,6 +246,12 @@ static void test_epochs_and_lists(void **state)
 	sides_finish(s, 2);
 }
 
+static int look(void *context, struct base_error *e)
+{
+	struct side *s = context;
+	return ++s->looks < 3 ? 0 : base_error_set(e, -ESTALE, "another plan");
+}
+
 static void test_nobody_and_cancel(void **state)
 {
 	struct side s[2];
@@ -270,6 +276,12 @@ static void test_nobody_and_cancel(void **state)
 	side_main(&s[1]);
 	assert_int_equal(s[1].status, -ECANCELED);
 	close(s[1].cancel_fd);
+	s[1].cancel_fd = -1;
+	s[1].group.look = look;
+	side_main(&s[1]);
+	assert_int_equal(s[1].status, -ESTALE);
+	assert_string_equal(s[1].e.message, "another plan");
+	assert_int_equal(s[1].looks, 3);
 	close(s[1].listen_fd);
 }
 

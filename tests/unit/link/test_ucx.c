@@ -37,7 +37,7 @@ static void *half_main(void *arg)
 	int fds[2];
 	fds[h->me] = -1;
 	fds[1 - h->me] = h->fd;
-	h->status = ops->create(fds, 2, h->me, 3, 1 << 20, SECONDS(10), &h->group, &h->e);
+	h->status = ops->create(fds, 2, h->me, 3, 1 << 20, LINK_UNTIL(SECONDS(10)), &h->group, &h->e);
 	return NULL;
 }
 
@@ -268,7 +268,7 @@ static void hear(const struct link_ucx_hello *hello, size_t bytes, int want, con
 	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
 	assert_int_equal(send(pair[0], hello, bytes, 0), bytes);
 	int fds[2] = {pair[1], -1};
-	assert_int_equal(ops->create(fds, 2, 1, 0, 0, base_clock_now_ns() + 100000000, &g, &e), want);
+	assert_int_equal(ops->create(fds, 2, 1, 0, 0, LINK_UNTIL(base_clock_now_ns() + 100000000), &g, &e), want);
 	assert_non_null(strstr(e.message, text));
 	close(pair[0]);
 	close(pair[1]);

@@ -124,7 +124,7 @@ static void launch(struct process *p, const char *settings)
 	snprintf(number, sizeof number, "%d", pair[1]);
 	p->pid = start((const char *[]){"--fd", number, "--name", "rank-toy", NULL}, &p->output);
 	close(pair[1]);
-	assert_int_equal(ops->create((int[]){-1, pair[0]}, 2, 0, 3, 65536, SECONDS(10), &p->group, &e), 0);
+	assert_int_equal(ops->create((int[]){-1, pair[0]}, 2, 0, 3, 65536, LINK_UNTIL(SECONDS(10)), &p->group, &e), 0);
 	assert_int_equal(rank_message_scratch_create(&p->scratch), 0);
 	struct rank_message m = {.type = RANK_MESSAGE_ASSIGN};
 	m.assign = (struct rank_assign){.epoch = 3,

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The engine while its ranks come and go: those of several hosts, and those that are there and say nothing. */
+#include "tests/lib/testing.h"
+
+#include <unistd.h>
+
+#include "tests/unit/engine/bench.h"
+
+/* Ranks of several hosts: another number of them in each life. */
+struct fleet {
+	struct bench *bench;
+	uint32_t lives, scattered;
+	_Atomic uint32_t questions;
+	_Atomic bool away;
+	_Atomic uint32_t unlucky; // times that nobody can be connected
+	struct rank_assign assign[FAKE_RANKS];
+};
+
+static int gather(
+	void *context, const struct link_patience *patience, struct engine_gathered *ret_gathered, struct base_error *e)
+{
+	static const uint32_t stages[] = {2, 3, 1, 2};
+	struct fleet *f = context;
+	struct fake_ranks *ranks = &f->bench->ranks;
+	struct engine_starter one = fake_ranks_starter(ranks);
+	int fds[1 + FAKE_RANKS] = {-1};
+	atomic_fetch_add(&f->questions, 1);
+	if (f->away)
+		return base_error_set(e, -EHOSTDOWN, "node-b is missing");
+	if (f->unlucky && atomic_fetch_sub(&f->unlucky, 1))
+		return base_error_set(e, -ECONNRESET, "node-b does not come");
+	if (f->questions < 3)
+		return base_error_set(e, -EAGAIN, "node-b packs");
+	for (uint32_t i = 0; i < FAKE_RANKS; i++)
+		one.stop(one.context, i);
+	ranks->stages = stages[f->lives % 4];
+	for (uint32_t i = 0; i < ranks->stages; i++) {
+		assert_int_equal(one.start(one.context, i, &fds[1 + i], e), 0);
+		f->assign[i] = (struct rank_assign){.config.slice.tp_size = 1};
+	}
+	uint64_t epoch = 100 + f->lives++;
+	*ret_gathered = (struct engine_gathered){.epoch = epoch, .stages = ranks->stages, .assign = f->assign};
+	int status = link_local_ops.create(fds, 1 + ranks->stages, 0, epoch, 65536, patience, &ret_gathered->group, e);
+	for (uint32_t i = 1; status && i <= ranks->stages; i++)
+		close(fds[i]);
+	f->scattered += status != 0;
+	return status;
+}
+
+static void scatter(void *context)
+{
+	((struct fleet *)context)->scattered++;
+}
+
+static struct bench *fleet_create(struct fleet *f)
+{
+	struct bench *b = f->bench = bench_create();
+	b->config.stages = FAKE_RANKS;
+	b->config.max_restarts = 1;
+	b->config.starter = (struct engine_starter){.gather = gather, .scatter = scatter, .context = f};
+	b->ranks.delay_ns = 1000000;
+	assert_int_equal(engine_create(&b->config, &b->engine, NULL), 0);
+	wait_state(b, ENGINE_READY);
+	return b;
+}
+
+static void fleet_destroy(struct fleet *f)
+{
+	struct engine_starter one = fake_ranks_starter(&f->bench->ranks);
+	engine_destroy(f->bench->engine);
+	f->bench->engine = NULL;
+	assert_int_equal(f->scattered, f->lives);
+	for (uint32_t i = 0; i < FAKE_RANKS; i++)
+		one.stop(one.context, i);
+	bench_destroy(f->bench);
+}
+
+/* Hosts that are lost again and again are as none: requests are refused, but the model is there when the hosts are. */
+static void test_gathered_ranks_often_lost(void **state)
+{
+	struct fleet f = {0};
+	struct bench *b = fleet_create(&f);
+	struct engine_load load;
+	assert_int_equal(submit(b, make_request(b, 0, 10, 60)), 0);
+	f.unlucky = 3;
+	engine_regather(b->engine, "node-b is lost");
+	do
+		engine_get_load(b->engine, &load);
+	while (!load.down);
+	struct request *r = make_request(b, 1, 10, 5);
+	struct base_error e = {0};
+	assert_int_equal(engine_submit(b->engine, r, NULL, &e), -EHOSTDOWN);
+	assert_non_null(strstr(e.message, "node-b does not come"));
+	wait_state(b, ENGINE_READY);
+	assert_int_equal(submit(b, r), 0);
+	for (uint32_t i = 0; i < 2; i++)
+		wait_reader(&b->reader[i], 0);
+	check_hash_output(b, 0, 10, 60);
+	check_hash_output(b, 1, 10, 5);
+	fleet_destroy(&f);
+}
+
+static void test_gathered_ranks(void **state)
+{
+	struct fleet f = {0};
+	struct bench *b = fleet_create(&f);
+	struct engine_load load;
+	assert_true(f.questions >= 3);
+	engine_get_load(b->engine, &load);
+	assert_int_equal(load.epoch, 100);
+	assert_int_equal(load.stages, 2);
+	for (uint32_t i = 0; i < 8; i++)
+		assert_int_equal(submit(b, make_request(b, i, 10 + i * 20, 60)), 0);
+	wait_reader(&b->reader[0], 5);
+	engine_regather(b->engine, "node-c joined");
+	wait_reader(&b->reader[0], 25);
+	b->ranks.die_at = b->ranks.passes + 1;
+	for (uint32_t i = 0; i < 8; i++) {
+		wait_reader(&b->reader[i], 0);
+		check_hash_output(b, i, 10 + i * 20, 60);
+	}
+	engine_get_load(b->engine, &load);
+	assert_int_equal(load.epoch, 102);
+	assert_int_equal(load.stages, 1);
+	/* Nothing can hold the model: requests are refused with the reason until it can. */
+	f.away = true;
+	engine_regather(b->engine, "node-b is lost");
+	do
+		engine_get_load(b->engine, &load);
+	while (!load.down);
+	struct request *r = make_request(b, 8, 10, 5);
+	struct base_error e = {0};
+	uint64_t retry = 0;
+	assert_int_equal(engine_submit(b->engine, r, &retry, &e), -EHOSTDOWN);
+	assert_non_null(strstr(e.message, "node-b is missing"));
+	assert_true(retry > 0);
+	f.away = false;
+	wait_state(b, ENGINE_READY);
+	assert_int_equal(submit(b, r), 0);
+	wait_reader(&b->reader[8], 0);
+	check_hash_output(b, 8, 10, 5);
+	fleet_destroy(&f);
+}
+
+/* The rank dies while it computes the first request, and the next one is there but says nothing, not even hello. Whoever waits
+ * for it meanwhile is heeded: nothing of this comes after it was given up, which an event would say. */
+static void wait_for_mute_rank(struct bench *b)
+{
+	b->ranks.mute_starts = 1;
+	b->ranks.die_at = b->ranks.passes + 8;
+	struct request *r = make_request(b, 0, 10, 60);
+	snprintf(r->id, sizeof r->id, "held");
+	assert_int_equal(submit(b, r), 0);
+	for (uint64_t end = base_clock_now_ns() + 60 * SECOND; !b->ranks.mutes && base_clock_now_ns() < end;)
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	assert_int_equal(b->ranks.mutes, 1);
+	uint32_t events = b->events;
+	r = make_request(b, 1, 10, 5);
+	r->deadline_ns = base_clock_now_ns() + 50000000;
+	assert_int_equal(submit(b, r), 0);
+	wait_reader(&b->reader[1], 0);
+	assert_int_equal(b->reader[1].error.code, -ETIME);
+	assert_int_equal(engine_abort(b->engine, "held"), 0);
+	wait_reader(&b->reader[0], 0);
+	assert_int_equal(b->reader[0].error.code, -ECANCELED);
+	assert_int_equal(submit(b, make_request(b, 2, 10, 5)), 0);
+	assert_int_equal(b->events, events);
+	engine_destroy(b->engine);
+	b->engine = NULL;
+	wait_reader(&b->reader[2], 0);
+	assert_int_equal(b->reader[2].error.code, -EHOSTDOWN);
+	assert_int_equal(b->events, events);
+}
+
+static void test_nobody_waits_for_a_mute_rank(void **state)
+{
+	struct bench *b = bench_create();
+	start(b);
+	wait_for_mute_rank(b);
+	bench_destroy(b);
+	struct fleet f = {0};
+	b = fleet_create(&f);
+	wait_for_mute_rank(b);
+	fleet_destroy(&f);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_gathered_ranks),
+		cmocka_unit_test(test_gathered_ranks_often_lost),
+		cmocka_unit_test(test_nobody_waits_for_a_mute_rank),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
