@@ -36,12 +36,13 @@ static int open_file(struct offload_store *s, int dirfd, const char *name)
 }
 
 // Whole pages into an aligned buffer. Some file systems let a file be opened O_DIRECT and refuse the first read.
-static int read_range(struct offload_store *s, uint64_t offset, uint64_t length, uint8_t *out)
+static int try_range(struct offload_store *s, uint64_t offset, uint64_t length, uint8_t *out, uint64_t *ret_done)
 {
 	uint64_t at = 0;
 	while (at < length) {
 		size_t want = length - at < (1u << 30) ? (size_t)(length - at) : 1u << 30;
 		ssize_t n = pread(s->fd, out + at, want, (off_t)(offset + at));
+		*ret_done = at;
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0 && s->direct && refuses_direct(-errno)) {
@@ -62,6 +63,17 @@ static int read_range(struct offload_store *s, uint64_t offset, uint64_t length,
 	return 0;
 }
 
+static int read_range(
+	struct offload_store *s, const char *what, uint64_t offset, uint64_t length, uint8_t *out, struct base_error *e)
+{
+	uint64_t done = 0;
+	int r = try_range(s, offset, length, out, &done);
+	return r < 0 ? base_error_set(e, r, "cannot read %llu bytes at %llu, of the %s: %s",
+			       (unsigned long long)(length - done), (unsigned long long)(offset + done), what,
+			       r == -ENODATA ? "the file ends there" : strerrordesc_np(-r))
+		     : 0;
+}
+
 static int read_header(struct offload_store *s, struct base_error *e)
 {
 	struct stat st;
@@ -78,9 +90,9 @@ static int read_header(struct offload_store *s, struct base_error *e)
 	_cleanup_free_ uint8_t *bytes = aligned_alloc(BASE_PAGE_BYTES, STORE_HEADER_BYTES);
 	if (!bytes)
 		return base_error_set(e, -ENOMEM, "no memory for the header");
-	int r = read_range(s, 0, STORE_HEADER_BYTES, bytes);
+	int r = read_range(s, "header", 0, STORE_HEADER_BYTES, bytes, e);
 	if (r < 0)
-		return base_error_set(e, r, "cannot read the header: %s", strerrordesc_np(-r));
+		return r;
 	return offload_store_header_decode(bytes, (uint64_t)st.st_size, &s->header, e);
 }
 
@@ -90,9 +102,9 @@ static int read_tables(struct offload_store *s, struct base_error *e)
 	_cleanup_free_ uint8_t *bytes = aligned_alloc(BASE_PAGE_BYTES, length);
 	if (!bytes)
 		return base_error_set(e, -ENOMEM, "no memory for tables of %llu bytes", (unsigned long long)length);
-	int r = read_range(s, s->header.tables_offset_bytes, length, bytes);
+	int r = read_range(s, "tables", s->header.tables_offset_bytes, length, bytes, e);
 	if (r < 0)
-		return base_error_set(e, r, "cannot read the tables: %s", strerrordesc_np(-r));
+		return r;
 	return offload_store_tables_decode(&s->header, bytes, &s->tables, e);
 }
 

@@ -198,11 +198,13 @@ static int grow(void **array, uint32_t count, uint32_t *room, size_t size)
 	return 0;
 }
 
-static int write_range(struct offload_store_writer *w, const uint8_t *data, uint64_t length, uint64_t offset)
+static int try_range(
+	struct offload_store_writer *w, const uint8_t *data, uint64_t length, uint64_t offset, uint64_t *ret_done)
 {
 	uint64_t at = 0;
 	while (at < length) {
 		ssize_t n = pwrite(w->fd, data + at, length - at, (off_t)(offset + at));
+		*ret_done = at;
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0 && errno == EINVAL && w->direct) {
@@ -226,13 +228,26 @@ static int write_range(struct offload_store_writer *w, const uint8_t *data, uint
 	return 0;
 }
 
+static int write_range(
+	struct offload_store_writer *w, const uint8_t *data, uint64_t length, uint64_t offset, struct base_error *e)
+{
+	char what[80];
+	uint64_t done = 0;
+	int r = try_range(w, data, length, offset, &done);
+	if (r == 0)
+		return 0;
+	snprintf(what, sizeof what, "write %llu bytes at %llu", (unsigned long long)(length - done),
+		(unsigned long long)(offset + done));
+	return fail(w, r, what, e);
+}
+
 static int flush(struct offload_store_writer *w, struct base_error *e)
 {
 	if (w->closed_bytes == 0)
 		return 0;
-	int r = write_range(w, w->buffer, w->closed_bytes, w->written_bytes);
+	int r = write_range(w, w->buffer, w->closed_bytes, w->written_bytes, e);
 	if (r < 0)
-		return fail(w, r, "write it", e);
+		return r;
 	w->written_bytes += w->closed_bytes;
 	w->closed_bytes = 0;
 	return 0;
@@ -334,12 +349,11 @@ static int write_tables(struct offload_store_writer *w, struct base_error *e)
 	memset(bytes, 0, h->tables_bytes);
 	offload_store_tables_encode(h, &w->tables, bytes);
 	h->tables_xxh3 = offload_hash(bytes, h->tables_bytes);
-	int r = write_range(w, bytes, h->tables_bytes, h->tables_offset_bytes);
+	int r = write_range(w, bytes, h->tables_bytes, h->tables_offset_bytes, e);
 	if (r < 0)
-		return fail(w, r, "write it", e);
+		return r;
 	offload_store_header_encode(h, w->buffer); // empty by now
-	r = write_range(w, w->buffer, STORE_HEADER_BYTES, 0);
-	return r < 0 ? fail(w, r, "write it", e) : 0;
+	return write_range(w, w->buffer, STORE_HEADER_BYTES, 0, e);
 }
 
 static int publish(struct offload_store_writer *w, struct base_error *e)

@@ -462,7 +462,9 @@ static int read_header(struct format_gguf *g, uint64_t from, uint64_t to, struct
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
-			return base_error_set(e, n < 0 ? -errno : -EIO, "%s: cannot read its header: %s", g->path,
+			return base_error_set(e, n < 0 ? -errno : -EIO,
+				"%s: cannot read %llu bytes at %llu, of its header: %s", g->path,
+				(unsigned long long)(to - from), (unsigned long long)from,
 				n < 0 ? strerrordesc_np(errno) : "the file became shorter");
 		from += (uint64_t)n;
 	}

@@ -202,7 +202,8 @@ int format_gguf_read(const struct format_gguf *g, const struct format_gguf_tenso
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
-			return base_error_set(e, -EIO, "%s: cannot read tensor %s: %s", g->path, t->name,
+			return base_error_set(e, -EIO, "%s: cannot read %llu bytes at %llu, of tensor %s: %s", g->path,
+				(unsigned long long)(bytes - done), (unsigned long long)(at + done), t->name,
 				n < 0 ? strerrordesc_np(errno) : "the file became shorter");
 		done += (uint64_t)n;
 	}
@@ -293,7 +294,8 @@ static int digest_file(const struct format_gguf *g, XXH3_state_t *state,
 	for (uint64_t at = 0; at < g->file_bytes;) {
 		ssize_t n = digest_read(&r, at);
 		if (n <= 0)
-			return base_error_set(e, -EIO, "%s: cannot read it: %s", g->path,
+			return base_error_set(e, -EIO, "%s: cannot read %u bytes at %llu: %s", g->path,
+				(unsigned)DIGEST_READ_BYTES, (unsigned long long)at,
 				n < 0 ? strerrordesc_np((int)-n) : "the file became shorter");
 		uint64_t take = (uint64_t)n < g->file_bytes - at ? (uint64_t)n : g->file_bytes - at;
 		XXH3_128bits_update(state, r.buffer, take);

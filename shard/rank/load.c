@@ -205,11 +205,41 @@ static bool next_extent(struct loader *k, uint32_t *ret_extent)
 	return false;
 }
 
+static const char *file_path(const struct rank *r, uint32_t file, char *out, size_t room)
+{
+	char name[64];
+	pack_file_name(r->layout->files[file].layer, r->config.slice.tp_rank, r->config.slice.tp_size, name);
+	snprintf(out, room, "%s/%s", r->config.store_directory, name);
+	return out;
+}
+
+/* The engine did not take a read, or gives none back. */
+static int engine_error(struct loader *k, const struct offload_read *read, int status)
+{
+	char path[sizeof k->r->config.store_directory + 64];
+	return base_error_set(&k->e, status, "%s: cannot read %u bytes at %llu: %s",
+		file_path(k->r, read->file, path, sizeof path), read->length_bytes,
+		(unsigned long long)read->offset_bytes,
+		status == -ETIMEDOUT ? "no answer: the drive hangs" : strerrordesc_np(-status));
+}
+
 static int submit(struct loader *k, uint32_t slot)
 {
 	struct offload_read *read = &k->reads[slot];
 	int n = k->engine->ops->submit(k->engine, &read, 1), status = n == 1 ? 0 : n < 0 ? n : -EIO;
-	return status ? base_error_set(&k->e, status, "cannot read the store: %s", strerrordesc_np(-status)) : 0;
+	return status ? engine_error(k, read, status) : 0;
+}
+
+/* One of those that are in flight. */
+static const struct offload_read *some_read(const struct loader *k)
+{
+	bool spare[LOAD_DEPTH] = {0};
+	uint32_t i = 0;
+	for (uint32_t s = 0; s < k->spare_count; s++)
+		spare[k->spare[s]] = true;
+	while (i + 1 < LOAD_DEPTH && spare[i])
+		i++;
+	return &k->reads[i];
 }
 
 static int start_read(struct loader *k, uint32_t extent)
@@ -248,10 +278,9 @@ static int finish_read(struct loader *k, struct offload_read *read)
 		atomic_fetch_add(&k->all->done_bytes, read->length_bytes);
 		return 0;
 	}
-	char name[64], path[sizeof r->config.store_directory + sizeof name];
-	pack_file_name(file->layer, r->config.slice.tp_rank, r->config.slice.tp_size, name);
-	snprintf(path, sizeof path, "%s/%s", r->config.store_directory, name);
-	return offload_check_error(path, x->offset_bytes, x->length_bytes, why, &k->e);
+	char path[sizeof r->config.store_directory + 64];
+	return offload_check_error(
+		file_path(r, read->file, path, sizeof path), x->offset_bytes, x->length_bytes, why, &k->e);
 }
 
 // One read more if there is one, then what came back; -ECANCELED when a loader failed or the caller gave up.
@@ -273,7 +302,7 @@ static int turn(struct loader *k, bool *ret_more)
 	if (n == 0 && !started)
 		n = -ETIMEDOUT;
 	if (n < 0)
-		return base_error_set(&k->e, n, "cannot read the store: %s", strerrordesc_np(-n));
+		return engine_error(k, some_read(k), n);
 	for (int i = 0; i < n && !status; i++)
 		status = finish_read(k, back[i]);
 	if (!status && n && k->first && a->progress &&

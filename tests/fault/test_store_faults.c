@@ -123,7 +123,10 @@ static int write_until(int dirfd, int want)
 	int r = 0;
 	for (uint32_t i = 0; r == 0 && i < t.rows; i++)
 		r = offload_store_writer_piece(w, index, i, 1, data, EXTENT, &e);
-	if (r != want || !strstr(e.message, "layer.tmp: cannot write it"))
+	const char *place = strstr(e.message, "layer.tmp: cannot write ");
+	unsigned long long bytes = 0, at = 0;
+	if (r != want || !place || sscanf(place, "layer.tmp: cannot write %llu bytes at %llu: ", &bytes, &at) != 2 ||
+		!bytes || !at || !strstr(place, strerrordesc_np(-want)))
 		return 2;
 	if (offload_store_writer_piece(w, index, 0, 1, data, 10, &e) != want ||
 		offload_store_writer_commit(w, &e) != want)
