@@ -12,7 +12,7 @@
 
 #include "base/clock.h"
 
-#define BASE_TRACE_EVENTS 32768u // of a ring: 1 MiB
+#define BASE_TRACE_EVENTS 32768u // of a ring: BASE_TRACE_RING_BYTES
 #define BASE_TRACE_NO_PLACE UINT32_MAX
 #define BASE_TRACE_COORDINATOR (UINT32_MAX - 1) // a peer that is no rank
 
@@ -54,6 +54,8 @@ struct base_trace_event {
 	uint32_t kind; // enum base_trace_kind
 	uint32_t place;
 };
+
+#define BASE_TRACE_RING_BYTES (BASE_TRACE_EVENTS * sizeof(struct base_trace_event)) // 1 MiB
 
 struct base_trace {
 	_Atomic bool on;

@@ -9,6 +9,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/size.h"
+#include "base/trace.h"
 #include "base/units.h"
 #include "daemon/server_internal.h"
 #include "topology/probe.h"
@@ -23,6 +24,8 @@
 #define DAEMON_BYTES (16ull << 20)
 #define RANK_BYTES (8ull << 20)
 #define TOKEN_BYTES 128ull
+/* Spans, once somebody traces: the engine's own ring and the copy that is handed out, and the same for each rank. */
+#define TRACE_BYTES (2 * BASE_TRACE_RING_BYTES)
 
 /* ---- entries ---- */
 
@@ -203,7 +206,7 @@ void server_fill_rank_config(struct server_entry *x, uint32_t context_tokens)
 
 uint64_t server_process_bytes(const struct server_entry *x)
 {
-	return DAEMON_BYTES + RANK_BYTES + x->program->config.vocab * TOKEN_BYTES;
+	return DAEMON_BYTES + RANK_BYTES + 2 * TRACE_BYTES + x->program->config.vocab * TOKEN_BYTES;
 }
 
 /* On this host. */
@@ -246,8 +249,8 @@ static int sum_needs(struct server_entry *x, struct rank_needs *ret_sum, struct 
 {
 	uint32_t ranks = ranks_of(x);
 	struct rank_needs sum = {
-		.workspace_bytes = (x->counts_daemon ? DAEMON_BYTES : 0) + ranks * RANK_BYTES +
-				   x->program->config.vocab * TOKEN_BYTES,
+		.workspace_bytes = (x->counts_daemon ? DAEMON_BYTES : 0) + TRACE_BYTES +
+				   ranks * (RANK_BYTES + TRACE_BYTES) + x->program->config.vocab * TOKEN_BYTES,
 	};
 	int status = check_ranks(x, e);
 	if (status)

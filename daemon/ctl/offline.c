@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/trace.h"
 #include "base/units.h"
 #include "daemon/config.h"
 #include "daemon/config_fleet.h"
@@ -18,7 +19,7 @@
 #include "topology/scan.h"
 
 #define LOGITS_ROWS 64u // of a pass at most, as the daemon takes them
-#define PROCESS_BYTES (8ull << 20) // of a rank, beside its budgets
+#define PROCESS_BYTES ((8ull << 20) + BASE_TRACE_RING_BYTES) // of a rank, beside its budgets
 
 struct offline {
 	struct ctl *c;

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/trace.h"
 #include "daemon/server.h"
 #include "tests/lib/tiny_gguf.h"
 
@@ -545,6 +546,31 @@ static void test_daemon_memory_is_counted_once(void **state)
 	house_close(&h);
 }
 
+static uint64_t workspace_of(uint32_t stages)
+{
+	static struct server_model_info info;
+	struct house h;
+	struct base_error e = {0};
+	house_open(&h);
+	server_destroy(h.server);
+	h.config.compute.stages = stages;
+	assert_int_equal(server_create(&h.config, NULL, &h.server, &e), 0);
+	assert_int_equal(server_plan_model(h.server, h.model, 0, 0, &info, &e), 0);
+	house_close(&h);
+	return info.plan.workspace_bytes;
+}
+
+/* What `thawctl trace` takes while it runs is in the budget before it does: a ring for each rank, one for the engine, and the copy of
+ * each that is handed out. */
+static void test_traces_are_counted(void **state)
+{
+	const uint64_t daemon = 16ull << 20, rank = 8ull << 20, ring = BASE_TRACE_RING_BYTES;
+	const uint64_t own = 3ull << 19; // at most, of a rank of the tiny model
+	uint64_t one = workspace_of(1), two = workspace_of(2);
+	assert_in_range(one, daemon + rank + 4 * ring, daemon + rank + 4 * ring + own);
+	assert_in_range(two - one, rank + 2 * ring, rank + 2 * ring + own);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -554,6 +580,7 @@ int main(void)
 		cmocka_unit_test(test_store_needs_its_parent),
 		cmocka_unit_test(test_plan_beside_a_model),
 		cmocka_unit_test(test_daemon_memory_is_counted_once),
+		cmocka_unit_test(test_traces_are_counted),
 		cmocka_unit_test(test_corrupt_store),
 		cmocka_unit_test(test_hot_data_is_mended_at_load),
 		cmocka_unit_test(test_cold_data_is_mended),
