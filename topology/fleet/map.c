@@ -233,13 +233,16 @@ int fleet_map_explicit(
 
 /* ---- balanced and sequential ---- */
 
-// Memory that a device would use with everything hot, and what it has.
+// Memory that a device would use with everything hot, to what it has; or one sequence's KV cache to the device's budget for
+// it, where that is too small: no stage can run without it.
 static double fullness(const struct fleet_work *f, uint32_t device, uint32_t first, uint32_t end, uint32_t tp)
 {
 	struct topology_plan_input in;
 	fleet_share_input(f, device, first, end, tp, f->kv_blocks, &in);
 	double used = (double)in.weights_all_bytes + (double)in.kv_budget_bytes + (double)in.workspace_bytes;
-	return used / ((double)in.memory_bytes + 1);
+	double full = used / ((double)in.memory_bytes + 1), budget = (double)f->in->devices[device].kv_budget_bytes;
+	double kv = budget > 0 ? (double)in.kv_budget_bytes / budget : 0;
+	return kv > 1 && kv > full ? kv : full;
 }
 
 // A stage is a device, or as many in a row as tp_least says. What is left over is left out.

@@ -463,6 +463,37 @@ static void balanced_and_sequential_are_what_they_say(void **state)
 	free(s);
 }
 
+/* A device is full when its memory.kv is: the next one has the other layers. */
+static void a_kv_budget_fills_a_device(void **state)
+{
+	struct scene *s = small_model(3, 120 * MIB);
+	uint64_t layer = s->model.kv_block_bytes * (s->model.context_tokens / s->model.kv_block_tokens);
+	assert_true(layer > 0);
+	struct fleet_plan p;
+	struct base_error e = {0};
+	s->in.map = FLEET_MAP_SEQUENTIAL;
+	s->devices[0].kv_budget_bytes = 7 * layer;
+	s->devices[1].kv_budget_bytes = 8 * layer + layer / 2;
+	if (fleet_plan_build(&s->in, &p, &e))
+		fail_msg("%s", e.message);
+	assert_int_equal(p.stages_count, 3);
+	assert_int_equal(p.stages[0].layers, 7);
+	assert_int_equal(p.stages[1].layers, 8);
+	assert_int_equal(p.stages[2].layers, 15);
+	fleet_plan_finish(&p);
+	s->in.map = FLEET_MAP_BALANCED;
+	if (fleet_plan_build(&s->in, &p, &e))
+		fail_msg("%s", e.message);
+	assert_true(p.stages[0].layers <= 7 && p.stages[1].layers <= 8);
+	fleet_plan_finish(&p);
+	/* The last one has to take what is left. */
+	s->in.map = FLEET_MAP_SEQUENTIAL;
+	s->devices[2].kv_budget_bytes = 14 * layer;
+	assert_int_equal(fleet_plan_build(&s->in, &p, &e), -ENOMEM);
+	assert_non_null(strstr(e.message, "memory.kv is"));
+	free(s);
+}
+
 // A node that joined a moment ago has no figures yet: it gets no more than a slow one would.
 static void what_was_not_measured_is_not_fast(void **state)
 {
@@ -555,6 +586,7 @@ int main(void)
 		cmocka_unit_test(tiers_of_a_map_hold),
 		cmocka_unit_test(pins_hold),
 		cmocka_unit_test(balanced_and_sequential_are_what_they_say),
+		cmocka_unit_test(a_kv_budget_fills_a_device),
 		cmocka_unit_test(what_was_not_measured_is_not_fast),
 		cmocka_unit_test(hostile_input_is_refused),
 		cmocka_unit_test(large_fleets_are_planned),
