@@ -140,8 +140,6 @@ static void find_number(struct server *s)
 
 static int start_worker(struct server *s, struct base_error *e)
 {
-	if (!s->address[0])
-		find_number(s);
 	const struct config *c = &s->config;
 	bool both = s->coordinator != NULL;
 	struct base_address listen = {0};
@@ -155,7 +153,7 @@ static int start_worker(struct server *s, struct base_error *e)
 		.version = THAW_VERSION,
 		.join = s->join,
 		.tls = {.ca = c->cluster.tls_ca, .cert = c->cluster.tls_cert, .key = c->cluster.tls_key},
-		.address = s->address,
+		.address = c->cluster.address,
 		.pull_port = listen.number,
 		.store_path = c->store.path,
 		.sources = c->store.sources,

@@ -541,15 +541,28 @@ static int send_register(struct cluster_worker *w, struct rpc_client_stream *s)
 	return send_node(s, &m->message);
 }
 
-/* Where other nodes reach this one, as the routes are now. */
-static int find_address(struct cluster_worker *w, struct base_error *e)
+/* A name that nobody knows stays one: whoever connects asks for it again. */
+static void take_address(struct cluster_worker *w)
+{
+	char number[CLUSTER_RESOLVED_BYTES];
+	struct base_error why = {0};
+	bool known = cluster_resolve(w->config.address, number, &why) == 0;
+	snprintf(w->address, sizeof w->address, "%s", known ? number : w->config.address);
+	if (!known && !w->told_address)
+		emit(w, "warning", "address_unknown", "%s", base_error_text(&why));
+	w->told_address = !known;
+}
+
+/* Where other nodes reach this one, as names and routes are now. */
+static int find_address(struct cluster_worker *w, bool local, struct base_error *e)
 {
 	struct base_address a;
 	char own[CLUSTER_RESOLVED_BYTES];
-	if (w->config.address[0]) {
-		snprintf(w->address, sizeof w->address, "%s", w->config.address);
+	w->address[0] = '\0';
+	if (w->config.address[0])
+		take_address(w);
+	if (w->config.address[0] || local)
 		return 0;
-	}
 	int status = base_address_parse(w->join, &a, e);
 	if (!status)
 		status = cluster_resolve_own(a.host, own, e);
@@ -659,9 +672,7 @@ static bool connect_once(struct cluster_worker *w)
 	struct rpc_client_stream *stream;
 	struct base_error e = {0};
 	bool local = strncmp(w->join, "unix:", 5) == 0;
-	int status = local ? 0 : find_address(w, &e);
-	if (local)
-		snprintf(w->address, sizeof w->address, "%s", w->config.address);
+	int status = find_address(w, local, &e);
 	if (!status)
 		status = rpc_client_create(w->join, local ? NULL : &w->config.tls, &client, &e);
 	if (status) {

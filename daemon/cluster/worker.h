@@ -25,7 +25,7 @@ struct cluster_worker_config {
 	 * in turn. */
 	const char *join;
 	struct rpc_client_tls tls; // for HOST:PORT
-	const char *address; // where other nodes reach this one; "": the way to the coordinator
+	const char *address; // where other nodes reach this one, by number or name; "": the way to the coordinator
 	uint16_t pull_port; // where they pull from it; 0: nowhere
 	const char *store_path, *sources, *rank_path;
 	const struct topology_machine *machine; // outlives the worker

@@ -73,6 +73,7 @@ struct cluster_worker {
 	char join[CLUSTER_WAY_BYTES]; // of config.join, the way that is tried
 	size_t join_at; // where the next one begins
 	uint32_t failures; // ways that failed since it was joined last
+	bool told_address; // that nobody knows config.address
 	struct topology_bandwidths bandwidths;
 };
 
