@@ -32,14 +32,15 @@ struct engine_gathered { // the ranks of one epoch, on several hosts
 	double bound_pass_ns_disk, bound_pass_ns_memory, bound_token_ns_compute;
 };
 
-/* How ranks come to life: processes in thawd, threads in tests. start() is called for each rank in order and returns a connected
- * socket; rank: stage * parts + part. */
+/* How ranks come to life: processes in thawd, threads in tests. start() is called for each rank in order and returns
+ * a connected socket; rank: stage * parts + part. */
 struct engine_starter {
 	int (*start)(void *context, uint32_t rank, int *ret_fd, struct base_error *e);
 	void (*stop)(void *context, uint32_t rank); // makes sure that it is gone; called before a restart
-	/* Or, where the ranks are on other hosts too: all at once, for a new plan each time. -EAGAIN: not yet, ask again;
-	 * -EHOSTDOWN: the hosts that are there cannot do it, and requests are refused until they can. Both with text. It may take as
-	 * long as `patience` has, and looks up meanwhile: deadlines of requests, aborts and the engine's end do not wait for ranks. */
+	/* Or, where the ranks are on other hosts too: all at once, for a new plan each time. -EAGAIN: not yet, ask
+	 * again; -EHOSTDOWN: the hosts that are there cannot do it, and requests are refused until they can. Both with
+	 * text. It may take as long as `patience` has, and looks up meanwhile: deadlines of requests, aborts and the
+	 * engine's end do not wait for ranks. */
 	int (*gather)(void *context, const struct link_patience *patience, struct engine_gathered *ret_gathered,
 		struct base_error *e);
 	void (*scatter)(void *context); // the group that gather() gave is closed
@@ -69,7 +70,8 @@ struct engine_config {
 	const char *model_name;
 	uint32_t stages; // with gather(): the most that there can be
 	uint32_t parts; // of the layers of each stage (tensor parallelism); 0 is 1
-	/* For each rank; epoch, stage, stages and patience_ns are filled in by the engine. config.slice says what it has. */
+	/* For each rank; epoch, stage, stages and patience_ns are filled in by the engine. config.slice says what it
+	 * has. */
 	struct rank_assign assign[ENGINE_MAX_RANKS];
 	const struct text_tokenizer *tokenizer; // outlives the engine
 	uint32_t max_waiting; // requests in the queue
@@ -99,7 +101,8 @@ int engine_submit(struct engine *e, struct request *r, uint64_t *ret_retry_after
 int engine_abort(struct engine *e, const char *id); // -ENOENT
 void engine_abort_all(struct engine *e);
 void engine_drain(struct engine *e, bool on); // no new requests; running ones finish
-/* The ranks are to be gathered anew, with the next plan, or started anew where they are on this host: requests go on there. Nobody is to blame for it. */
+/* The ranks are to be gathered anew, with the next plan, or started anew where they are on this host: requests go on
+ * there. Nobody is to blame for it. */
 void engine_regather(struct engine *e, const char *why);
 
 struct engine_load {
@@ -107,7 +110,8 @@ struct engine_load {
 	uint64_t load_done_bytes, load_total_bytes;
 	char failure[BASE_ERROR_BYTES];
 	int failure_code; // -errno of a first load that failed, 0 otherwise
-	/* Bad data of the last pass, "" when it was whole: every pass reads all that is cold, so the next will most likely fail, too. */
+	/* Bad data of the last pass, "" when it was whole: every pass reads all that is cold, so the next will most
+	 * likely fail, too. */
 	char data_loss[BASE_ERROR_BYTES];
 	uint64_t epoch, restarts;
 	bool down; // no hosts can hold the model: `failure` says what is missing
@@ -131,7 +135,8 @@ struct engine_load {
 };
 void engine_get_load(struct engine *e, struct engine_load *ret_load);
 
-/* What the ranks and the engine did in some time. Of each rank, and of the engine itself, at most BASE_TRACE_EVENTS spans, the latest. */
+/* What the ranks and the engine did in some time. Of each rank, and of the engine itself, at most BASE_TRACE_EVENTS
+ * spans, the latest. */
 #define ENGINE_TRACE_MOST_NS (60 * 1000000000ull)
 struct engine_trace_process {
 	char host[64];
@@ -150,8 +155,8 @@ struct engine_trace {
 	uint32_t processes; // 0: the engine, 1 + rank: that rank
 	struct engine_trace_process process[1 + ENGINE_MAX_RANKS];
 };
-/* Begins to trace; it ends by itself after duration_ns (at most ENGINE_TRACE_MOST_NS), and what nobody takes within a minute is dropped. -EINVAL, -EBUSY:
- * one is under way, -EHOSTDOWN: the ranks are not ready. */
+/* Begins to trace; it ends by itself after duration_ns (at most ENGINE_TRACE_MOST_NS), and what nobody takes within a
+ * minute is dropped. -EINVAL, -EBUSY: one is under way, -EHOSTDOWN: the ranks are not ready. */
 int engine_trace_start(struct engine *e, uint64_t duration_ns, struct base_error *error);
 /* Ends the one that runs, if one does, and gives what there is: -EAGAIN until the ranks have handed it over, -ENOENT: nothing was started,
  * -ECANCELED: the ranks were lost meanwhile, -ENOMEM. With text but for -EAGAIN. */

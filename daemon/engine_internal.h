@@ -34,7 +34,8 @@ struct engine_output {
 	uint64_t last_token_ns;
 };
 
-/* A request inside the engine. The lock guards next, previous, next_incoming, abort and counted; the rest is the engine thread's. */
+/* A request inside the engine. The lock guards next, previous, next_incoming, abort and counted; the rest is the
+ * engine thread's. */
 struct engine_stream {
 	struct engine_stream *next, *previous; // of all that live
 	struct engine_stream *next_incoming;
@@ -75,8 +76,8 @@ struct engine_message { // on its way to all ranks
 	uint32_t requests; // how many of request[] are in use
 };
 
-/* NONE -> WANTED (start), WANTED -> RUNNING or FAILED, RUNNING -> READING -> DONE (the thread), RUNNING, READING -> FAILED (ranks lost),
- * DONE, FAILED -> NONE (taken, or too old), WANTED (another start). */
+/* NONE -> WANTED (start), WANTED -> RUNNING or FAILED, RUNNING -> READING -> DONE (the thread), RUNNING, READING ->
+ * FAILED (ranks lost), DONE, FAILED -> NONE (taken, or too old), WANTED (another start). */
 enum engine_tracing {
 	ENGINE_TRACING_NONE,
 	ENGINE_TRACING_WANTED,
@@ -167,7 +168,8 @@ void engine_emit_event(struct engine *e, const char *severity, const char *kind,
 void engine_uncount(struct engine *e, struct engine_stream *s); // admitted or ended: no longer waiting
 
 void engine_wake(struct engine *e); // any thread
-/* For a wait of the engine's thread without a group: what is due for requests meanwhile. -ECANCELED: the engine is to end. */
+/* For a wait of the engine's thread without a group: what is due for requests meanwhile. -ECANCELED: the engine is to
+ * end. */
 int engine_look_up(void *context, struct base_error *error);
 
 /* engine_trace.c */

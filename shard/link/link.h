@@ -38,7 +38,8 @@
 /* How long a create() waits for the others, and what its thread has to do meanwhile. */
 struct link_patience {
 	uint64_t deadline_ns;
-	/* Called between two waits, which last LINK_LOOK_NS at most; other than 0 ends create() with that, and its text. NULL: nothing. */
+	/* Called between two waits, which last LINK_LOOK_NS at most; other than 0 ends create() with that, and its
+	 * text. NULL: nothing. */
 	int (*look)(void *context, struct base_error *e);
 	void *context;
 };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* UCX is loaded when the first link between hosts is made, and not before: loading it takes signals over and patches mmap,
- * madvise and others in the C library, to follow memory that it registers. Here it registers none. Only the environment
- * keeps it from that, so that is set before.
+/* UCX is loaded when the first link between hosts is made, and not before: loading it takes signals over and patches
+ * mmap, madvise and others in the C library, to follow memory that it registers. Here it registers none. Only the
+ * environment keeps it from that, so that is set before.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -15,8 +15,8 @@
 
 #define LIBRARY "libucp.so.0"
 
-/* The library is the process's, and so is this: two threads that load it at once would both take its signals away, which it
- * complains of the second time. */
+/* The library is the process's, and so is this: two threads that load it at once would both take its signals away,
+ * which it complains of the second time. */
 static pthread_mutex_t loading = PTHREAD_MUTEX_INITIALIZER;
 
 /* With `loading` held. */
@@ -26,7 +26,8 @@ static void *load(struct base_error *e)
 	void *h = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD);
 	if (h)
 		return h;
-	/* One variable, and none is taken away: readers of the environment in other threads see the old or the new one. */
+	/* One variable, and none is taken away: readers of the environment in other threads see the old or the new
+	 * one. */
 	setenv("UCX_MEM_EVENTS", "n", 0);
 	h = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE); // it cannot be unloaded
 	if (!h) {

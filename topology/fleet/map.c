@@ -233,8 +233,8 @@ int fleet_map_explicit(
 
 /* ---- balanced and sequential ---- */
 
-// Memory that a device would use with everything hot, to what it has; or one sequence's KV cache to the device's budget for
-// it, where that is too small: no stage can run without it.
+// Memory that a device would use with everything hot, to what it has; or one sequence's KV cache to the device's
+// budget for it, where that is too small: no stage can run without it.
 static double fullness(const struct fleet_work *f, uint32_t device, uint32_t first, uint32_t end, uint32_t tp)
 {
 	struct topology_plan_input in;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a worker says of itself each time it joins. A service that hangs up on who registers stands where thaw.node.v1 stands
-// otherwise, on the server core of daemon/rpc.
+// What a worker says of itself each time it joins. A service that hangs up on who registers stands where thaw.node.v1
+// stands otherwise, on the server core of daemon/rpc.
 #include "tests/lib/testing.h"
 
 #include <dlfcn.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * An engine with ranks that are threads of this process, and readers that keep what it gives out: what the tests of the engine
- * share.
+ * An engine with ranks that are threads of this process, and readers that keep what it gives out: what the tests of
+ * the engine share.
  */
 #pragma once
 

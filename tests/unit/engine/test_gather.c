@@ -142,8 +142,8 @@ static void test_gathered_ranks(void **state)
 	fleet_destroy(&f);
 }
 
-/* The rank dies while it computes the first request, and the next one is there but says nothing, not even hello. Whoever waits
- * for it meanwhile is heeded: nothing of this comes after it was given up, which an event would say. */
+/* The rank dies while it computes the first request, and the next one is there but says nothing, not even hello.
+ * Whoever waits for it meanwhile is heeded: nothing of this comes after it was given up, which an event would say. */
 static void wait_for_mute_rank(struct bench *b)
 {
 	b->ranks.mute_starts = 1;
