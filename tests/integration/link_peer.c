@@ -3,7 +3,7 @@
  *   link_peer PORT ME idle|stream ADDRESS...
  * Prints what its endpoints use, `up NS`, and at the end of the group `lost NS TEXT`, with the time of CLOCK_MONOTONIC.
  * idle: waits for a message on the event fd. stream: 1 MiB messages to the next member and from the one before, without end;
- * `round` when the first 50 have come.
+ * `round` whenever 50 more have come.
  */
 #include <errno.h>
 #include <poll.h>
@@ -56,7 +56,7 @@ static int stream(struct link_group *g)
 				return status;
 			}
 		}
-		if (count == 50) {
+		if (count % 50 == 49) {
 			printf("round\n");
 			fflush(stdout);
 		}
@@ -78,7 +78,7 @@ int main(int argc, char **argv)
 		.epoch = 5, .members = (uint32_t)argc - 4, .me = (uint32_t)atoi(argv[2]), .list = list};
 	for (uint32_t i = 0; i < g.members; i++)
 		list[i] = (struct link_rendezvous_member){argv[4 + i], (uint16_t)atoi(argv[1])};
-	uint64_t deadline = base_clock_now_ns() + 20 * BASE_NS_PER_SECOND;
+	uint64_t deadline = base_clock_now_ns() + 100 * BASE_NS_PER_SECOND;
 	if (link_rendezvous_listen(list[g.me].address, list[g.me].port, list[g.me].port, &listener, &port, &e) < 0 ||
 		link_rendezvous_connect(listener, &g, -1, deadline, fds, &e) < 0 ||
 		ops->create(fds, g.members, g.me, g.epoch, MIB, LINK_UNTIL(deadline), &group, &e) < 0) {

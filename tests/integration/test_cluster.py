@@ -201,13 +201,11 @@ class Fleet(unittest.TestCase):
         a.process.kill()
         a.process.wait()
         wait_for("the end of the rank", lambda: not b.ranks())
-        a.told.clear()
         a.start().wait_ready()
-        self.assertEqual(c.working(), {"a", "b"})
+        wait_for("both at work", lambda: c.working() == {"a", "b"})
         self.assertEqual(a.generate("some words", 10), want)
         self.assertGreater(json.loads(a.ctl("nodes").stdout)["epoch"], epoch)
-        after = glob.glob(a.path("store/*/layer-*")) + glob.glob(b.path("store/*/layer-*"))
-        self.assertEqual(before, {f: os.stat(f).st_mtime_ns for f in after})
+        self.assertEqual(before, {f: os.stat(f).st_mtime_ns for f in files})
 
     def test_drain_of_a_node(self):
         """drain moves a node's work away while streams run; undrain lets it have some again."""
@@ -221,6 +219,9 @@ class Fleet(unittest.TestCase):
         self.assertEqual(a.ctl("drain", "zebra", check=False).returncode, 4)
         self.unharmed(a, lambda: a.ctl("undrain", "b"), lambda: c.working() == {"a", "b"})
 
+    def all_layers(self, c):
+        return all(len(glob.glob(d.path("store/*/layer-*.tp0of1"))) == 8 for d in c.nodes)
+
     @unittest.skipIf(netns.why_not(), netns.why_not())
     def test_hosts_that_fall_silent(self):
         """Three hosts (namespaces), two of which pull their layers from the third and keep spare ones: the tokens of one; one of them is cut
@@ -232,19 +233,21 @@ class Fleet(unittest.TestCase):
         self.assertEqual(len(c.working()), 3)
         for d in c.nodes[1:]:
             self.assertIn("event=model_pulled", d.log())
-        wait_for("spare layers", lambda: a.log().count("event=spares_stored") == 3)
+        wait_for("spare layers", lambda: self.all_layers(c))
         kept = {f: os.stat(f).st_mtime_ns for f in glob.glob(c.nodes[2].path("store/*/*.*"))}
+        pulls = c.nodes[2].log().count("event=model_pulled")
         self.same_tokens(a)
         self.unharmed(a, lambda: hosts.blackhole(1), lambda: c.working() == {"a", "c"})
         self.assertIn("no heartbeat for 2", a.log())
         self.assertEqual(kept, {f: os.stat(f).st_mtime_ns for f in glob.glob(c.nodes[2].path("store/*/*.*"))})
-        self.assertEqual(c.nodes[2].log().count("event=model_pulled"), 1)
+        self.assertEqual(c.nodes[2].log().count("event=model_pulled"), pulls)
         wait_for("the other end to notice", lambda: "it is silent" in c.nodes[1].log())
         hosts.unblackhole(1)
         wait_for("all three at work", lambda: len(c.working()) == 3)
         self.same_tokens(a)
         wait_for("the end of the rank before", lambda: len(c.nodes[2].ranks()) == 1)
-        os.kill(c.nodes[2].ranks()[0], signal.SIGSTOP)  # nobody asks anything
+        for rank in c.nodes[2].ranks():
+            os.kill(rank, signal.SIGSTOP)  # nobody asks anything
         wait_for("its node to notice", lambda: "event=rank_stopped" in c.nodes[2].log())
         wait_for("all three at work", lambda: len(c.working()) == 3)
         self.same_tokens(a)
@@ -256,7 +259,7 @@ class Fleet(unittest.TestCase):
         c = self.cluster()
         a = c.start(2)
         twin = c.node("b2", certificate="b")
-        p = subprocess.run(twin.command(), capture_output=True, text=True, timeout=30, check=False)
+        p = subprocess.run(twin.command(), capture_output=True, text=True, timeout=120, check=False)
         self.assertEqual(p.returncode, 1)
         self.assertIn("is for node b, this is node b2", p.stderr)
         twin = c.node("b")
@@ -300,7 +303,6 @@ class Fleet(unittest.TestCase):
             f.seek(100)
             f.write(b"another file")
         b.sets.append("store.sources=" + b.path("copies"))
-        b.told.clear()
         b.start()
         wait_for("work on the node", lambda: c.working() == {"a", "b"})
         self.assertEqual(a.generate("some words", 10), want)
@@ -311,8 +313,7 @@ class Fleet(unittest.TestCase):
         self.assertNotEqual(a.ctl("generate", "some words", "-n", "10", check=False).returncode, 0)
         wait_for("the repair", lambda: "event=store_repaired" in a.log())
         self.assertRegex(a.log(), "node b packed anew: .*" + damaged)
-        wait_for("work on the node", lambda: c.working() == {"a", "b"})
-        self.assertEqual(a.generate("some words", 10), want)
+        wait_for("work on the node", lambda: c.working() == {"a", "b"} and self.same_words(a, want))
         self.assertGreater(b.metric("thaw_pulled_bytes_total"), 0)
         self.pulls_from_a_worker(c, b, want)
 
@@ -332,6 +333,12 @@ class Fleet(unittest.TestCase):
         self.assertIn("event=model_pulled", joins.log())
         self.assertGreater(b.metric("thaw_served_bytes_total"), 0)
         self.assertEqual(a.generate("some words", 10), want)
+
+    def same_words(self, a, want):
+        """An error may come while ranks are exchanged, but no wrong token."""
+        got = a.answers("some words", 10)
+        self.assertIn(got, (None, want))
+        return got is not None
 
     def damage(self, d):
         """Bits of one of its layer files, everywhere; its name."""

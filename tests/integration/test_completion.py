@@ -45,7 +45,7 @@ class Terminal:
         # Without colours, padding, and the first letter that zsh draws twice.
         return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|[\x00\x07\x08]", "", self.seen)
 
-    def wait(self, pattern, seconds=10):
+    def wait(self, pattern, seconds=60):
         end = time.monotonic() + seconds
         while not re.search(pattern, self.read(0.1)):
             if time.monotonic() > end:
@@ -116,7 +116,7 @@ class CompletionTest(unittest.TestCase):
 
         def complete(line):
             p = subprocess.run(["fish", "--no-config", "-c", f"source {self.folder}/thawctl.fish; complete -C {line!r}"],
-                               env=self.env, capture_output=True, text=True, timeout=30, check=True)
+                               env=self.env, capture_output=True, text=True, timeout=60, check=True)
             self.assertEqual(p.stderr, "")
             return [w.split("\t")[0] for w in p.stdout.splitlines()]
         for typed, want in LINES:

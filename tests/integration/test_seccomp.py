@@ -77,7 +77,7 @@ for family in (socket.AF_PACKET, socket.AF_VSOCK):
 """
         if os.uname().machine != "x86_64":
             self.skipTest("numbers of x86-64")
-        p = subprocess.run(under() + ["/usr/bin/python3", "-c", script], capture_output=True, text=True, timeout=30, check=False)
+        p = subprocess.run(under() + ["/usr/bin/python3", "-c", script], capture_output=True, text=True, timeout=120, check=False)
         self.assertEqual(p.returncode, 0, p.stderr)
 
     def test_links(self):
@@ -85,7 +85,7 @@ for family in (socket.AF_PACKET, socket.AF_VSOCK):
         test = os.path.join(os.environ["THAW_BUILD"], "tests", "unit", "link", "test_link")
         if not os.path.exists(test):
             self.skipTest(f"{test} is not built")
-        p = subprocess.run(under() + [test], capture_output=True, text=True, timeout=200, check=False)
+        p = subprocess.run(under() + [test], capture_output=True, text=True, timeout=600, check=False)
         self.assertEqual(p.returncode, 0, (p.stdout + p.stderr)[-3000:])
 
     @unittest.skipUnless(os.geteuid() == 0, "needs root, to become another user")

@@ -27,7 +27,10 @@ def flip_bits(path):
             f.write(bytes([byte[0] ^ 0x40]))
 
 
-def wait_for(what, condition, seconds=60):
+PATIENCE = 120  # longer than anything that ends takes on a machine that does ten other things
+
+
+def wait_for(what, condition, seconds=PATIENCE):
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -62,7 +65,7 @@ class Daemon:
     def command(self, *more):
         c = self.prefix + [self.program, "--config", "/dev/null", "--conf-dir", self.path("conf.d"), "--log-level", "debug"]
         base = [f"listen.grpc={self.address()}", "listen.metrics=", f"store.path={self.path('store')}",
-                "compute.backend=reference", "scheduler.context_tokens=512", "daemon.drain=20s"]
+                "compute.backend=reference", "scheduler.context_tokens=512", "daemon.drain=60s"]
         for s in base + self.sets + list(more):
             c += ["--set", s]
         return c
@@ -74,17 +77,17 @@ class Daemon:
             os.unlink(name)
         notify.bind(name)
         os.chmod(name, 0o666)  # thawd may run as another user
-        threading.Thread(target=self._listen, args=(notify,), daemon=True).start()
+        told = self.told = []  # what the process before still says is not this one's
+        threading.Thread(target=self._listen, args=(notify, told), daemon=True).start()
         e = dict(os.environ, NOTIFY_SOCKET=name, **(env or {}))
         with open(self.path("log"), "ab") as log:
             self.process = subprocess.Popen(self.command(*more), stdout=log, stderr=log, env=e)
-        wait_for("READY=1", lambda: "READY=1" in self.notes() or self.process.poll() is not None)
+        wait_for("READY=1", lambda: "READY=1" in told or self.process.poll() is not None)
         return self
 
-    def _listen(self, notify):
+    def _listen(self, notify, told):
         while True:
-            data = notify.recv(4096)
-            self.told += data.decode().splitlines()
+            told += notify.recv(4096).decode().splitlines()
 
     def notes(self):
         return list(self.told)
@@ -93,7 +96,7 @@ class Daemon:
         """The last STATUS= that the service manager was told."""
         return ([n[7:] for n in self.notes() if n.startswith("STATUS=")] or [""])[-1]
 
-    def ctl(self, *args, check=True, json_output=True, timeout=60):
+    def ctl(self, *args, check=True, json_output=True, timeout=PATIENCE):
         c = [THAWCTL, *args, "--server", self.address()] + (["-o", "json"] if json_output else [])
         p = subprocess.run(c, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False)
         if check and p.returncode:
@@ -108,6 +111,11 @@ class Daemon:
         p = self.ctl("generate", prompt, "-n", str(tokens), "--ignore-eos", *more)
         return json.loads(p.stdout)["outputs"][0]["token_ids"]
 
+    def answers(self, prompt, tokens, *more):
+        """The tokens, or None."""
+        p = self.ctl("generate", prompt, "-n", str(tokens), "--ignore-eos", *more, check=False)
+        return None if p.returncode else json.loads(p.stdout)["outputs"][0]["token_ids"]
+
     def log(self):
         with open(self.path("log"), encoding="utf-8", errors="replace") as f:
             return f.read()
@@ -115,7 +123,7 @@ class Daemon:
     def metric(self, name):
         """Of a daemon with listen.metrics, without labels."""
         address = [s.split("=", 1)[1] for s in self.sets if s.startswith("listen.metrics=")][-1]
-        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as r:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=PATIENCE) as r:
             lines = r.read().decode().splitlines()
         return float([line.split()[1] for line in lines if line.startswith(name + " ")][0])
 
@@ -131,14 +139,14 @@ class Daemon:
                 found.append(int(pid))
         return found
 
-    def wait_ready(self, seconds=90):
+    def wait_ready(self, seconds=2 * PATIENCE):
         wait_for("a model that is ready", lambda: self.process.poll() is not None or
                  self.ctl("status", check=False).returncode == 0, seconds)
         if self.process.poll() is not None:
             raise AssertionError(f"thawd ended with {self.process.returncode}: {self.log()[-2000:]}")
         return self
 
-    def stop(self, number=signal.SIGTERM, seconds=60):
+    def stop(self, number=signal.SIGTERM, seconds=PATIENCE):
         if self.process and self.process.poll() is None:
             self.process.send_signal(number)
         return self.process.wait(seconds)

@@ -18,10 +18,25 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from thaw import Daemon, THAWCTL, wait_for  # noqa: E402
 
 
+CLAIMS = []  # until this process ends
+
+
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port that no other test gets, and the kernel gives to no connection: as tests/lib/port.h."""
+    first, count = 12000, 18000
+    for i in range(count):
+        port = first + (os.getpid() * 37 + i) % count
+        claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            claim.bind(f"\0thaw-test-port-{port}")
+            with socket.socket() as s:
+                s.bind(("127.0.0.1", port))
+        except OSError:
+            claim.close()
+            continue
+        CLAIMS.append(claim)
+        return port
+    raise OSError("no port is free")
 
 
 class Cluster:
@@ -72,7 +87,6 @@ class Cluster:
 
     def run(self, daemon):
         """Starts a node, for the first time or again."""
-        daemon.told.clear()
         return daemon.start(env={"UCX_TLS": "tcp,self"} if self.hosts else None)
 
     def hide_model(self, path):
@@ -138,6 +152,8 @@ class Stream(threading.Thread):
         got, rest = [], b""
         self.process = self.server.popen(*self.command(), text=False)
         self.requests += 1
+        if self.ends:
+            self.process.terminate()
         while data := os.read(self.process.stdout.fileno(), 65536):
             words = (rest + data).split(b" ")
             rest = words.pop()
@@ -206,7 +222,7 @@ class Streams:
         for s in self.all:
             s.stop()
         for s in self.all:
-            s.join(30)
+            s.join(120)
 
     def lost(self):
         return [said for s in self.all for _, said in s.lost]

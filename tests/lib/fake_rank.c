@@ -151,7 +151,8 @@ static bool pass(struct life *l)
 	atomic_fetch_add(&f->positions, p->tokens_count);
 	if (p->entries_count > atomic_load(&f->largest_batch))
 		atomic_store(&f->largest_batch, p->entries_count);
-	if (number == atomic_load(&f->die_at) || atomic_load(&f->die_always) || poisoned(l))
+	if (number == atomic_load(&f->die_at) || atomic_load(&f->die_always) || atomic_exchange(&f->die_next, false) ||
+		poisoned(l))
 		return false;
 	l->hung = l->hung || number == atomic_load(&f->hang_at);
 	if (l->hung)
@@ -249,7 +250,7 @@ static void *rank_thread(void *argument)
 	struct life l = {.me = me};
 	for (uint32_t i = 0; i <= FAKE_RANKS; i++)
 		fds[i] = i == 0 ? me->fd : -1;
-	uint64_t deadline = base_clock_now_ns() + 20 * BASE_NS_PER_SECOND;
+	uint64_t deadline = base_clock_now_ns() + 100 * BASE_NS_PER_SECOND;
 	if (me->mute) {
 		struct pollfd p = {.fd = me->stop_pipe[0], .events = POLLIN};
 		atomic_fetch_add(&me->all->mutes, 1);

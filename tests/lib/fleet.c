@@ -14,10 +14,10 @@ static void *stage_main(void *arg)
 	struct stage *s = arg;
 	const struct link_ops *ops = s->ops;
 	struct link_group *g = NULL, *parts = NULL;
-	s->status = ops->create(s->fds, s->members, s->me, 0, 0, LINK_UNTIL(SECONDS(10)), &g, &s->error);
+	s->status = ops->create(s->fds, s->members, s->me, 0, 0, LINK_UNTIL(SECONDS(100)), &g, &s->error);
 	if (!s->status && s->parts > 1)
 		s->status = ops->create(
-			s->part_fds, s->parts, s->part, g->epoch, 65536, LINK_UNTIL(SECONDS(10)), &parts, &s->error);
+			s->part_fds, s->parts, s->part, g->epoch, 65536, LINK_UNTIL(SECONDS(100)), &parts, &s->error);
 	if (!s->status)
 		s->status = rank_serve_until(ops, g, parts, NULL, &s->stop, &s->error);
 	ops->close(parts);
@@ -68,7 +68,7 @@ void fleet_start_parts(struct fleet *f, const struct link_ops *ops, uint32_t sta
 	for (uint32_t i = 0; i < f->ranks; i++)
 		assert_int_equal(pthread_create(&f->stage[i].thread, NULL, stage_main, &f->stage[i]), 0);
 	assert_int_equal(
-		ops->create(fds, 1 + f->ranks, 0, EPOCH, ring_bytes, LINK_UNTIL(SECONDS(10)), &f->group, &e), 0);
+		ops->create(fds, 1 + f->ranks, 0, EPOCH, ring_bytes, LINK_UNTIL(SECONDS(100)), &f->group, &e), 0);
 	assert_int_equal(rank_message_scratch_create(&f->scratch), 0);
 }
 
@@ -83,7 +83,7 @@ void fleet_tell(struct fleet *f, uint32_t rank, const struct rank_message *m)
 	int64_t n = rank_message_encode(m, f->out, sizeof f->out);
 	assert_true(n > 0);
 	f->ops->send(f->group, 1 + rank, RANK_TAG_COMMAND, f->out, (size_t)n, &r);
-	assert_int_equal(f->ops->wait(f->group, &r, SECONDS(10)), 0);
+	assert_int_equal(f->ops->wait(f->group, &r, SECONDS(100)), 0);
 }
 
 void fleet_tell_all(struct fleet *f, const struct rank_message *m)

@@ -5,11 +5,11 @@
 #include <errno.h>
 #include <pthread.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "daemon/cluster/coordinator.h"
+#include "tests/lib/wait.h"
 
 #define MS 1000000ull
 
@@ -90,17 +90,17 @@ static void on_event(void *context, const char *severity, const char *kind, cons
 	pthread_mutex_unlock(&world.lock);
 }
 
+static bool had_event(const char *text)
+{
+	pthread_mutex_lock(&world.lock);
+	bool found = strstr(world.events, text) != NULL;
+	pthread_mutex_unlock(&world.lock);
+	return found;
+}
+
 static void expect_event(const char *text)
 {
-	for (int i = 0; i < 1000; i++) {
-		pthread_mutex_lock(&world.lock);
-		bool found = strstr(world.events, text) != NULL;
-		pthread_mutex_unlock(&world.lock);
-		if (found)
-			return;
-		nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
-	}
-	fail_msg("no event has \"%s\":\n%s", text, world.events);
+	testing_wait_until(had_event(text));
 }
 
 static uint32_t recorded_nodes(void)
@@ -164,8 +164,8 @@ static void side_open(struct side *s, const char *who)
 		.version = "1",
 		.host = "127.0.0.1",
 		.nodes = 1,
-		.heartbeat_ns = 50 * MS,
-		.lost_ns = 60000 * MS,
+		.heartbeat_ns = 500 * MS,
+		.lost_ns = 600000 * MS,
 		.return_ns = 1,
 		.events = {on_event, (void *)who}};
 	const struct cluster_fleet_config f = {.model = "m",
@@ -224,9 +224,21 @@ static int side_read(struct side *s)
 	return status;
 }
 
+/* A node that missed some beats is not planned with. */
+static void side_beat(struct side *s)
+{
+	Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
+	Thaw__Node__V1__Heartbeat h = THAW__NODE__V1__HEARTBEAT__INIT;
+	m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_HEARTBEAT;
+	m.heartbeat = &h;
+	if (s->session)
+		cluster_session_message(s->session, &m, NULL);
+}
+
 static int side_gather(struct side *s)
 {
 	static struct cluster_group g;
+	side_beat(s);
 	memset(&s->why, 0, sizeof s->why);
 	return cluster_fleet_gather(s->fleet, &g, &s->why);
 }
@@ -235,6 +247,22 @@ static uint32_t assigns(struct side *s)
 {
 	side_read(s);
 	return s->messages[THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_ASSIGN];
+}
+
+static uint32_t heartbeats(struct side *s)
+{
+	assert_int_equal(side_read(s), 0);
+	return s->messages[THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_HEARTBEAT];
+}
+
+/* The epoch goes on from that of the record. */
+static void hand_over(const char *holder, uint64_t epoch)
+{
+	pthread_mutex_lock(&world.lock);
+	world.record.epoch = epoch;
+	world.holder = holder;
+	world.term++;
+	pthread_mutex_unlock(&world.lock);
 }
 
 static int setup(void **state)
@@ -277,8 +305,7 @@ static void doubt_keeps_what_runs_and_begins_nothing(void **state)
 	assert_int_equal(side_gather(&a), -EAGAIN);
 	assert_non_null(strstr(a.why.message, "etcd 1.2.3.4:5: no answer"));
 	assert_int_equal(a.plans, 0);
-	assert_int_equal(side_read(&a), 0); // the node's session goes on
-	assert_true(a.messages[THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_HEARTBEAT] > 0);
+	testing_wait_until(heartbeats(&a)); // the node's session goes on
 	struct cluster_session *first = a.session;
 	a.session = NULL;
 	assert_int_equal(side_join(&a), -EHOSTDOWN); // but nobody comes in
@@ -286,8 +313,7 @@ static void doubt_keeps_what_runs_and_begins_nothing(void **state)
 	a.session = first;
 	turn("a", NULL, false);
 	expect_event("can be reached again");
-	for (int i = 0; i < 1000 && !assigns(&a); i++)
-		side_gather(&a);
+	testing_wait_until(side_gather(&a) == -EAGAIN && assigns(&a));
 	assert_int_equal(assigns(&a), 1);
 	side_close(&a);
 }
@@ -311,12 +337,8 @@ static void the_other_takes_over_and_the_first_sends_its_nodes_away(void **state
 	side_open(&a, "a");
 	side_open(&b, "b");
 	assert_int_equal(side_join(&a), 0);
-	for (int i = 0; i < 1000 && recorded_nodes() == 0; i++)
-		nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
-	pthread_mutex_lock(&world.lock);
-	world.record.epoch = 40; // that a had used
-	pthread_mutex_unlock(&world.lock);
-	turn("b", NULL, true);
+	testing_wait_until(recorded_nodes());
+	hand_over("b", 40); // which a had used
 	expect_event("b coordinator_active: this node coordinates cluster lab, epoch 40");
 	expect_event("a coordinator_lost: node b coordinates cluster lab now");
 	assert_int_equal(side_read(&a), -EHOSTDOWN);

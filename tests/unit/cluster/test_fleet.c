@@ -5,21 +5,19 @@
 #include <errno.h>
 #include <stdatomic.h>
 #include <string.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "base/cleanup.h"
-#include "base/clock.h"
-#include "daemon/cluster/coordinator.h"
 #include "proto/check.h"
+#include "tests/lib/wait.h"
+#include "tests/lib/world.h"
 
-#define MS 1000000ull
 #define LAYERS 12u
 
-struct node {
-	struct cluster_session *session;
-	char name[16];
-	uint64_t assignment, released, incarnation;
+struct node { // what it was told
+	struct scene *scene;
+	uint32_t number;
+	const char *name;
+	uint64_t assignment, released;
 	struct cluster_slice slice;
 	struct cluster_start start; // the last
 	uint32_t assigns, starts, releases;
@@ -31,10 +29,8 @@ struct node {
 	uint32_t forgets;
 };
 
-struct world {
-	char folder[64];
-	struct cluster_coordinator *c;
-	struct cluster_fleet *fleet;
+struct scene {
+	struct world world;
 	struct node node[4];
 	uint32_t most; // nodes that the plan uses; 0: all
 	uint32_t parts; // of them in a stage; 0: 1
@@ -42,27 +38,21 @@ struct world {
 	_Atomic uint32_t regathers, broken, plans;
 	char previous[256]; // nodes of the plan before, as plan() saw them
 	struct cluster_group group;
-	uint32_t replicas;
-	uint32_t copies; // bits of nodes that say that they have one when they join
 };
-
-static void wake(void *context)
-{
-}
 
 /* Even, by name. */
 static int plan(void *context, const struct cluster_view *view, struct cluster_plan *ret, struct base_error *e)
 {
-	struct world *w = context;
-	uint32_t n = w->most && w->most < view->count ? w->most : view->count, parts = w->parts ? w->parts : 1;
-	atomic_fetch_add(&w->plans, 1);
-	w->previous[0] = '\0';
+	struct scene *s = context;
+	uint32_t n = s->most && s->most < view->count ? s->most : view->count, parts = s->parts ? s->parts : 1;
+	atomic_fetch_add(&s->plans, 1);
+	s->previous[0] = '\0';
 	for (uint32_t i = 0; view->previous && i < view->previous->stages_count; i++)
-		strncat(w->previous, view->previous->stages[i].node, 16);
-	if (w->too_small)
+		strncat(s->previous, view->previous->stages[i].node, 16);
+	if (s->too_small)
 		return base_error_set(e, -ENOMEM, "1 byte short");
 	ret->stages_count = n;
-	ret->parts = w->parts;
+	ret->parts = s->parts;
 	for (uint32_t i = 0; i < n; i++) {
 		uint32_t stage = i / parts, stages = n / parts;
 		uint32_t first = LAYERS * stage / stages, end = LAYERS * (stage + 1) / stages;
@@ -72,181 +62,99 @@ static int plan(void *context, const struct cluster_view *view, struct cluster_p
 	return 0;
 }
 
-static int listen_here(void *context, struct cluster_member *ret_self, struct base_error *e)
-{
-	*ret_self = (struct cluster_member){.host = "127.0.0.1", .port = 999};
-	return 0;
-}
-
 static void regather(void *context, const char *why)
 {
-	atomic_fetch_add(&((struct world *)context)->regathers, 1);
+	atomic_fetch_add(&((struct scene *)context)->regathers, 1);
 }
 
 static void broken(void *context)
 {
-	atomic_fetch_add(&((struct world *)context)->broken, 1);
+	atomic_fetch_add(&((struct scene *)context)->broken, 1);
 }
 
-static int open_state(const struct world *w, const char *who, struct cluster_state **ret_state, struct base_error *e)
+static struct scene *scene_create_with(uint32_t nodes, uint32_t replicas)
 {
-	const struct cluster_state_config c = {.who = who, .directory = w->folder, .cluster = "lab"};
-	return cluster_state_file_ops.open(&c, ret_state, e);
+	struct scene *s = calloc(1, sizeof *s);
+	world_init(&s->world, plan, s);
+	s->world.model.regather = regather;
+	s->world.model.broken = broken;
+	s->world.config.nodes = nodes;
+	s->world.config.replicas = replicas;
+	s->world.config.spare_ns = 1000000;
+	world_open(&s->world);
+	return s;
 }
 
-static void open_coordinator(struct world *w, uint32_t nodes)
+static struct scene *scene_create(uint32_t nodes)
 {
-	struct cluster_state *s;
-	struct base_error e = {0};
-	const struct cluster_coordinator_config c = {.cluster = "lab",
-		.node = "head",
-		.version = "1",
-		.host = "127.0.0.1",
-		.nodes = nodes,
-		.replicas = w->replicas,
-		.spare_ns = MS,
-		.heartbeat_ns = 1000 * MS,
-		.lost_ns = 60000 * MS,
-		.return_ns = 300 * MS};
-	if (open_state(w, "head", &s, &e) || cluster_coordinator_create(&c, s, &w->c, &e))
-		fail_msg("%s", base_error_text(&e));
+	return scene_create_with(nodes, 1);
 }
 
-static void open_fleet_of(struct world *w, const char *model)
+static void scene_destroy(struct scene *s)
 {
-	const struct cluster_fleet_config f = {.model = model,
-		.path = "/m.gguf",
-		.file_bytes = 2,
-		.header_bytes = 1,
-		.file_fd = -1,
-		.digest = {1, 2, 3},
-		.plan = plan,
-		.listen = listen_here,
-		.regather = regather,
-		.broken = broken,
-		.context = w};
-	assert_int_equal(cluster_fleet_create(w->c, &f, &w->fleet, NULL), 0);
+	world_finish(&s->world);
+	free(s);
 }
 
-static void open_fleet(struct world *w)
+static void leave(struct scene *s, uint32_t i)
 {
-	open_fleet_of(w, "m");
-}
-
-static struct world *world_create_with(uint32_t nodes, uint32_t replicas)
-{
-	struct world *w = calloc(1, sizeof *w);
-	w->replicas = replicas;
-	snprintf(w->folder, sizeof w->folder, "/tmp/thaw-fleet-XXXXXX");
-	assert_non_null(mkdtemp(w->folder));
-	open_coordinator(w, nodes);
-	open_fleet(w);
-	return w;
-}
-
-static struct world *world_create(uint32_t nodes)
-{
-	return world_create_with(nodes, 1);
-}
-
-static void leave(struct world *w, uint32_t i)
-{
-	cluster_session_close(w->node[i].session);
-	w->node[i].session = NULL;
-}
-
-static void close_all(struct world *w)
-{
-	for (uint32_t i = 0; i < 4; i++)
-		leave(w, i);
-	cluster_fleet_destroy(w->fleet);
-	cluster_coordinator_destroy(w->c);
-}
-
-static void world_destroy(struct world *w)
-{
-	char command[96];
-	close_all(w);
-	snprintf(command, sizeof command, "rm -r %s", w->folder);
-	FILE *p = popen(command, "r");
-	assert_true(p && pclose(p) == 0);
-	free(w);
+	world_leave(&s->world, i);
 }
 
 static int send_node(struct node *n, Thaw__Node__V1__NodeMessage *m)
 {
-	return cluster_session_message(n->session, m, NULL);
+	return world_say(&n->scene->world, n->number, m);
 }
 
-static void join_as(struct world *w, uint32_t i, const char *name)
+static void join_as(struct scene *s, uint32_t i, const char *name)
 {
-	struct node *n = &w->node[i];
-	struct cluster_identity peer = {.cluster = "lab", .role = CLUSTER_ROLE_WORKER};
-	_cleanup_free_ struct cluster_facts *f = calloc(1, sizeof *f);
-	_cleanup_free_ struct cluster_register_message *m = calloc(1, sizeof *m);
-	*n = (struct node){.incarnation = n->incarnation + 1};
-	snprintf(n->name, sizeof n->name, "%s", name);
-	snprintf(peer.name, sizeof peer.name, "%s", n->name);
-	assert_int_equal(cluster_session_open(w->c, &peer, wake, n, &n->session, NULL), 0);
-	*f = (struct cluster_facts){.version = "1", .cluster = "lab", .cpus = 1, .incarnation = n->incarnation};
-	f->wall_ns = base_clock_wall_ns();
-	snprintf(f->node, sizeof f->node, "%s", n->name);
-	snprintf(f->address, sizeof f->address, "10.0.0.%u", i);
-	f->pull_port = (uint16_t)(5000 + i);
-	f->store[0] = (struct cluster_stored){.digest = {1, 2, 3}, .copy = w->copies >> i & 1};
-	f->store_count = 1;
-	cluster_fill_register(f, m);
-	assert_int_equal(send_node(n, &m->message), 0);
+	s->node[i] = (struct node){.scene = s, .number = i, .name = s->world.node[i].name};
+	world_join(&s->world, i, name, 1);
 }
 
-static void join(struct world *w, uint32_t i)
+static void join(struct scene *s, uint32_t i)
 {
 	char name[8];
 	snprintf(name, sizeof name, "n%u", i);
-	join_as(w, i, name);
+	join_as(s, i, name);
+}
+
+static void hear(void *context, uint32_t i, const Thaw__Node__V1__CoordinatorMessage *m)
+{
+	struct node *n = context;
+	struct cluster_assign a;
+	if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_ASSIGN) {
+		assert_int_equal(cluster_read_assign(m->assign, &a, NULL), 0);
+		if (a.spare) {
+			n->spare = a.assignment;
+			n->spare_slice = a.slice;
+		} else {
+			n->assignment = a.assignment;
+			n->slice = a.slice;
+			n->check = a.check;
+			n->assign = a;
+			n->assigns++;
+		}
+	} else if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_START) {
+		assert_int_equal(cluster_read_start(m->start, &n->start, NULL), 0);
+		assert_int_equal(n->start.assignment, n->assignment);
+		n->starts++;
+	} else if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_RELEASE) {
+		n->released = m->release->assignment;
+		n->releases++;
+	} else if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_FORGET) {
+		assert_int_equal(cluster_read_forget(m->forget, &a, NULL), 0);
+		assert_string_equal(a.model, "m");
+		assert_memory_equal(a.digest, ((const uint8_t[16]){1, 2, 3}), 16);
+		n->forgets++;
+	}
 }
 
 /* Takes what the coordinator said. */
 static void read_node(struct node *n)
 {
-	uint8_t *data;
-	size_t bytes;
-	while (n->session && cluster_session_next(n->session, &data, &bytes, NULL) == 1) {
-		struct proto_budget budget;
-		ProtobufCMessage *p;
-		assert_int_equal(proto_unpack(&thaw__node__v1__coordinator_message__descriptor, data, bytes, &budget,
-					 &p, NULL, NULL),
-			0);
-		const Thaw__Node__V1__CoordinatorMessage *m = (const Thaw__Node__V1__CoordinatorMessage *)p;
-		struct cluster_assign a;
-		if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_ASSIGN) {
-			assert_int_equal(cluster_read_assign(m->assign, &a, NULL), 0);
-			if (a.spare) {
-				n->spare = a.assignment;
-				n->spare_slice = a.slice;
-			} else {
-				n->assignment = a.assignment;
-				n->slice = a.slice;
-				n->check = a.check;
-				n->assign = a;
-				n->assigns++;
-			}
-		} else if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_START) {
-			assert_int_equal(cluster_read_start(m->start, &n->start, NULL), 0);
-			assert_int_equal(n->start.assignment, n->assignment);
-			n->starts++;
-		} else if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_RELEASE) {
-			n->released = m->release->assignment;
-			n->releases++;
-		} else if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_FORGET) {
-			assert_int_equal(cluster_read_forget(m->forget, &a, NULL), 0);
-			assert_string_equal(a.model, "m");
-			assert_memory_equal(a.digest, ((const uint8_t[16]){1, 2, 3}), 16);
-			n->forgets++;
-		}
-		protobuf_c_message_free_unpacked(p, &budget.allocator);
-		free(data);
-	}
+	if (n->scene)
+		world_hear(&n->scene->world, n->number, hear, n);
 }
 
 static void prepared(struct node *n)
@@ -277,30 +185,30 @@ static void failed(struct node *n, int code, const char *text)
 	assert_int_equal(send_node(n, &m), 0);
 }
 
-static int gather(struct world *w, struct base_error *e)
+static int gather(struct scene *s, struct base_error *e)
 {
-	return cluster_fleet_gather(w->fleet, &w->group, e);
+	return cluster_fleet_gather(s->world.fleet, &s->group, e);
 }
 
 /* The whole way to a group of these nodes. */
-static void run(struct world *w, const uint32_t *nodes, uint32_t count)
+static void run(struct scene *s, const uint32_t *nodes, uint32_t count)
 {
 	struct base_error e = {0};
-	assert_int_equal(gather(w, &e), -EAGAIN);
+	assert_int_equal(gather(s, &e), -EAGAIN);
 	for (uint32_t i = 0; i < count; i++) {
-		read_node(&w->node[nodes[i]]);
-		prepared(&w->node[nodes[i]]);
+		read_node(&s->node[nodes[i]]);
+		prepared(&s->node[nodes[i]]);
 	}
-	if (gather(w, &e))
+	if (gather(s, &e))
 		fail_msg("%s", base_error_text(&e));
-	uint32_t parts = w->parts ? w->parts : 1, stages = count / parts;
-	assert_int_equal(w->group.stages, stages);
-	assert_int_equal(w->group.parts, parts);
-	assert_int_equal(w->group.ranks, count);
+	uint32_t parts = s->parts ? s->parts : 1, stages = count / parts;
+	assert_int_equal(s->group.stages, stages);
+	assert_int_equal(s->group.parts, parts);
+	assert_int_equal(s->group.ranks, count);
 	for (uint32_t i = 0; i < count; i++) {
-		struct node *n = &w->node[nodes[i]];
+		struct node *n = &s->node[nodes[i]];
 		read_node(n);
-		assert_int_equal(n->start.epoch, w->group.epoch);
+		assert_int_equal(n->start.epoch, s->group.epoch);
 		assert_int_equal(n->start.stage, i / parts);
 		assert_int_equal(n->start.stages, stages);
 		assert_int_equal(n->start.part, i % parts);
@@ -309,8 +217,8 @@ static void run(struct world *w, const uint32_t *nodes, uint32_t count)
 		assert_int_equal(n->slice.first_layer, LAYERS * (i / parts) / stages);
 		assert_int_equal(n->slice.tp_rank, i % parts);
 		assert_int_equal(n->slice.tp_size, parts);
-		assert_memory_equal(n->start.secret, w->group.secret, CLUSTER_SECRET_BYTES);
-		assert_string_equal(w->group.node[i], n->name);
+		assert_memory_equal(n->start.secret, s->group.secret, CLUSTER_SECRET_BYTES);
+		assert_string_equal(s->group.node[i], n->name);
 	}
 }
 
@@ -318,36 +226,36 @@ static void run(struct world *w, const uint32_t *nodes, uint32_t count)
 
 static void two_nodes_and_a_loss(void **state)
 {
-	struct world *w = world_create(2);
+	struct scene *s = scene_create(2);
 	struct base_error e = {0};
-	assert_int_equal(gather(w, &e), -EAGAIN);
+	assert_int_equal(gather(s, &e), -EAGAIN);
 	assert_non_null(strstr(e.message, "0 of 2 nodes are there"));
-	join(w, 0);
-	assert_int_equal(gather(w, &e), -EAGAIN);
-	join(w, 1);
-	run(w, (uint32_t[]){0, 1}, 2);
-	assert_int_equal(w->group.epoch, 1);
-	assert_string_equal(w->group.members[2].host, "10.0.0.1");
-	assert_int_equal(w->group.members[0].port, 999);
-	assert_int_equal(w->regathers, 0);
+	join(s, 0);
+	assert_int_equal(gather(s, &e), -EAGAIN);
+	join(s, 1);
+	run(s, (uint32_t[]){0, 1}, 2);
+	assert_int_equal(s->group.epoch, 1);
+	assert_string_equal(s->group.members[2].host, "10.0.0.1");
+	assert_int_equal(s->group.members[0].port, 999);
+	assert_int_equal(s->regathers, 0);
 	/* Lost: the engine is told, and the next plan is for what is left. */
-	leave(w, 1);
-	assert_int_equal(w->regathers, 1);
-	assert_int_equal(w->broken, 1);
-	assert_true(cluster_fleet_broken(w->fleet));
-	cluster_fleet_scatter(w->fleet);
-	run(w, (uint32_t[]){0}, 1);
-	assert_int_equal(w->group.epoch, 2);
-	assert_int_equal(w->node[0].releases, 1);
-	assert_string_equal(w->previous, "n0n1");
+	leave(s, 1);
+	assert_int_equal(s->regathers, 1);
+	assert_int_equal(s->broken, 1);
+	assert_true(cluster_fleet_broken(s->world.fleet));
+	cluster_fleet_scatter(s->world.fleet);
+	run(s, (uint32_t[]){0}, 1);
+	assert_int_equal(s->group.epoch, 2);
+	assert_int_equal(s->node[0].releases, 1);
+	assert_string_equal(s->previous, "n0n1");
 	/* Nothing is left. */
-	leave(w, 0);
-	cluster_fleet_scatter(w->fleet);
-	assert_int_equal(gather(w, &e), -EHOSTDOWN);
+	leave(s, 0);
+	cluster_fleet_scatter(s->world.fleet);
+	assert_int_equal(gather(s, &e), -EHOSTDOWN);
 	assert_non_null(strstr(e.message, "n0 is lost"));
-	join(w, 1);
-	run(w, (uint32_t[]){1}, 1);
-	world_destroy(w);
+	join(s, 1);
+	run(s, (uint32_t[]){1}, 1);
+	scene_destroy(s);
 }
 
 /* What equal nodes need after the loss of any one of them is next to what they have: they keep it. */
@@ -397,21 +305,17 @@ static void stored(struct node *n, const char *text)
 
 static void expect_spare(struct node *n, uint64_t after)
 {
-	for (int i = 0; i < 6000 && n->spare <= after; i++) {
-		nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
-		read_node(n);
-	}
-	assert_true(n->spare > after);
+	testing_wait_until((read_node(n), n->spare > after));
 }
 
 /* While a group runs its nodes are asked for spares, once; a plan has those that are under way released before its own work. */
 static void spares_of_a_group(void **state)
 {
-	struct world *w = world_create_with(3, 2);
-	struct node *n = w->node;
+	struct scene *s = scene_create_with(3, 2);
+	struct node *n = s->node;
 	for (uint32_t i = 0; i < 3; i++)
-		join(w, i);
-	run(w, (uint32_t[]){0, 1, 2}, 3);
+		join(s, i);
+	run(s, (uint32_t[]){0, 1, 2}, 3);
 	for (uint32_t i = 0; i < 3; i++)
 		expect_spare(&n[i], 0);
 	assert_int_equal(n[0].spare_slice.first_layer, 0);
@@ -427,39 +331,36 @@ static void spares_of_a_group(void **state)
 	n[1].assignment = n[1].spare;
 	failed(&n[1], -EROFS, "its drive is read-only"); // of a spare: nothing comes of it
 	n[1].assignment = assignment;
-	assert_false(cluster_fleet_broken(w->fleet));
+	assert_false(cluster_fleet_broken(s->world.fleet));
 	uint64_t last = n[2].spare;
-	leave(w, 1);
-	cluster_fleet_scatter(w->fleet);
-	run(w, (uint32_t[]){0, 2}, 2);
+	leave(s, 1);
+	cluster_fleet_scatter(s->world.fleet);
+	run(s, (uint32_t[]){0, 2}, 2);
 	assert_int_equal(n[2].releases, 2); // of its part, and of the spare that was under way
 	expect_spare(&n[2], last); // of the new group
 	assert_int_equal(n[2].spare_slice.layers, 12);
-	world_destroy(w);
+	scene_destroy(s);
 }
 
 /* When a model is unloaded, and not when its coordinator stops or another name of it is left. */
 static void spares_are_forgotten(void **state)
 {
-	struct world *w = world_create(1);
-	struct cluster_fleet *first = w->fleet;
-	join(w, 0);
-	cluster_fleet_destroy(first);
-	open_fleet_of(w, "again");
-	first = w->fleet;
-	open_fleet(w);
-	cluster_fleet_forget(w->fleet);
-	cluster_fleet_destroy(w->fleet);
-	read_node(&w->node[0]);
-	assert_int_equal(w->node[0].forgets, 0);
-	cluster_fleet_destroy(first);
-	open_fleet(w);
-	cluster_fleet_forget(w->fleet);
-	cluster_fleet_destroy(w->fleet);
-	w->fleet = NULL;
-	read_node(&w->node[0]);
-	assert_int_equal(w->node[0].forgets, 1);
-	world_destroy(w);
+	struct scene *s = scene_create(1);
+	join(s, 0);
+	world_open_model(&s->world, "again");
+	struct cluster_fleet *again = base_steal(s->world.fleet);
+	world_open_model(&s->world, "m");
+	cluster_fleet_forget(s->world.fleet);
+	cluster_fleet_destroy(base_steal(s->world.fleet));
+	read_node(&s->node[0]);
+	assert_int_equal(s->node[0].forgets, 0);
+	cluster_fleet_destroy(again);
+	world_open_model(&s->world, "m");
+	cluster_fleet_forget(s->world.fleet);
+	cluster_fleet_destroy(base_steal(s->world.fleet));
+	read_node(&s->node[0]);
+	assert_int_equal(s->node[0].forgets, 1);
+	scene_destroy(s);
 }
 
 static void expect_source(const struct node *n, const char *name, const char *host, uint16_t port)
@@ -474,177 +375,168 @@ static void expect_source(const struct node *n, const char *name, const char *ho
 /* By what they said last; nobody is told to pull from itself, nor from a node that is gone. */
 static void pullers_are_told_who_has_a_copy(void **state)
 {
-	struct world *w = world_create(3);
-	struct node *n = w->node;
-	w->copies = 1 << 1;
+	struct scene *s = scene_create(3);
+	struct node *n = s->node;
+	s->world.copies = 1 << 1;
 	for (uint32_t i = 0; i < 3; i++)
-		join(w, i);
+		join(s, i);
 	n[2].copy = true; // it has digested what it found
-	run(w, (uint32_t[]){0, 1, 2}, 3);
+	run(s, (uint32_t[]){0, 1, 2}, 3);
 	expect_source(&n[0], "n1", "10.0.0.1", 5001);
 	assert_int_equal(n[1].assign.sources_count, 0);
 	expect_source(&n[2], "n1", "10.0.0.1", 5001);
-	leave(w, 0);
-	cluster_fleet_scatter(w->fleet);
-	run(w, (uint32_t[]){1, 2}, 2);
+	leave(s, 0);
+	cluster_fleet_scatter(s->world.fleet);
+	run(s, (uint32_t[]){1, 2}, 2);
 	expect_source(&n[1], "n2", "10.0.0.2", 5002); // its own is gone
 	assert_int_equal(n[2].assign.sources_count, 0);
-	leave(w, 2);
-	cluster_fleet_scatter(w->fleet);
-	run(w, (uint32_t[]){1}, 1);
+	leave(s, 2);
+	cluster_fleet_scatter(s->world.fleet);
+	run(s, (uint32_t[]){1}, 1);
 	assert_int_equal(n[1].assign.sources_count, 0);
-	world_destroy(w);
+	scene_destroy(s);
 }
 
 /* Ranks met damaged data: the next assignments have the stores read, also when one was under way, until a group comes of it. */
 static void stores_are_mended(void **state)
 {
-	struct world *w = world_create(1);
+	struct scene *s = scene_create(1);
 	struct base_error e = {0};
-	join(w, 0);
-	run(w, (uint32_t[]){0}, 1);
-	assert_false(w->node[0].check);
-	cluster_fleet_mend(w->fleet);
-	cluster_fleet_scatter(w->fleet);
-	assert_int_equal(gather(w, &e), -EAGAIN);
-	read_node(&w->node[0]);
-	assert_true(w->node[0].check);
-	uint64_t first = w->node[0].assignment;
-	cluster_fleet_mend(w->fleet);
-	read_node(&w->node[0]);
-	assert_int_equal(w->node[0].released, first);
-	run(w, (uint32_t[]){0}, 1);
-	assert_true(w->node[0].check);
-	cluster_fleet_scatter(w->fleet);
-	run(w, (uint32_t[]){0}, 1);
-	assert_false(w->node[0].check);
-	world_destroy(w);
+	join(s, 0);
+	run(s, (uint32_t[]){0}, 1);
+	assert_false(s->node[0].check);
+	cluster_fleet_mend(s->world.fleet);
+	cluster_fleet_scatter(s->world.fleet);
+	assert_int_equal(gather(s, &e), -EAGAIN);
+	read_node(&s->node[0]);
+	assert_true(s->node[0].check);
+	uint64_t first = s->node[0].assignment;
+	cluster_fleet_mend(s->world.fleet);
+	read_node(&s->node[0]);
+	assert_int_equal(s->node[0].released, first);
+	run(s, (uint32_t[]){0}, 1);
+	assert_true(s->node[0].check);
+	cluster_fleet_scatter(s->world.fleet);
+	run(s, (uint32_t[]){0}, 1);
+	assert_false(s->node[0].check);
+	scene_destroy(s);
 }
 
 static void a_loss_while_it_is_prepared(void **state)
 {
-	struct world *w = world_create(2);
+	struct scene *s = scene_create(2);
 	struct base_error e = {0};
-	join(w, 0);
-	join(w, 1);
-	assert_int_equal(gather(w, &e), -EAGAIN);
-	read_node(&w->node[0]);
-	uint64_t first = w->node[0].assignment;
-	prepared(&w->node[0]);
-	leave(w, 1);
-	assert_int_equal(w->regathers, 0);
-	read_node(&w->node[0]);
-	assert_int_equal(w->node[0].released, first);
-	prepared(&w->node[0]); // too late: of a plan that is over
-	run(w, (uint32_t[]){0}, 1);
-	assert_int_equal(w->node[0].assigns, 2);
-	world_destroy(w);
+	join(s, 0);
+	join(s, 1);
+	assert_int_equal(gather(s, &e), -EAGAIN);
+	read_node(&s->node[0]);
+	uint64_t first = s->node[0].assignment;
+	prepared(&s->node[0]);
+	leave(s, 1);
+	assert_int_equal(s->regathers, 0);
+	read_node(&s->node[0]);
+	assert_int_equal(s->node[0].released, first);
+	prepared(&s->node[0]); // too late: of a plan that is over
+	run(s, (uint32_t[]){0}, 1);
+	assert_int_equal(s->node[0].assigns, 2);
+	scene_destroy(s);
 }
 
 static void a_node_that_cannot(void **state)
 {
-	struct world *w = world_create(2);
+	struct scene *s = scene_create(2);
 	struct base_error e = {0};
-	join(w, 0);
-	join(w, 1);
-	assert_int_equal(gather(w, &e), -EAGAIN);
-	read_node(&w->node[0]);
-	read_node(&w->node[1]);
-	failed(&w->node[1], -ESTALE, "another file");
-	run(w, (uint32_t[]){0}, 1);
-	cluster_fleet_scatter(w->fleet);
-	assert_int_equal(gather(w, &e), -EAGAIN);
-	read_node(&w->node[0]);
-	failed(&w->node[0], -ESTALE, "here, too");
-	assert_int_equal(gather(w, &e), -EHOSTDOWN);
+	join(s, 0);
+	join(s, 1);
+	assert_int_equal(gather(s, &e), -EAGAIN);
+	read_node(&s->node[0]);
+	read_node(&s->node[1]);
+	failed(&s->node[1], -ESTALE, "another file");
+	run(s, (uint32_t[]){0}, 1);
+	cluster_fleet_scatter(s->world.fleet);
+	assert_int_equal(gather(s, &e), -EAGAIN);
+	read_node(&s->node[0]);
+	failed(&s->node[0], -ESTALE, "here, too");
+	assert_int_equal(gather(s, &e), -EHOSTDOWN);
 	assert_non_null(strstr(e.message, "n1 is unfit: another file"));
 	/* Another process of it may be able to. */
-	leave(w, 1);
-	join(w, 1);
-	run(w, (uint32_t[]){1}, 1);
-	world_destroy(w);
+	leave(s, 1);
+	join(s, 1);
+	run(s, (uint32_t[]){1}, 1);
+	scene_destroy(s);
 }
 
-static void wait_until_gathered(struct world *w)
+static void wait_until_gathered(struct scene *s)
 {
 	struct base_error e = {0};
-	for (int i = 0; i < 1000 && w->node[0].assigns < 2; i++) {
-		assert_int_equal(gather(w, &e), -EAGAIN);
-		nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
-		read_node(&w->node[0]);
-	}
-	assert_int_equal(w->node[0].assigns, 2);
+	testing_wait_until(gather(s, &e) == -EAGAIN && (read_node(&s->node[0]), s->node[0].assigns >= 2));
+	assert_int_equal(s->node[0].assigns, 2);
 }
 
 /* Another model is packed there: nothing that a second attempt would not mend. */
 static void a_node_that_is_busy(void **state)
 {
-	struct world *w = world_create(2);
+	struct scene *s = scene_create(2);
 	struct base_error e = {0};
-	join(w, 0);
-	join(w, 1);
-	assert_int_equal(gather(w, &e), -EAGAIN);
-	read_node(&w->node[0]);
-	read_node(&w->node[1]);
-	failed(&w->node[1], -EBUSY, "process 1 is packing");
-	assert_int_equal(gather(w, &e), -EAGAIN); // its part is not given to n0
+	join(s, 0);
+	join(s, 1);
+	assert_int_equal(gather(s, &e), -EAGAIN);
+	read_node(&s->node[0]);
+	read_node(&s->node[1]);
+	failed(&s->node[1], -EBUSY, "process 1 is packing");
+	assert_int_equal(gather(s, &e), -EAGAIN); // its part is not given to n0
 	assert_non_null(strstr(e.message, "n1 is tried again soon: process 1 is packing"));
-	wait_until_gathered(w);
-	run(w, (uint32_t[]){0, 1}, 2);
+	wait_until_gathered(s);
+	run(s, (uint32_t[]){0, 1}, 2);
 	/* A full drive: the others are asked meanwhile. */
-	cluster_fleet_scatter(w->fleet);
-	assert_int_equal(gather(w, &e), -EAGAIN);
-	read_node(&w->node[1]);
-	failed(&w->node[1], -ENOSPC, "its drive is full");
-	run(w, (uint32_t[]){0}, 1);
-	world_destroy(w);
+	cluster_fleet_scatter(s->world.fleet);
+	assert_int_equal(gather(s, &e), -EAGAIN);
+	read_node(&s->node[1]);
+	failed(&s->node[1], -ENOSPC, "its drive is full");
+	run(s, (uint32_t[]){0}, 1);
+	scene_destroy(s);
 }
 
 static void what_does_not_fit(void **state)
 {
-	struct world *w = world_create(1);
+	struct scene *s = scene_create(1);
 	struct base_error e = {0};
-	join(w, 0);
-	w->too_small = true;
-	assert_int_equal(gather(w, &e), -ENOMEM); // the first plan: for good
-	w->too_small = false;
-	run(w, (uint32_t[]){0}, 1);
-	cluster_fleet_scatter(w->fleet);
-	w->too_small = true;
-	assert_int_equal(gather(w, &e), -EHOSTDOWN); // it did fit once
+	join(s, 0);
+	s->too_small = true;
+	assert_int_equal(gather(s, &e), -ENOMEM); // the first plan: for good
+	s->too_small = false;
+	run(s, (uint32_t[]){0}, 1);
+	cluster_fleet_scatter(s->world.fleet);
+	s->too_small = true;
+	assert_int_equal(gather(s, &e), -EHOSTDOWN); // it did fit once
 	assert_non_null(strstr(e.message, "cannot hold the model: 1 byte short"));
-	world_destroy(w);
+	scene_destroy(s);
 }
 
 static void wait_for(_Atomic uint32_t *count, uint32_t want)
 {
-	for (int i = 0; i < 2000 && atomic_load(count) < want; i++)
-		nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
-	assert_int_equal(atomic_load(count), want);
+	testing_wait_until(atomic_load(count) >= want);
 }
 
 static void drain_prepares_beside(void **state)
 {
-	struct world *w = world_create(2);
+	struct scene *s = scene_create(2);
 	struct base_error e = {0};
-	join(w, 0);
-	join(w, 1);
-	run(w, (uint32_t[]){0, 1}, 2);
-	assert_int_equal(cluster_coordinator_drain(w->c, "n9", true, &e), -ENOENT);
-	assert_int_equal(cluster_coordinator_drain(w->c, "n1", true, &e), 0);
-	wait_for(&w->plans, 2); // the coordinator's thread
-	for (int i = 0; i < 2000 && w->node[0].assigns < 2; i++) {
-		read_node(&w->node[0]);
-		nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
-	}
-	assert_int_equal(w->regathers, 0); // it still runs
-	prepared(&w->node[0]);
-	wait_for(&w->regathers, 1);
-	cluster_fleet_scatter(w->fleet);
-	assert_int_equal(gather(w, &e), 0);
-	assert_int_equal(w->group.stages, 1);
-	assert_int_equal(cluster_coordinator_drain(w->c, "n0", true, &e), -EHOSTDOWN);
-	world_destroy(w);
+	join(s, 0);
+	join(s, 1);
+	run(s, (uint32_t[]){0, 1}, 2);
+	assert_int_equal(cluster_coordinator_drain(s->world.coordinator, "n9", true, &e), -ENOENT);
+	assert_int_equal(cluster_coordinator_drain(s->world.coordinator, "n1", true, &e), 0);
+	wait_for(&s->plans, 2); // the coordinator's thread
+	testing_wait_until((read_node(&s->node[0]), s->node[0].assigns >= 2));
+	assert_int_equal(s->regathers, 0); // it still runs
+	prepared(&s->node[0]);
+	wait_for(&s->regathers, 1);
+	cluster_fleet_scatter(s->world.fleet);
+	assert_int_equal(gather(s, &e), 0);
+	assert_int_equal(s->group.stages, 1);
+	assert_int_equal(cluster_coordinator_drain(s->world.coordinator, "n0", true, &e), -EHOSTDOWN);
+	scene_destroy(s);
 }
 
 static void say_leave(struct node *n)
@@ -663,13 +555,9 @@ static void wait_for_end(struct node *n)
 	size_t bytes;
 	struct base_error e = {0};
 	int status = 0;
-	for (int i = 0; i < 6000 && status >= 0; i++) {
-		status = cluster_session_next(n->session, &data, &bytes, &e);
-		if (status == 1)
-			free(data);
-		else
-			nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
-	}
+	testing_wait_until(
+		(status = cluster_session_next(n->scene->world.node[n->number].session, &data, &bytes, &e)) < 0 ||
+		(status == 1 && (free(data), false)));
 	assert_int_equal(status, -ECANCELED);
 	assert_string_equal(e.message, "left");
 }
@@ -677,60 +565,53 @@ static void wait_for_end(struct node *n)
 /* A node that stops has its work done by others before it is let go; the last one is let go at once. */
 static void a_node_leaves_when_it_is_free(void **state)
 {
-	struct world *w = world_create(2);
+	struct scene *s = scene_create(2);
 	struct base_error e = {0};
-	join(w, 0);
-	join(w, 1);
-	run(w, (uint32_t[]){0, 1}, 2);
-	say_leave(&w->node[1]);
-	for (int i = 0; i < 6000 && w->node[0].assigns < 2; i++) {
-		read_node(&w->node[0]);
-		nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
-	}
-	read_node(&w->node[1]);
-	assert_int_equal(w->node[1].releases, 0); // it still computes
-	assert_int_equal(w->regathers, 0);
-	prepared(&w->node[0]);
-	wait_for(&w->regathers, 1);
-	cluster_fleet_scatter(w->fleet);
-	assert_int_equal(gather(w, &e), 0);
-	assert_int_equal(w->group.stages, 1);
-	wait_for_end(&w->node[1]);
-	assert_int_equal(w->broken, 0);
-	say_leave(&w->node[0]);
-	wait_for_end(&w->node[0]);
-	assert_int_equal(w->broken, 1);
-	world_destroy(w);
+	join(s, 0);
+	join(s, 1);
+	run(s, (uint32_t[]){0, 1}, 2);
+	say_leave(&s->node[1]);
+	testing_wait_until((read_node(&s->node[0]), s->node[0].assigns >= 2));
+	read_node(&s->node[1]);
+	assert_int_equal(s->node[1].releases, 0); // it still computes
+	assert_int_equal(s->regathers, 0);
+	prepared(&s->node[0]);
+	wait_for(&s->regathers, 1);
+	cluster_fleet_scatter(s->world.fleet);
+	assert_int_equal(gather(s, &e), 0);
+	assert_int_equal(s->group.stages, 1);
+	wait_for_end(&s->node[1]);
+	assert_int_equal(s->broken, 0);
+	say_leave(&s->node[0]);
+	wait_for_end(&s->node[0]);
+	assert_int_equal(s->broken, 1);
+	scene_destroy(s);
 }
 
 /* A second drain, of a node without work, does not undo the first. */
 static void two_drains(void **state)
 {
-	struct world *w = world_create(3);
+	struct scene *s = scene_create(3);
 	struct base_error e = {0};
-	w->most = 2;
+	s->most = 2;
 	for (uint32_t i = 0; i < 3; i++)
-		join(w, i);
-	run(w, (uint32_t[]){0, 1}, 2);
-	assert_int_equal(cluster_coordinator_drain(w->c, "n1", true, &e), 0);
-	assert_int_equal(cluster_coordinator_drain(w->c, "n2", true, &e), 0);
-	for (int i = 0; i < 2000 && !w->regathers; i++) { // the first plan may have been for n0 and n2
-		read_node(&w->node[0]);
-		prepared(&w->node[0]);
-		nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
-	}
-	wait_for(&w->regathers, 1);
-	cluster_fleet_scatter(w->fleet);
-	assert_int_equal(gather(w, &e), 0);
-	assert_int_equal(w->group.stages, 1);
-	assert_string_equal(w->group.node[0], "n0");
-	world_destroy(w);
+		join(s, i);
+	run(s, (uint32_t[]){0, 1}, 2);
+	assert_int_equal(cluster_coordinator_drain(s->world.coordinator, "n1", true, &e), 0);
+	assert_int_equal(cluster_coordinator_drain(s->world.coordinator, "n2", true, &e), 0);
+	/* The first plan may have been for n0 and n2. */
+	testing_wait_until((read_node(&s->node[0]), prepared(&s->node[0]), s->regathers));
+	cluster_fleet_scatter(s->world.fleet);
+	assert_int_equal(gather(s, &e), 0);
+	assert_int_equal(s->group.stages, 1);
+	assert_string_equal(s->group.node[0], "n0");
+	scene_destroy(s);
 }
 
-static bool knows(struct world *w, const char *name)
+static bool knows(struct scene *s, const char *name)
 {
 	static struct cluster_node_info infos[CLUSTER_MAX_NODES];
-	uint32_t n = cluster_coordinator_nodes(w->c, infos, CLUSTER_MAX_NODES);
+	uint32_t n = cluster_coordinator_nodes(s->world.coordinator, infos, CLUSTER_MAX_NODES);
 	for (uint32_t i = 0; i < n; i++) {
 		if (strcmp(infos[i].name, name) == 0)
 			return true;
@@ -741,115 +622,120 @@ static bool knows(struct world *w, const char *name)
 /* Names come and go: those that are gone make room, but not those that are drained or have work. */
 static void more_names_than_places(void **state)
 {
-	struct world *w = world_create(2);
+	struct scene *s = scene_create(2);
 	struct base_error e = {0};
 	char name[16];
-	join(w, 0);
-	join(w, 1);
-	run(w, (uint32_t[]){0, 1}, 2);
-	leave(w, 1); // it is of the group still
-	join_as(w, 2, "drained");
-	assert_int_equal(cluster_coordinator_drain(w->c, "drained", true, &e), 0);
-	leave(w, 2);
+	join(s, 0);
+	join(s, 1);
+	run(s, (uint32_t[]){0, 1}, 2);
+	leave(s, 1); // it is of the group still
+	join_as(s, 2, "drained");
+	assert_int_equal(cluster_coordinator_drain(s->world.coordinator, "drained", true, &e), 0);
+	leave(s, 2);
 	for (uint32_t i = 0; i < 2 * CLUSTER_MAX_NODES; i++) {
 		snprintf(name, sizeof name, "x%u", i);
-		join_as(w, 3, name);
-		leave(w, 3);
+		join_as(s, 3, name);
+		leave(s, 3);
 	}
-	assert_true(knows(w, "n0") && knows(w, "n1") && knows(w, "drained") && knows(w, name));
-	assert_false(knows(w, "x0"));
-	close_all(w);
-	open_coordinator(w, 2);
-	open_fleet(w);
-	assert_true(knows(w, "n1") && knows(w, "drained"));
-	join_as(w, 3, "another");
-	assert_true(knows(w, "another"));
-	world_destroy(w);
+	assert_true(knows(s, "n0") && knows(s, "n1") && knows(s, "drained") && knows(s, name));
+	assert_false(knows(s, "x0"));
+	world_close(&s->world);
+	s->world.config.nodes = 2;
+	world_open(&s->world);
+	assert_true(knows(s, "n1") && knows(s, "drained"));
+	join_as(s, 3, "another");
+	assert_true(knows(s, "another"));
+	scene_destroy(s);
 }
 
 static void more_models_than_plans(void **state)
 {
-	struct world *w = world_create(1);
+	struct scene *s = scene_create(1);
 	char name[16];
-	join(w, 0);
+	join(s, 0);
 	for (uint32_t i = 0; i < CLUSTER_MAX_PLANS + 3; i++) {
-		cluster_fleet_destroy(w->fleet);
 		snprintf(name, sizeof name, "m%u", i);
-		open_fleet_of(w, name);
-		run(w, (uint32_t[]){0}, 1);
+		world_open_model(&s->world, name);
+		run(s, (uint32_t[]){0}, 1);
 	}
-	assert_string_equal(w->previous, "");
-	close_all(w);
-	open_coordinator(w, 1);
-	open_fleet_of(w, name);
-	join(w, 0);
-	run(w, (uint32_t[]){0}, 1);
-	assert_string_equal(w->previous, "n0");
-	world_destroy(w);
+	assert_string_equal(s->previous, "");
+	world_close(&s->world);
+	s->world.config.nodes = 1;
+	world_open(&s->world);
+	join(s, 0);
+	run(s, (uint32_t[]){0}, 1);
+	assert_string_equal(s->previous, "n0");
+	scene_destroy(s);
 }
 
 static void a_coordinator_that_starts_again(void **state)
 {
-	struct world *w = world_create(2);
+	struct scene *s = scene_create(2);
 	struct base_error e = {0};
-	join(w, 0);
-	join(w, 1);
-	run(w, (uint32_t[]){0, 1}, 2);
-	leave(w, 0);
-	cluster_fleet_scatter(w->fleet);
-	run(w, (uint32_t[]){1}, 1);
-	uint64_t epoch = w->group.epoch;
-	close_all(w);
-	open_coordinator(w, 2);
-	open_fleet(w);
-	assert_int_equal(gather(w, &e), -EAGAIN); // n1, which the last plan used, is waited for
+	join(s, 0);
+	join(s, 1);
+	run(s, (uint32_t[]){0, 1}, 2);
+	leave(s, 0);
+	cluster_fleet_scatter(s->world.fleet);
+	run(s, (uint32_t[]){1}, 1);
+	uint64_t epoch = s->group.epoch;
+	world_close(&s->world);
+	s->world.config.nodes = 2;
+	world_open(&s->world);
+	assert_int_equal(gather(s, &e), -EAGAIN); // n1, which the last plan used, is waited for
 	assert_non_null(strstr(e.message, "n1"));
-	join(w, 1);
-	nanosleep(&(struct timespec){.tv_nsec = 350000000}, NULL); // for the others not forever
-	run(w, (uint32_t[]){1}, 1);
-	assert_string_equal(w->previous, "n1");
-	assert_int_equal(w->group.epoch, epoch + 1);
-	world_destroy(w);
+	join(s, 1);
+	assert_int_equal(gather(s, &e), -EAGAIN); // and the other, for a while
+	assert_non_null(strstr(e.message, "1 of 2 nodes are there"));
+	world_close(&s->world);
+	s->world.config.return_ns = 1; // which is over
+	s->world.config.nodes = 2;
+	world_open(&s->world);
+	join(s, 1);
+	run(s, (uint32_t[]){1}, 1);
+	assert_string_equal(s->previous, "n1");
+	assert_int_equal(s->group.epoch, epoch + 1);
+	scene_destroy(s);
 }
 
 /* Two stages of two parts; one part's node is lost, and what is left is one stage of two parts. */
 static void parts_of_stages(void **state)
 {
-	struct world *w = world_create(4);
-	struct cluster_start s;
+	struct scene *s = scene_create(4);
+	struct cluster_start start;
 	Thaw__Node__V1__Start bad = THAW__NODE__V1__START__INIT;
 	struct base_error e = {0};
-	w->parts = 2;
+	s->parts = 2;
 	for (uint32_t i = 0; i < 4; i++)
-		join(w, i);
-	run(w, (uint32_t[]){0, 1, 2, 3}, 4);
-	assert_string_equal(w->group.members[3].host, "10.0.0.2");
-	leave(w, 1);
-	assert_true(cluster_fleet_broken(w->fleet));
-	cluster_fleet_scatter(w->fleet);
-	w->most = 2;
-	run(w, (uint32_t[]){0, 2}, 2);
-	assert_string_equal(w->previous, "n0n1n2n3");
-	assert_int_equal(w->node[3].releases, 0);
-	read_node(&w->node[3]);
-	assert_int_equal(w->node[3].releases, 1);
+		join(s, i);
+	run(s, (uint32_t[]){0, 1, 2, 3}, 4);
+	assert_string_equal(s->group.members[3].host, "10.0.0.2");
+	leave(s, 1);
+	assert_true(cluster_fleet_broken(s->world.fleet));
+	cluster_fleet_scatter(s->world.fleet);
+	s->most = 2;
+	run(s, (uint32_t[]){0, 2}, 2);
+	assert_string_equal(s->previous, "n0n1n2n3");
+	assert_int_equal(s->node[3].releases, 0);
+	read_node(&s->node[3]);
+	assert_int_equal(s->node[3].releases, 1);
 	/* A plan that is no rectangle. */
-	leave(w, 0);
-	cluster_fleet_scatter(w->fleet);
-	w->most = 0;
-	w->parts = 2;
-	join(w, 1);
-	assert_int_equal(gather(w, &e), -EPROTO);
+	leave(s, 0);
+	cluster_fleet_scatter(s->world.fleet);
+	s->most = 0;
+	s->parts = 2;
+	join(s, 1);
+	assert_int_equal(gather(s, &e), -EPROTO);
 	assert_non_null(strstr(e.message, "3 ranks, 2 of each stage"));
 	/* And messages that are none. */
 	bad.epoch = 1;
 	bad.stages = 9;
 	bad.parts = 2;
-	assert_int_equal(cluster_read_start(&bad, &s, &e), -EBADMSG);
+	assert_int_equal(cluster_read_start(&bad, &start, &e), -EBADMSG);
 	bad.stages = bad.part = 2;
-	assert_int_equal(cluster_read_start(&bad, &s, &e), -EBADMSG);
+	assert_int_equal(cluster_read_start(&bad, &start, &e), -EBADMSG);
 	assert_string_equal(e.message, "part: 2 of 2 in 2 stages");
-	world_destroy(w);
+	scene_destroy(s);
 }
 
 static void records(void **state)
@@ -883,12 +769,13 @@ static void records(void **state)
 
 static void one_coordinator_for_a_store(void **state)
 {
-	struct world *w = world_create(1);
-	struct cluster_state *s;
+	struct scene *s = scene_create(1);
+	struct cluster_state *state_file;
 	struct base_error e = {0};
-	assert_int_equal(open_state(w, "other", &s, &e), -EBUSY);
+	const struct cluster_state_config c = {.who = "other", .directory = s->world.folder, .cluster = "lab"};
+	assert_int_equal(cluster_state_file_ops.open(&c, &state_file, &e), -EBUSY);
 	assert_non_null(strstr(e.message, "head coordinates this cluster already"));
-	world_destroy(w);
+	scene_destroy(s);
 }
 
 int main(void)

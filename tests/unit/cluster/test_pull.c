@@ -135,13 +135,14 @@ static void retried(void *context, const struct base_error *why)
 	snprintf(last_retry, sizeof last_retry, "%s", base_error_text(why));
 }
 
-static struct cluster_puller *puller(const char *sources)
+/* silent_ns: only as short as that where the source is silent indeed. */
+static struct cluster_puller *puller(const char *sources, uint64_t silent_ns)
 {
 	struct cluster_puller *x;
 	const struct cluster_puller_config c = {.cluster = "lab",
 		.sources = sources,
 		.path = "/m.gguf",
-		.silent_ns = 300 * MS,
+		.silent_ns = silent_ns,
 		.pause_ns = MS,
 		.cancelled = cancelled,
 		.retried = retried,
@@ -175,7 +176,7 @@ static int setup(void **state)
 	memset(&e, 0, sizeof e);
 	retries = 0;
 	cancel = false;
-	p = puller(f.address);
+	p = puller(f.address, 100000 * MS);
 	return 0;
 }
 
@@ -215,7 +216,8 @@ static void expect_failure(const char *text)
 		!strstr(e.message, f.address))
 		fail_msg("%s", e.message);
 	assert_int_equal(retries, CLUSTER_PULL_TRIES - 1);
-	assert_int_equal(atomic_load(&calls), CLUSTER_PULL_TRIES);
+	if (atomic_load(&mode) != SILENT) // whose calls may be over before they begin
+		assert_int_equal(atomic_load(&calls), CLUSTER_PULL_TRIES);
 }
 
 static void ranges_and_columns(void **state)
@@ -267,6 +269,8 @@ static void what_stays_wrong_is_given_up(void **state)
 		atomic_store(&mode, cases[i].mode);
 		atomic_store(&calls, 0);
 		retries = 0;
+		cluster_puller_destroy(p);
+		p = puller(f.address, cases[i].mode == SILENT ? 300 * MS : 100000 * MS);
 		expect_failure(cases[i].text);
 	}
 	/* And it goes on with what comes next. */
@@ -310,7 +314,7 @@ static void another_source_is_asked(void **state)
 	char sources[256];
 	cluster_puller_destroy(p);
 	snprintf(sources, sizeof sources, "unix:/nowhere/thaw.sock,%s", f.address);
-	p = puller(sources);
+	p = puller(sources, 100000 * MS);
 	expect_whole();
 	assert_int_equal(retries, 1);
 	assert_non_null(strstr(last_retry, "unix:/nowhere/thaw.sock: bytes 0 to 3145728"));

@@ -13,6 +13,7 @@
 #include "daemon/engine.h"
 #include "tests/lib/fake_rank.h"
 #include "tests/lib/tiny_gguf.h"
+#include "tests/lib/wait.h"
 
 #define READERS 16
 #define SECOND BASE_NS_PER_SECOND
@@ -92,6 +93,16 @@ static inline void wait_reader(struct reader *r, uint32_t events)
 	pthread_mutex_unlock(&r->lock);
 }
 
+/* For another request. */
+static inline void reader_reset(struct reader *r)
+{
+	pthread_mutex_lock(&r->lock);
+	r->finals = r->events = r->infos = 0;
+	r->error = (struct base_error){0};
+	memset(r->finish, 0, sizeof r->finish);
+	pthread_mutex_unlock(&r->lock);
+}
+
 static inline void on_event(void *context, const char *severity, const char *kind, const char *text)
 {
 	struct bench *b = context;
@@ -134,6 +145,13 @@ static inline struct bench *bench_create(void)
 		b->reader[i].next_score = 1;
 	}
 	return b;
+}
+
+static inline struct engine_load load_of(struct bench *b)
+{
+	struct engine_load load;
+	engine_get_load(b->engine, &load);
+	return load;
 }
 
 static inline void wait_state(struct bench *b, enum engine_state state)

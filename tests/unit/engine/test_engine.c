@@ -13,7 +13,7 @@ static void eight_streams(uint32_t stages, uint32_t parts, uint32_t die_at, uint
 	b->ranks.die_at = die_at;
 	b->ranks.hang_at = hang_at;
 	if (hang_at)
-		b->config.stuck_ns = SECOND / 2;
+		b->config.stuck_ns = 2 * SECOND; // a busy machine may be as late as that, then it is one restart more
 	start(b);
 	for (uint32_t i = 0; i < 8; i++)
 		assert_int_equal(submit(b, make_request(b, i, 10 + i * 20, 40)), 0);
@@ -23,7 +23,7 @@ static void eight_streams(uint32_t stages, uint32_t parts, uint32_t die_at, uint
 	}
 	struct engine_load load;
 	engine_get_load(b->engine, &load);
-	assert_int_equal(load.restarts, die_at || hang_at ? 1 : 0);
+	assert_true(hang_at ? load.restarts >= 1 : load.restarts == (die_at != 0));
 	assert_int_equal(load.requests_total[REQUEST_FINISH_LENGTH], 8);
 	assert_int_equal(load.ranks, stages * parts);
 	assert_int_equal(load.slice[load.ranks - 1].tp_rank, parts - 1);
@@ -84,8 +84,6 @@ static void stop_case(const char *script, const char *stop, bool include, const 
 	wait_reader(&b->reader[0], 0);
 	assert_string_equal(b->reader[0].text[0], want);
 	assert_int_equal(b->reader[0].finish[0], finish);
-	struct engine_load load;
-	engine_get_load(b->engine, &load);
 	bench_destroy(b);
 }
 
@@ -172,9 +170,9 @@ static void test_queue_abort_deadline(void **state)
 	b->ranks.delay_ns = 20000000;
 	b->config.max_running = 1;
 	b->config.max_waiting = 4;
-	b->config.batch_tokens = 16;
+	b->config.batch_tokens = 1;
 	start(b);
-	struct request *r = make_request(b, 0, 400, 10); // 25 passes of prefill
+	struct request *r = make_request(b, 0, 400, 10); // 400 passes of prefill, 8 s: it does not come to its end
 	snprintf(r->id, sizeof r->id, "first");
 	assert_int_equal(submit(b, r), 0);
 	r = make_request(b, 1, 10, 10);
@@ -183,14 +181,18 @@ static void test_queue_abort_deadline(void **state)
 	struct engine_load load = {0};
 	while (!load.running)
 		engine_get_load(b->engine, &load);
-	for (uint32_t i = 1; i <= 4; i++) {
-		r = make_request(b, i, 10, 50);
+	for (uint32_t i = 1; i <= 5; i++) {
+		r = make_request(b, i, 10, 500);
 		snprintf(r->id, sizeof r->id, "id-%u", i);
-		if (i == 2)
-			r->deadline_ns = base_clock_now_ns() + 50000000;
-		assert_int_equal(submit(b, r), 0);
+		assert_int_equal(submit(b, r), i < 5 ? 0 : -EAGAIN);
 	}
-	assert_int_equal(submit(b, make_request(b, 5, 10, 10)), -EAGAIN);
+	assert_int_equal(engine_abort(b->engine, "id-2"), 0);
+	wait_reader(&b->reader[2], 0);
+	assert_int_equal(b->reader[2].error.code, -ECANCELED);
+	reader_reset(&b->reader[2]);
+	r = make_request(b, 2, 10, 50);
+	r->deadline_ns = base_clock_now_ns() + 50000000;
+	assert_int_equal(submit(b, r), 0);
 	wait_reader(&b->reader[2], 0);
 	assert_int_equal(b->reader[2].error.code, -ETIME);
 	assert_int_equal(engine_abort(b->engine, "id-3"), 0);
@@ -349,14 +351,14 @@ static void test_regather_on_one_host(void **state)
 	engine_get_load(b->engine, &load);
 	assert_string_not_equal(load.data_loss, "");
 	engine_regather(b->engine, "mended");
-	while (b->ranks.starts < 2)
-		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	testing_wait_until(b->ranks.starts == 2);
 	wait_state(b, ENGINE_READY);
 	engine_get_load(b->engine, &load);
 	assert_string_equal(load.data_loss, "");
 	assert_int_equal(submit(b, make_request(b, 1, 10, 60)), 0);
 	wait_reader(&b->reader[1], 10);
 	engine_regather(b->engine, "again");
+	testing_wait_until(b->ranks.starts == 3);
 	wait_reader(&b->reader[1], 0);
 	assert_int_equal(b->reader[1].error.code, 0);
 	check_hash_output(b, 1, 10, 60);
@@ -515,30 +517,12 @@ static void test_bad_answers_are_a_lost_rank(void **state)
 	bench_destroy(b);
 }
 
-/* No bar: the figure is for people. What a pass costs beside the rank's own work, one sequence. */
-static void test_overhead(void **state)
-{
-	struct bench *b = bench_create();
-	start(b);
-	struct request *r = make_request(b, 0, 10, 250);
-	uint64_t from = base_clock_now_ns();
-	assert_int_equal(submit(b, r), 0);
-	wait_reader(&b->reader[0], 0);
-	uint64_t ns = base_clock_now_ns() - from;
-	print_message("%u passes, %.1f us each\n", b->ranks.passes, (double)ns / 1e3 / b->ranks.passes);
-	bench_destroy(b);
-}
-
 static int take_trace(struct bench *b, struct engine_trace **ret_trace)
 {
 	struct base_error e = {0};
-	for (uint64_t end = base_clock_now_ns() + 20 * SECOND; base_clock_now_ns() < end;) {
-		int r = engine_trace_take(b->engine, ret_trace, &e);
-		if (r != -EAGAIN)
-			return r;
-		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-	}
-	return -ETIMEDOUT;
+	int r;
+	testing_wait_until((r = engine_trace_take(b->engine, ret_trace, &e)) != -EAGAIN);
+	return r;
 }
 
 /* Spans of every rank come whole, in the engine's clock as far as that can be known; passes are the engine's own. */
@@ -555,7 +539,8 @@ static void test_trace(void **state)
 	for (int round = 0; round < 2; round++) {
 		assert_int_equal(engine_trace_start(b->engine, 30 * SECOND, &e), 0);
 		assert_int_equal(engine_trace_start(b->engine, SECOND, &e), -EBUSY);
-		nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+		assert_int_equal(submit(b, make_request(b, 2 + (uint32_t)round, 20, 1)), 0);
+		wait_reader(&b->reader[2 + round], 0); // its pass may begin before the trace does
 		assert_int_equal(submit(b, make_request(b, (uint32_t)round, 20, 10)), 0);
 		wait_reader(&b->reader[round], 0);
 		assert_int_equal(take_trace(b, &t), 0); // ends it
@@ -625,7 +610,6 @@ int main(void)
 		cmocka_unit_test(test_gives_up),
 		cmocka_unit_test(test_restarts_that_fail),
 		cmocka_unit_test(test_bad_answers_are_a_lost_rank),
-		cmocka_unit_test(test_overhead),
 		cmocka_unit_test(test_trace),
 		cmocka_unit_test(test_trace_of_lost_ranks),
 	};

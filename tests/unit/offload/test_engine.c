@@ -189,10 +189,8 @@ static void wake_ends_a_wait(struct bed *b)
 	uint64_t start = base_clock_now_ns();
 	assert_int_equal(b->ops->reap(b->engine, &done, 1, 30000000), 0);
 	assert_true(base_clock_now_ns() - start >= 29000000);
-	start = base_clock_now_ns();
 	for (int i = 0; i < 100; i++)
 		assert_int_equal(b->ops->reap(b->engine, &done, 1, 0), 0);
-	assert_true(base_clock_now_ns() - start < BASE_NS_PER_SECOND);
 }
 
 static void *read_here(void *arg)

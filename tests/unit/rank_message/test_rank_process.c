@@ -98,7 +98,7 @@ static void tell(struct process *p, const struct rank_message *m)
 	int64_t n = rank_message_encode(m, p->room, sizeof p->room);
 	assert_true(n > 0);
 	ops->send(p->group, 1, RANK_TAG_COMMAND, p->room, (size_t)n, &r);
-	assert_int_equal(ops->wait(p->group, &r, SECONDS(5)), 0);
+	assert_int_equal(ops->wait(p->group, &r, SECONDS(60)), 0);
 }
 
 static int hear(struct process *p)
@@ -106,7 +106,7 @@ static int hear(struct process *p)
 	struct link_request r;
 	do {
 		ops->receive(p->group, 1, RANK_TAG_REPLY, p->room, sizeof p->room, &r);
-		int status = ops->wait(p->group, &r, SECONDS(10));
+		int status = ops->wait(p->group, &r, SECONDS(60));
 		if (status)
 			return status;
 		assert_int_equal(rank_message_decode(p->room, r.bytes, p->scratch, &p->in, NULL), 0);
@@ -124,7 +124,7 @@ static void launch(struct process *p, const char *settings)
 	snprintf(number, sizeof number, "%d", pair[1]);
 	p->pid = start((const char *[]){"--fd", number, "--name", "rank-toy", NULL}, &p->output);
 	close(pair[1]);
-	assert_int_equal(ops->create((int[]){-1, pair[0]}, 2, 0, 3, 65536, LINK_UNTIL(SECONDS(10)), &p->group, &e), 0);
+	assert_int_equal(ops->create((int[]){-1, pair[0]}, 2, 0, 3, 65536, LINK_UNTIL(SECONDS(60)), &p->group, &e), 0);
 	assert_int_equal(rank_message_scratch_create(&p->scratch), 0);
 	struct rank_message m = {.type = RANK_MESSAGE_ASSIGN};
 	m.assign = (struct rank_assign){.epoch = 3,
@@ -179,7 +179,8 @@ static void test_stop(void **state)
 static void test_sigterm(void **state)
 {
 	static struct process p;
-	launch(&p, "pass_ms=300");
+	char text[8] = "";
+	launch(&p, "pass_ms=300 say=1");
 	struct rank_message m = {.type = RANK_MESSAGE_OPEN};
 	m.open.prompt_tokens = 1;
 	tell(&p, &m);
@@ -194,7 +195,8 @@ static void test_sigterm(void **state)
 		.blocks = &block,
 		.blocks_count = 1};
 	tell(&p, &m);
-	usleep(100000);
+	assert_int_equal(read(p.output, text, 5), 5);
+	assert_string_equal(text, "pass\n");
 	kill(p.pid, SIGTERM);
 	assert_int_equal(hear(&p), 0);
 	assert_int_equal(p.in.type, RANK_MESSAGE_RESULT);

@@ -127,14 +127,13 @@ static void test_stages(void **state)
 static void test_overlap(void **state)
 {
 	static struct fleet f;
-	enum { PASSES = 8, MS = 30 };
+	enum { PASSES = 8 };
 	fleet_start(&f, 3, 65536);
-	fleet_load(&f, "pass_ms=30");
+	fleet_load(&f, "meet=3"); // in passes 0 to 2
 	uint32_t token = 1;
 	struct rank_entry e[1];
 	for (uint32_t i = 0; i < 3; i++)
 		open_sequence(&f, i, 1);
-	uint64_t start = base_clock_now_ns();
 	for (uint32_t i = 0; i < PASSES; i++) {
 		e[0] = entry(i % 3, i / 3, 1, 0);
 		send_pass(&f, i, e, 1, &token, 1);
@@ -142,11 +141,9 @@ static void test_overlap(void **state)
 	for (uint32_t i = 0; i < PASSES; i++) {
 		assert_int_equal(fleet_hear(&f, 2), 0);
 		assert_int_equal(f.in.result.pass, i);
+		if (f.in.result.status)
+			fail_msg("%s", f.in.result.e.message);
 	}
-	double took_ms = (double)(base_clock_now_ns() - start) / 1e6;
-	printf("%d passes of 3 stages of %d ms: %.0f ms, one after the other %d\n", PASSES, MS, took_ms,
-		PASSES * 3 * MS);
-	assert_true(took_ms < PASSES * 3 * MS * 0.75); // 10/24 when they overlap; sleeping costs no CPU
 	fleet_stop(&f, 0);
 }
 
@@ -220,13 +217,13 @@ static void test_stop_while_loading(void **state)
 	fleet_tell(&f, 0, &m);
 	struct link_request r;
 	ops->receive(f.group, 1, RANK_TAG_REPLY, f.room, sizeof f.room, &r);
-	assert_int_equal(ops->wait(f.group, &r, SECONDS(10)), 0);
+	assert_int_equal(ops->wait(f.group, &r, SECONDS(60)), 0);
 	assert_int_equal(rank_message_decode(f.room, r.bytes, f.scratch, &f.in, NULL), 0);
 	assert_int_equal(f.in.type, RANK_MESSAGE_PROGRESS);
 	assert_int_equal(f.in.progress.total_bytes, 60000);
 	uint64_t start = base_clock_now_ns();
 	fleet_stop(&f, 0);
-	assert_true(base_clock_now_ns() - start < 5 * BASE_NS_PER_SECOND);
+	assert_true(base_clock_now_ns() - start < 30 * BASE_NS_PER_SECOND); // and not for the 60 s
 
 	fleet_start(&f, 1, 16384); // and when the coordinator goes away instead
 	fleet_tell(&f, 0, &m);
@@ -286,13 +283,11 @@ static void test_stats(void **state)
 	fleet_tell_all(&f, &(struct rank_message){.type = RANK_MESSAGE_STATS_REQUEST});
 	for (uint32_t i = 0; i < 2; i++) {
 		for (int k = 0; k < 2; k++) { // asked for, then on its own
-			uint64_t start = base_clock_now_ns();
 			ops->receive(f.group, 1 + i, RANK_TAG_REPLY, f.room, sizeof f.room, &r);
-			assert_int_equal(ops->wait(f.group, &r, SECONDS(10)), 0);
+			assert_int_equal(ops->wait(f.group, &r, SECONDS(60)), 0);
 			assert_int_equal(rank_message_decode(f.room, r.bytes, f.scratch, &f.in, NULL), 0);
 			assert_int_equal(f.in.type, RANK_MESSAGE_STATS);
 			assert_int_equal(f.in.stats.passes, 20);
-			assert_true(base_clock_now_ns() - start < 3 * BASE_NS_PER_SECOND);
 		}
 	}
 	fleet_stop(&f, 0);

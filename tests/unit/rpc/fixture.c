@@ -7,6 +7,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
+
 int fixture_open(struct fixture *f, const struct fake_options *options)
 {
 	struct fake_options o = options ? *options : (struct fake_options){0};
@@ -88,7 +90,8 @@ ProtobufCMessage *fixture_next(
 
 bool fixture_wait(atomic_uint *count, unsigned want)
 {
-	for (int i = 0; i < 5000 && atomic_load(count) != want; i++)
+	uint64_t end = base_clock_now_ns() + FIXTURE_TIMEOUT_NS;
+	while (atomic_load(count) != want && base_clock_now_ns() < end)
 		nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
 	return atomic_load(count) == want;
 }

@@ -12,7 +12,7 @@
 #include "daemon/rpc/rpc.h"
 #include "tests/unit/rpc/fake_server.h"
 
-#define FIXTURE_TIMEOUT_NS (20 * 1000000000ull)
+#define FIXTURE_TIMEOUT_NS (60 * 1000000000ull)
 
 struct fixture {
 	char directory[64], socket[96], address[112];
@@ -38,5 +38,5 @@ struct rpc_client_stream *fixture_stream(
 /* The next message of a stream, or NULL at its end with the status. */
 ProtobufCMessage *fixture_next(
 	struct rpc_client_stream *s, const ProtobufCMessageDescriptor *d, struct rpc_client_status *ret_status);
-/* Waits up to 10 s for a count to become `want`. */
+/* Waits up to 60 s for a count to become `want`. */
 bool fixture_wait(atomic_uint *count, unsigned want);

@@ -44,7 +44,7 @@ static void start_rank(struct engine_starter *starter)
 /* A rank that does not listen is killed, and one that ended by itself costs no time. */
 static void test_stop(void **state)
 {
-	static const char *const scripts[] = {"exec sleep 60", "trap '' TERM; while :; do sleep 1; done", "exit 3"};
+	static const char *const scripts[] = {"exec sleep 600", "trap '' TERM; while :; do sleep 1; done", "exit 3"};
 	for (int i = 0; i < 3; i++) {
 		char path[64];
 		struct supervisor *s;
@@ -54,7 +54,7 @@ static void test_stop(void **state)
 		struct engine_starter starter = supervisor_starter(s);
 		start_rank(&starter);
 		assert_int_equal(supervisor_pids(s, &pid, 1), 1);
-		assert_true(stop_seconds(&starter) < 4);
+		assert_true(stop_seconds(&starter) < 100); // of 600 and more
 		assert_int_equal(supervisor_pids(s, &pid, 1), 0);
 		assert_int_equal(kill(pid, 0), -1);
 		supervisor_destroy(s);
@@ -92,15 +92,15 @@ static void test_outlives_sigkill(void **state)
 	struct base_error e = {0};
 	pid_t pid;
 	int fd;
-	write_rank(path, sizeof path, "exec sleep 60");
+	write_rank(path, sizeof path, "exec sleep 600");
 	assert_int_equal(supervisor_create(path, 1, 1, NULL, &s), 0);
 	struct engine_starter starter = supervisor_starter(s);
 	start_rank(&starter);
 	assert_int_equal(supervisor_pids(s, &pid, 1), 1);
 	pid_t holder = hold(pid);
 	if (holder > 0) {
-		assert_true(stop_seconds(&starter) < 10);
-		assert_true(stop_seconds(&starter) < 1); // it was waited for
+		double waited = stop_seconds(&starter);
+		assert_true(stop_seconds(&starter) < waited); // not again
 		assert_int_equal(supervisor_pids(s, &pid, 1), 1);
 		assert_int_equal(starter.start(starter.context, 0, &fd, &e), -EBUSY);
 		assert_non_null(strstr(e.message, "does not end"));
