@@ -38,6 +38,12 @@ uint32_t fake_rank_next(const struct fake_ranks *f, const uint32_t *tokens, uint
 	return 3 + (uint32_t)(h >> 32) % (f->vocab - 3); // not one of the special tokens
 }
 
+static bool stopped(struct life *l)
+{
+	struct pollfd p = {.fd = l->me->stop_pipe[0], .events = POLLIN};
+	return poll(&p, 1, 0) > 0;
+}
+
 /* Until the message is gone or the test stops the rank. */
 static bool wait_for(struct life *l, struct link_request *r)
 {
@@ -45,8 +51,7 @@ static bool wait_for(struct life *l, struct link_request *r)
 		int status = l->group->ops->wait(l->group, r, base_clock_now_ns() + 20000000);
 		if (status != -ETIMEDOUT)
 			return status == 0;
-		struct pollfd p = {.fd = l->me->stop_pipe[0], .events = POLLIN};
-		if (poll(&p, 1, 0) > 0)
+		if (stopped(l))
 			return false;
 	}
 }
@@ -157,6 +162,8 @@ static bool pass(struct life *l)
 	l->hung = l->hung || number == atomic_load(&f->hang_at);
 	if (l->hung)
 		return true;
+	while (atomic_load(&f->hold) && !stopped(l))
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 	if (f->delay_ns)
 		nanosleep(&delay, NULL);
 	struct rank_output *outputs = calloc(p->tokens_count + 1, sizeof *outputs);

@@ -33,6 +33,7 @@ struct fake_ranks {
 	_Atomic bool die_always; // at the first pass of every life
 	_Atomic uint32_t mute_starts; // so many ranks that are started next say nothing, not even hello
 	_Atomic bool die_next; // once, at the next pass
+	_Atomic bool hold; // passes wait
 	/* At each pass that carries this position of a sequence with a prompt of die_prompt tokens (0: never). */
 	_Atomic uint32_t die_prompt, die_position;
 	/* What happened. */

@@ -15,8 +15,10 @@ static void eight_streams(uint32_t stages, uint32_t parts, uint32_t die_at, uint
 	if (hang_at)
 		b->config.stuck_ns = 2 * SECOND; // a busy machine may be as late as that, then it is one restart more
 	start(b);
+	b->ranks.hold = !die_at && !hang_at; // until all are there: they share the blocks
 	for (uint32_t i = 0; i < 8; i++)
 		assert_int_equal(submit(b, make_request(b, i, 10 + i * 20, 40)), 0);
+	b->ranks.hold = false;
 	for (uint32_t i = 0; i < 8; i++) {
 		wait_reader(&b->reader[i], 0);
 		check_hash_output(b, i, 10 + i * 20, 40);
@@ -28,7 +30,7 @@ static void eight_streams(uint32_t stages, uint32_t parts, uint32_t die_at, uint
 	assert_int_equal(load.ranks, stages * parts);
 	assert_int_equal(load.slice[load.ranks - 1].tp_rank, parts - 1);
 	assert_int_equal(load.waiting, 0);
-	if (kv_blocks < 50)
+	if (kv_blocks < 50 && !die_at)
 		assert_true(load.preemptions_total > 0);
 	assert_true(b->ranks.largest_batch > 1);
 	bench_destroy(b);
