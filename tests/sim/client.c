@@ -20,6 +20,9 @@ struct attempt {
 	bool final;
 	struct base_error error;
 	struct sim_answer got;
+	uint32_t groups; // when it was submitted
+	uint32_t shares[SIM_MAX_OUTPUTS]; // the numbers of ranks that the last tokens may have come from: bits
+	uint32_t changes[SIM_MAX_OUTPUTS]; // of that
 };
 
 struct client {
@@ -27,14 +30,16 @@ struct client {
 	uint64_t after_ns;
 };
 
-static struct sim_answer *answers;
+static struct sim_answer (*answers)[SIM_KINDS]; // (SIM_MAX_TENSOR)
+static uint32_t shared; // by how many ranks, at most
 static bool learning, loss_expected;
 static uint32_t started, ended;
 struct sim_client_counts sim_client_counts;
 
-void sim_clients_init(struct sim_answer *known, bool learn)
+void sim_clients_init(struct sim_answer (*known)[SIM_KINDS], uint32_t tensor, bool learn)
 {
 	answers = known;
+	shared = tensor;
 	learning = learn;
 }
 
@@ -76,20 +81,62 @@ static struct request *make_request(uint32_t kind, uint32_t number, struct attem
 	return r;
 }
 
-static void check_token(const struct attempt *a, const struct request_event *v, uint32_t at)
+static bool is_of(const struct sim_answer *want, const struct request_event *v, uint32_t at)
 {
-	const struct sim_answer *want = &answers[a->kind];
 	uint32_t bits;
 	memcpy(&bits, &v->logprob, sizeof bits);
+	return at < want->count[v->output] && want->token[v->output][at] == v->token &&
+	       want->logprob[v->output][at] == bits;
+}
+
+static void check_token(struct attempt *a, const struct request_event *v, uint32_t at)
+{
+	const struct sim_answer *want = &answers[0][a->kind];
+	uint32_t shares = 0, *last = &a->shares[v->output];
 	if (learning)
 		return;
 	if (at >= want->count[v->output])
 		sim_fail("request of client %u (kind %u): a token more than the %u that were due", a->client, a->kind,
 			want->count[v->output]);
-	if (want->token[v->output][at] != v->token || want->logprob[v->output][at] != bits)
+	for (uint32_t n = 1; n <= shared; n++) {
+		if (sim_group_parts() & 1u << n && is_of(&answers[n - 1][a->kind], v, at))
+			shares |= 1u << n;
+	}
+	if (!shares)
 		sim_fail("request of client %u (kind %u), output %u, token %u: %u, and not %u as without faults%s",
 			a->client, a->kind, v->output, at, v->token, want->token[v->output][at],
 			want->token[v->output][at] == v->token ? ": its probability differs" : "");
+	if (*last && !(*last & shares))
+		a->changes[v->output]++;
+	*last = *last & shares ? *last & shares : shares;
+	if (a->changes[v->output] > sim_groups() - a->groups + 1)
+		sim_fail("request of client %u (kind %u), output %u, token %u: of %u ranks that share layers, without "
+			 "a new group",
+			a->client, a->kind, v->output, at, (uint32_t)__builtin_ctz(shares));
+}
+
+/* Where the references go different ways, what is right depends on when a group changed. */
+static bool is_comparable(uint32_t kind)
+{
+	const struct sim_answer *x = &answers[0][kind];
+	bool same = true;
+	for (uint32_t n = 2; n <= shared; n *= 2) {
+		const struct sim_answer *y = &answers[n - 1][kind];
+		same = same && memcmp(x->count, y->count, sizeof x->count) == 0 &&
+		       memcmp(x->token, y->token, sizeof x->token) == 0;
+	}
+	return same;
+}
+
+static uint32_t comparable(uint32_t kind)
+{
+	for (uint32_t i = 0; i < SIM_KINDS && !learning; i++) {
+		if (is_comparable((kind + i) % SIM_KINDS))
+			return (kind + i) % SIM_KINDS;
+	}
+	if (!learning)
+		sim_fail("ranks that share layers answer each request otherwise");
+	return kind;
 }
 
 static bool on_event(void *context, const struct request_event *v)
@@ -144,7 +191,7 @@ static int try_once(struct client *c, struct attempt *a)
 	uint64_t retry_ns;
 	const struct server_model *model;
 	struct base_error e = {0};
-	*a = (struct attempt){.client = c->number, .kind = c->kind};
+	*a = (struct attempt){.client = c->number, .kind = c->kind, .groups = sim_groups()};
 	struct server *server = sim_server_acquire(&life);
 	if (!server)
 		return -EAGAIN;
@@ -172,15 +219,13 @@ static int try_once(struct client *c, struct attempt *a)
 
 static void check_whole(const struct client *c, const struct attempt *a)
 {
-	if (learning) {
-		answers[c->kind] = a->got;
-		answers[c->kind].known = true;
-		return;
-	}
+	struct sim_answer *want = &answers[learning ? shared - 1 : 0][c->kind];
+	if (learning)
+		*want = a->got;
 	for (uint32_t i = 0; i < SIM_MAX_OUTPUTS; i++) {
-		if (a->got.count[i] != answers[c->kind].count[i])
+		if (a->got.count[i] != want->count[i])
 			sim_fail("request of client %u (kind %u), output %u: %u tokens of %u", c->number, c->kind, i,
-				a->got.count[i], answers[c->kind].count[i]);
+				a->got.count[i], want->count[i]);
 	}
 }
 
@@ -214,7 +259,7 @@ static void *client_run(void *argument)
 	for (uint32_t i = 0; i < c->most && (!i || !sim_fate_over()); i++) {
 		ask(c, a);
 		sim_sleep(sim_draw(300 * SIM_MS));
-		c->kind = c->most > 1 ? (uint32_t)sim_draw(SIM_KINDS) : c->kind;
+		c->kind = c->most > 1 ? comparable((uint32_t)sim_draw(SIM_KINDS)) : c->kind;
 	}
 	free(a);
 	free(c);
@@ -227,6 +272,6 @@ void sim_client_start(uint32_t kind, uint32_t most, uint64_t after_ns)
 	struct client *c = calloc(1, sizeof *c);
 	if (!c)
 		sim_fail("no memory for a client");
-	*c = (struct client){started++, kind, most, after_ns};
+	*c = (struct client){started++, comparable(kind), most, after_ns};
 	sim_detach(sim_start(SIM_NOWHERE, "client", client_run, c));
 }

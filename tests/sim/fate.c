@@ -11,8 +11,11 @@
 #include "tests/sim/net.h"
 #include "tests/sim/node.h"
 
+#define NOTICED_NS (3 * SIM_SECOND) // that a rank is stopped: a second, two looks at it, and what its end takes
+
 enum kind {
 	RANK_DIES,
+	RANK_STOPS, // SIGSTOP; goes on again if it is still there
 	NODE_DIES, // its thawd, ranks with it
 	HOST_DIES,
 	NODE_STOPS, // SIGSTOP
@@ -40,6 +43,7 @@ static const struct {
 	uint32_t weight;
 } kinds[KINDS] = {
 	[RANK_DIES] = {"rank dies", 6},
+	[RANK_STOPS] = {"rank stops", 7},
 	[NODE_DIES] = {"node dies", 5},
 	[HOST_DIES] = {"host dies", 4},
 	[NODE_STOPS] = {"node stops", 5},
@@ -71,6 +75,7 @@ static struct {
 	uint32_t nodes, left;
 	bool busy[SIM_MAX_NODES]; // somebody kills, starts or freezes it
 	bool drive_busy[SIM_MAX_NODES];
+	uint32_t taken[SIM_MAX_NODES]; // so often
 } fate;
 
 /* Drives are read all the time where weights are cold. */
@@ -103,6 +108,7 @@ static bool take(uint32_t node)
 	if (fate.busy[node] || !sim_node_up(node))
 		return false;
 	fate.busy[node] = true;
+	fate.taken[node]++;
 	return true;
 }
 
@@ -135,6 +141,22 @@ static void stop(const struct fault *f)
 	sim_sleep(f->lasts_ns);
 	sim_node_freeze(f->node, false);
 	fate.busy[f->node] = false;
+}
+
+static void stop_rank(uint64_t lasts_ns)
+{
+	uint32_t ranks = sim_ranks(), node;
+	if (!ranks)
+		return;
+	uint64_t id = sim_rank_stop((uint32_t)sim_draw(ranks), &node);
+	uint32_t taken = fate.taken[node];
+	bool well = !fate.busy[node];
+	uint64_t first_ns = lasts_ns < NOTICED_NS ? lasts_ns : NOTICED_NS;
+	sim_sleep(first_ns);
+	if (first_ns == NOTICED_NS && well && taken == fate.taken[node] && sim_rank_stopped(id))
+		sim_fail("node %u has not ended a rank that is stopped for %.1f s", node, NOTICED_NS / 1e9);
+	sim_sleep(lasts_ns - first_ns);
+	sim_rank_continue(id);
 }
 
 static void drain(uint32_t node, bool on)
@@ -208,6 +230,9 @@ static void happen(const struct fault *f)
 	case RANK_DIES:
 		if (ranks)
 			sim_rank_kill((uint32_t)sim_draw(ranks));
+		return;
+	case RANK_STOPS:
+		stop_rank(f->lasts_ns);
 		return;
 	case NODE_DIES:
 	case HEAD_DIES:

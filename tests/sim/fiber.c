@@ -42,7 +42,7 @@
 #define PREEMPT 40u // of a thousand calls
 #define STARVED 2u // of a thousand of those: the fiber waits for a processor
 #define SPURIOUS 15u // wakes of a thousand waits
-#define MAX_SWITCHES 200000000ull
+#define MAX_SWITCHES 20000000ull // of a run: the most that was ever seen is a tenth of that, so something spins
 
 enum state { FREE, READY, WAITING, OVER };
 
@@ -50,6 +50,7 @@ struct sim_fiber {
 	uint32_t id;
 	enum state state;
 	uint32_t node, life;
+	struct sim_process *process; // NULL: the node's thawd, or the simulator
 	char name[16];
 	ucontext_t context;
 	void *stack;
@@ -279,6 +280,8 @@ void sim_limit(uint64_t at_ns)
 
 static bool frozen(const struct sim_fiber *f)
 {
+	if (f->process && f->process->stopped)
+		return true;
 	return f->node != SIM_NOWHERE && s.clock[f->node].frozen;
 }
 
@@ -532,6 +535,7 @@ struct sim_fiber *sim_start(uint32_t node, const char *name, void *(*start)(void
 	f->state = READY;
 	f->node = node;
 	f->life = node == SIM_NOWHERE ? 0 : s.current && s.current->node == node ? s.current->life : s.clock[node].life;
+	f->process = s.current && s.current->node == node ? s.current->process : NULL;
 	f->start = start;
 	f->argument = argument;
 	sim_name(f, name);
@@ -589,6 +593,11 @@ struct sim_place sim_place(void)
 void sim_new_life(uint32_t node)
 {
 	s.clock[node].life++;
+}
+
+void sim_of_process(struct sim_fiber *f, struct sim_process *p)
+{
+	f->process = p;
 }
 
 void sim_name(struct sim_fiber *f, const char *name)

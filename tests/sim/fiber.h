@@ -55,6 +55,11 @@ struct sim_place {
 };
 struct sim_place sim_place(void); // of the fiber that runs; threads that it starts are of the same
 void sim_new_life(uint32_t node);
+/* What SIGSTOP reaches as one: threads that its threads start are of the same. The caller's; outlives its fibers. */
+struct sim_process {
+	bool stopped; // none of its fibers gets a turn
+};
+void sim_of_process(struct sim_fiber *f, struct sim_process *p);
 void sim_name(struct sim_fiber *f, const char *name); // NULL: the one that runs
 const char *sim_own_name(void);
 /* A point where another fiber may go on. */

@@ -7,10 +7,11 @@
  * Production code is: server, coordinator, fleets, planner, worker and tasks, engine, scheduler, packer, store, link_core, ranks, offload
  * stream with the sync engine, cpu backend with one thread. Simulated are: threads and clocks (libc.c), the bytes' way under link_core and the
  * rendezvous (net.c), gRPC (control.c), processes (a rank is a fiber), certificates, measured bandwidths, the machine (node.c). So not seen
- * here: UCX, TCP, TLS, gRPC, io_uring, thread races within one core's instruction stream (TSan's), loss of what was not synced.
+ * here: etcd and a standby, UCX, TCP, TLS, gRPC, io_uring, thread races within one core's instruction stream (TSan's), loss of what was not synced.
  *
  * What must hold: each request that was accepted ends with the tokens of a run without faults, bit for bit, or with
- * UNAVAILABLE, after which another try succeeds; tokens that came before are those, too. When all is well again, all ends within
+ * UNAVAILABLE, after which another try succeeds; tokens that came before are those, too. Where ranks share layers (compute.tensor), a plan
+ * with another number of them goes on in the last bits of a run with that number (client.h). When all is well again, all ends within
  * bounded time, KV blocks and queues are empty, and after the end no descriptor and no memory is left. */
 #include <dirent.h>
 #include <errno.h>
@@ -41,6 +42,7 @@
 #define HOT_KV_BYTES (SIM_CONTEXT_TOKENS * 768u) // of one sequence, in all layers
 #define COLD_KV_BYTES (SIM_CONTEXT_TOKENS * 3072u)
 #define MOST_REQUESTS 5u // of a client
+#define EXIT_MISSING 3 // of a run that has nothing to be compared with yet
 #define LEFT_BYTES (4u << 10) // more than after a run without faults
 
 static const uint64_t fixed_seeds[] = {
@@ -51,15 +53,16 @@ static const uint64_t fixed_seeds[] = {
 	184, // a drive is bad for a while: FAILED
 	9,
 	20, // as 140
-	/* What was planted: old messages taken, tokens not sent again, no checksums, a plan with old nodes. */
-	2,
-	5,
-	16,
-	57,
+	/* What was planted: old messages taken, tokens not sent again, no checksums, a plan with old nodes, stopped ranks left alone (11). */
+	2, 5, 16, 57, 11,
+	14, // an answer that two ranks a layer begin and one ends
 };
 
 struct result { // shared with the parent
-	struct sim_answer answers[2][SIM_KINDS]; // of the small and the large model
+	struct sim_answer answers[2][SIM_MAX_TENSOR][SIM_KINDS]; // of the small and the large model
+	bool known[2][SIM_MAX_TENSOR]; // of those
+	uint32_t missing_tensor; // a run ended for want of this one, of missing_cold
+	bool missing_cold;
 	size_t kept_bytes; // by libc and the like, after the run without faults
 	uint64_t digest, switches, end_ns;
 	struct sim_client_counts counts;
@@ -78,6 +81,7 @@ struct run {
 	struct result *result;
 	uint64_t seed;
 	bool learn, learn_cold;
+	uint32_t learn_tensor;
 	int null_fd;
 	char directory[64], model[2][96];
 };
@@ -112,20 +116,41 @@ static void draw_setup(const struct run *r, struct sim_setup *s)
 	s->kv_bytes = one * sim_between(4, 16) / 4;
 	if (strcmp(s->device_map, "balanced") == 0 && sim_chance(250))
 		s->kv_bytes = one * 7 / 10; // too little for one node alone
+	s->tensor = sim_chance(250) ? 2 : 1;
+	if (s->tensor > 1 && s->nodes - !s->head_computes == 4 && !s->cold && sim_chance(500))
+		s->tensor = 4;
+	s->replicas = sim_chance(500) ? 1 : (uint32_t)sim_between(2, 3);
+	s->spare_ns = sim_between(50, 2000) * SIM_MS;
 	if (r->learn)
 		*s = (struct sim_setup){.directory = r->directory,
-			.nodes = 2,
+			.nodes = r->learn_tensor > 2 ? r->learn_tensor : 2,
 			.head_computes = true,
-			.device_map = "sequential",
+			.device_map = r->learn_tensor > 1 ? "balanced" : "sequential",
+			.tensor = r->learn_tensor,
+			.replicas = 1,
 			.max_sequences = 4,
 			.batch_tokens = 32,
 			.kv_bytes = 4 << 20};
 	s->null_fd = r->null_fd;
 	s->model_path = r->model[r->learn ? r->learn_cold : s->cold];
-	sim_clients_init(r->result->answers[r->learn ? r->learn_cold : s->cold], r->learn);
-	sim_say("%u nodes, head %s, map %s, %s, %u sequences, %llu bytes of KV, %s", s->nodes,
-		s->head_computes ? "computes" : "does not compute", s->device_map, s->cold ? "cold" : "hot",
-		s->max_sequences, (unsigned long long)s->kv_bytes, s->copies ? "copies" : "pulled");
+	sim_clients_init(r->result->answers[r->learn ? r->learn_cold : s->cold], s->tensor, r->learn);
+	sim_say("%u nodes, head %s, map %s, %s, %u ranks share layers, %u shares kept, %u sequences, %llu bytes of KV, "
+		"%s",
+		s->nodes, s->head_computes ? "computes" : "does not compute", s->device_map, s->cold ? "cold" : "hot",
+		s->tensor, s->replicas, s->max_sequences, (unsigned long long)s->kv_bytes,
+		s->copies ? "copies" : "pulled");
+}
+
+/* Answers without faults are found when a run first needs them: most need one set of five. */
+static void check_known(const struct run *r, const struct sim_setup *s)
+{
+	for (uint32_t n = 1; n <= s->tensor && !r->learn; n *= 2) {
+		if (r->result->known[s->cold][n - 1])
+			continue;
+		r->result->missing_tensor = n;
+		r->result->missing_cold = s->cold;
+		_exit(EXIT_MISSING);
+	}
 }
 
 /* Nothing is left of what was asked for. */
@@ -160,7 +185,8 @@ static void story(void *context)
 	struct run *r = context;
 	struct sim_setup setup;
 	draw_setup(r, &setup);
-	sim_net_init(setup.nodes);
+	check_known(r, &setup);
+	sim_net_init(setup.nodes, setup.tensor > 1);
 	sim_nodes_init(&setup);
 	for (uint32_t i = 0; i < setup.nodes; i++) {
 		sim_node_start(i);
@@ -179,6 +205,8 @@ static void story(void *context)
 	wait_for_clients();
 	sim_client_start((uint32_t)sim_draw(SIM_KINDS), 1, 0); // it serves
 	wait_for_clients();
+	if (r->learn && sim_group_parts() != 1u << setup.tensor)
+		sim_fail("no reference: ranks did not share layers by %u", setup.tensor);
 	sim_say("all answered %.3f s after the last fault", (double)(sim_now() - well_ns) / 1e9);
 	check_idle(r);
 	for (uint32_t i = setup.nodes; i-- > 0;)
@@ -204,7 +232,7 @@ static int run_here(struct run *r)
 	if (open_fds() != fds)
 		return fprintf(stderr, "FAILED: %u descriptors at the end, %u at the start\n", open_fds(), fds), 1;
 	size_t kept = after.uordblks > before.uordblks ? after.uordblks - before.uordblks : 0;
-	if (r->learn)
+	if (r->learn && kept > r->result->kept_bytes)
 		r->result->kept_bytes = kept;
 	if (kept > r->result->kept_bytes + LEFT_BYTES)
 		return fprintf(stderr, "FAILED: %zu bytes are not given back, %zu without faults\n", kept,
@@ -220,8 +248,8 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 	return remove(path);
 }
 
-/* 0, or 1 with what is wrong on stderr. */
-static int run_in_child(struct run *r)
+/* 0, EXIT_MISSING, or 1 with what is wrong on stderr. */
+static int run_once(struct run *r)
 {
 	int status;
 	snprintf(r->directory, sizeof r->directory, "%s/thaw-sim.XXXXXX",
@@ -240,7 +268,32 @@ static int run_in_child(struct run *r)
 	nftw(r->directory, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 	if (WIFSIGNALED(status))
 		fprintf(stderr, "FAILED: %s\n", WTERMSIG(status) == SIGALRM ? "it hangs" : strsignal(WTERMSIG(status)));
+	if (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_MISSING)
+		return EXIT_MISSING;
 	return status ? 1 : 0;
+}
+
+static int learn(const struct run *r)
+{
+	struct run x = *r;
+	x.learn = true;
+	x.seed = 0;
+	x.learn_cold = r->result->missing_cold;
+	x.learn_tensor = r->result->missing_tensor;
+	if (run_once(&x))
+		return fprintf(stderr, "sim: the run without faults failed\n"), 1;
+	r->result->known[x.learn_cold][x.learn_tensor - 1] = true;
+	return 0;
+}
+
+static int run_in_child(struct run *r)
+{
+	int status;
+	while ((status = run_once(r)) == EXIT_MISSING) {
+		if (learn(r))
+			return 1;
+	}
+	return status;
 }
 
 static int run_seed(struct run *r, uint64_t seed)
@@ -374,23 +427,18 @@ int main(int argc, char **argv)
 	int status = parse(argc, argv, &o);
 	if (status)
 		return status > 0 ? EXIT_SUCCESS : EXIT_FAILURE;
-	struct run r = {.options = &o, .learn = true};
+	struct run r = {.options = &o};
 	r.result = mmap(NULL, sizeof *r.result, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	r.null_fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
 	if (r.result == MAP_FAILED || r.null_fd < 0)
 		return fprintf(stderr, "sim: no memory\n"), EXIT_FAILURE;
 	for (uint32_t i = 0; i < 2 && !status; i++) {
 		snprintf(r.model[i], sizeof r.model[i], "/tmp/thaw-sim-%d-%u.gguf", (int)getpid(), i);
-		r.learn_cold = i;
-		if (tiny_model_save(&m[i], r.model[i]) < 0 || run_in_child(&r)) {
-			fprintf(stderr, "sim: the run without faults failed\n");
-			status = 1;
-		}
+		status = tiny_model_save(&m[i], r.model[i]);
 	}
-	r.learn = false;
 	if (!status)
 		status = run_all(&r);
 	unlink(r.model[0]);
 	unlink(r.model[1]);
-	return status;
+	return status ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -89,9 +89,9 @@ static struct {
 
 // ---- paths and processes
 
-void sim_net_init(uint32_t nodes)
+void sim_net_init(uint32_t nodes, bool near)
 {
-	uint64_t most = sim_between(1, 12) * SIM_MS;
+	uint64_t most = (near ? 1 : sim_between(1, 12)) * SIM_MS;
 	n.nodes = nodes;
 	for (uint32_t a = 0; a < nodes; a++) {
 		for (uint32_t b = 0; b < nodes; b++)
@@ -542,7 +542,7 @@ static void tell(struct group *g, uint32_t peer)
 		push(other(e), NULL, 0, &h, sizeof h, false);
 }
 
-static int hear(struct group *g, uint32_t peer, int fd, uint64_t deadline_ns, struct base_error *e)
+static int hear(struct group *g, uint32_t peer, int fd, const struct link_patience *patience, struct base_error *e)
 {
 	struct link_core_hello h;
 	struct end *x = g->end[peer];
@@ -555,17 +555,21 @@ static int hear(struct group *g, uint32_t peer, int fd, uint64_t deadline_ns, st
 			break;
 		if (got == 0 || (got < 0 && errno != EAGAIN))
 			return base_error_set(e, -ECONNRESET, "link: member %u closed before its hello", peer);
-		if (now >= deadline_ns)
+		if (now >= patience->deadline_ns)
 			return base_error_set(e, -ETIMEDOUT, "link: no hello of member %u", peer);
+		uint64_t left = patience->deadline_ns - now;
 		if (got < 0)
-			poll(&p, 1, (int)((deadline_ns - now) / SIM_MS + 1));
+			poll(&p, 1, (int)((left < LINK_LOOK_NS ? left : LINK_LOOK_NS) / SIM_MS + 1));
+		int status = patience->look ? patience->look(patience->context, e) : 0;
+		if (status)
+			return status;
 	}
 	memcpy(&h, x->in, sizeof h);
 	consume(&g->core, peer, sizeof h);
 	return link_core_agree(&g->core, peer, &h, HELLO_MAGIC, 1, e);
 }
 
-static int greet(struct group *g, const int *fds, uint64_t deadline_ns, struct base_error *e)
+static int greet(struct group *g, const int *fds, const struct link_patience *patience, struct base_error *e)
 {
 	uint32_t me = g->core.group.me;
 	int r = 0;
@@ -577,7 +581,7 @@ static int greet(struct group *g, const int *fds, uint64_t deadline_ns, struct b
 	for (uint32_t i = 0; i < me && !r; i++) {
 		if (!g->end[i])
 			continue;
-		r = hear(g, i, fds[i], deadline_ns, e);
+		r = hear(g, i, fds[i], patience, e);
 		if (!r)
 			tell(g, i);
 	}
@@ -587,7 +591,7 @@ static int greet(struct group *g, const int *fds, uint64_t deadline_ns, struct b
 	}
 	for (uint32_t i = me + 1; i < g->core.group.members && !r; i++) {
 		if (g->end[i])
-			r = hear(g, i, fds[i], deadline_ns, e);
+			r = hear(g, i, fds[i], patience, e);
 	}
 	return r;
 }
@@ -602,7 +606,7 @@ static int create(const int *fds, uint32_t members, uint32_t me, uint64_t epoch,
 	if (!g)
 		return base_error_set(e, -ENOMEM, "link: no memory for a group");
 	link_core_init(&g->core, &sim_link_ops, &engine, members, me, epoch, ring_bytes);
-	r = greet(g, fds, patience->deadline_ns, e);
+	r = greet(g, fds, patience, e);
 	if (r == 0)
 		r = link_core_start(&g->core, fds, e);
 	if (r < 0) {
@@ -703,6 +707,8 @@ int __wrap_link_rendezvous_connect(int listen_fd, const struct link_rendezvous_g
 			status = base_error_set(e, -ECANCELED, "rendezvous: given up");
 		else if (base_clock_now_ns() >= deadline_ns)
 			status = base_error_set(e, -ETIMEDOUT, "rendezvous: not all members came");
+		else if (g->look)
+			status = g->look(g->context, e);
 	}
 	m->member[g->me].here = false;
 	for (uint32_t i = 0; i < g->members; i++) {

@@ -16,7 +16,7 @@ enum sim_death {
 	SIM_GONE, // a host: nobody says anything
 };
 
-void sim_net_init(uint32_t nodes);
+void sim_net_init(uint32_t nodes, bool near); // near: links that ranks which share layers would be given
 void sim_net_finish(void);
 bool sim_net_alive(struct sim_place p);
 void sim_net_die(struct sim_place p, enum sim_death how);

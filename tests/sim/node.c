@@ -14,6 +14,7 @@
 #include "daemon/cluster/pki.h"
 #include "daemon/cluster/resolve.h"
 #include "daemon/supervisor.h"
+#include "shard/rank/message.h"
 #include "shard/rank/serve.h"
 #include "tests/sim/libc.h"
 #include "topology/cgroup.h"
@@ -24,7 +25,10 @@
 #define MEMORY_BYTES (4ull << 30)
 #define DRAIN_NS (20 * SIM_SECOND)
 #define STUCK_NS (4 * SIM_SECOND)
-#define STOP_NS (5 * SIM_SECOND) // as supervisor.c gives a rank
+#define STOP_NS (300 * SIM_MS) // as supervisor.c gives a rank
+#define STOP_ROUND_NS (5 * SIM_MS)
+#define LOOKED_AT_NS SIM_SECOND // STOPPED_NS of task.c
+#define TENSOR_RING_BYTES (256u << 10) // as thaw-rank's main
 #define RANK_CONNECT_NS (20 * SIM_SECOND)
 #define MAX_LIFE 64u
 
@@ -121,6 +125,16 @@ int __wrap_cluster_resolve_own(const char *towards, char out[static CLUSTER_RESO
 	return 0;
 }
 
+/* Spares are asked for early: groups do not live long here. */
+__typeof__(cluster_coordinator_create) __wrap_cluster_coordinator_create, __real_cluster_coordinator_create;
+int __wrap_cluster_coordinator_create(const struct cluster_coordinator_config *config, struct cluster_state *state,
+	struct cluster_coordinator **ret_coordinator, struct base_error *e)
+{
+	struct cluster_coordinator_config c = *config;
+	c.spare_ns = setup.spare_ns;
+	return __real_cluster_coordinator_create(&c, state, ret_coordinator, e);
+}
+
 uint32_t sim_node_at(const char *address)
 {
 	char text[32];
@@ -134,18 +148,26 @@ uint32_t sim_node_at(const char *address)
 
 // ---- ranks: daemon/supervisor.h
 
+enum { TO_HEAD, TO_PREVIOUS, TO_NEXT, TO_PARTS, SOCKETS = TO_PARTS + ENGINE_MAX_RANKS };
+
 struct supervisor {
 	struct sim_place place;
 	struct supervisor *next;
+	uint64_t id;
 	bool runs, killed;
-	uint32_t stage, stages;
-	int fds[3]; // coordinator, previous, next
+	uint32_t stage, stages, part, parts;
+	int fds[SOCKETS]; // -1: it has none, or not any more
 	int ended_fd;
 	_Atomic bool stop;
 	struct sim_fiber *fiber;
+	struct sim_process process;
+	uint64_t seen_stopped_ns; // by its node, of that one's clock; 0: not
+	uint32_t seen_for_long; // looks
 };
 
 static struct supervisor *supervisors;
+static uint64_t supervisors_ever;
+static uint32_t groups, group_parts;
 
 __typeof__(supervisor_find_rank) __wrap_supervisor_find_rank;
 int __wrap_supervisor_find_rank(char *out, size_t room_bytes, struct base_error *e)
@@ -161,8 +183,10 @@ int __wrap_supervisor_create(const char *rank_path, uint32_t stages, uint32_t pa
 	struct supervisor *s = calloc(1, sizeof *s);
 	if (!s)
 		return -ENOMEM;
+	s->id = ++supervisors_ever;
 	s->place = sim_place();
 	s->stages = stages;
+	s->parts = parts;
 	s->ended_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	s->next = supervisors;
 	supervisors = s;
@@ -170,30 +194,53 @@ int __wrap_supervisor_create(const char *rank_path, uint32_t stages, uint32_t pa
 	return 0;
 }
 
-/* What thaw-rank's main does. */
+/* What thaw-rank's main does: the coordinator and the neighbour stages, then the other parts of the same layers. */
+static int connect_all(struct supervisor *s, struct link_group **ret_group, struct base_error *e)
+{
+	int fds[LINK_MAX_MEMBERS];
+	uint32_t me = rank_member(s->stage, s->part, s->parts);
+	memset(fds, 0xff, sizeof fds);
+	fds[0] = s->fds[TO_HEAD];
+	if (s->stage)
+		fds[me - s->parts] = s->fds[TO_PREVIOUS];
+	if (s->stage + 1 < s->stages)
+		fds[me + s->parts] = s->fds[TO_NEXT];
+	uint64_t until = base_clock_now_ns() + RANK_CONNECT_NS;
+	return sim_link_ops.create(fds, 1 + s->stages * s->parts, me, 0, 0, LINK_UNTIL(until), ret_group, e);
+}
+
+static int connect_parts(struct supervisor *s, uint64_t epoch, struct link_group **ret_group, struct base_error *e)
+{
+	uint64_t until = base_clock_now_ns() + RANK_CONNECT_NS;
+	return sim_link_ops.create(
+		s->fds + TO_PARTS, s->parts, s->part, epoch, TENSOR_RING_BYTES, LINK_UNTIL(until), ret_group, e);
+}
+
+static void forget_sockets(struct supervisor *s, uint32_t from, uint32_t to, bool owned)
+{
+	for (uint32_t i = from; i < to; i++) {
+		int fd = s->fds[i];
+		s->fds[i] = -1;
+		if (owned && fd >= 0)
+			close(fd);
+	}
+}
+
 static void *rank_main(void *argument)
 {
 	struct supervisor *s = argument;
-	struct link_group *g = NULL;
+	struct link_group *g = NULL, *tensor = NULL;
 	struct base_error e = {0};
-	int fds[LINK_MAX_MEMBERS];
-	uint32_t me = 1 + s->stage;
-	memset(fds, 0xff, sizeof fds);
-	fds[0] = s->fds[0];
-	if (s->stage)
-		fds[me - 1] = s->fds[1];
-	if (s->stage + 1 < s->stages)
-		fds[me + 1] = s->fds[2];
-	uint64_t until = base_clock_now_ns() + RANK_CONNECT_NS;
-	int r = sim_link_ops.create(fds, 1 + s->stages, me, 0, 0, LINK_UNTIL(until), &g, &e);
-	for (uint32_t i = 0; r && i < 3; i++) {
-		if (s->fds[i] >= 0)
-			close(s->fds[i]);
-	}
+	int r = connect_all(s, &g, &e);
+	if (!r && s->parts > 1)
+		r = connect_parts(s, g->epoch, &tensor, &e);
 	if (!r)
-		r = rank_serve_until(&sim_link_ops, g, NULL, NULL, &s->stop, &e);
+		r = rank_serve_until(&sim_link_ops, g, tensor, NULL, &s->stop, &e);
+	forget_sockets(s, 0, TO_PARTS, !g);
+	forget_sockets(s, TO_PARTS, SOCKETS, !tensor);
+	sim_link_ops.close(tensor);
 	sim_link_ops.close(g);
-	sim_say("rank of stage %u ends: %d %s", s->stage, r, r ? base_error_text(&e) : "");
+	sim_say("rank of stage %u, part %u ends: %d %s", s->stage, s->part, r, r ? base_error_text(&e) : "");
 	s->runs = false;
 	(void)eventfd_write(s->ended_fd, 1);
 	return NULL;
@@ -203,12 +250,21 @@ __typeof__(supervisor_start_linked) __wrap_supervisor_start_linked;
 int __wrap_supervisor_start_linked(struct supervisor *s, uint32_t rank, const struct supervisor_sockets *sockets,
 	const char *link, struct base_error *e)
 {
-	const int given[] = {sockets->coordinator, sockets->previous, sockets->next};
-	for (uint32_t i = 0; i < 3; i++)
+	int given[SOCKETS];
+	memset(given, 0xff, sizeof given);
+	given[TO_HEAD] = sockets->coordinator;
+	given[TO_PREVIOUS] = sockets->previous;
+	given[TO_NEXT] = sockets->next;
+	memcpy(given + TO_PARTS, sockets->parts, s->parts * sizeof *given);
+	for (uint32_t i = 0; i < SOCKETS; i++)
 		s->fds[i] = given[i] < 0 ? -1 : dup(given[i]);
-	s->stage = rank;
+	s->stage = rank / s->parts;
+	s->part = rank % s->parts;
+	groups += rank == 0;
+	group_parts |= 1u << s->parts;
 	s->runs = true;
 	s->fiber = sim_start(sim_here(), "rank", rank_main, s);
+	sim_of_process(s->fiber, &s->process);
 	return 0;
 }
 
@@ -221,13 +277,22 @@ bool __wrap_supervisor_ended(struct supervisor *s, uint32_t rank, char *text, si
 	return over;
 }
 
-/* No fault of the simulator stops a rank by a signal. */
+/* Whoever saw that it has been stopped for a second has to end it, and not to ask again: but its clock is read before it asks. */
 __typeof__(supervisor_stopped) __wrap_supervisor_stopped;
-bool __wrap_supervisor_stopped(const struct supervisor *s, uint32_t rank)
+bool __wrap_supervisor_stopped(const struct supervisor *given, uint32_t rank)
 {
-	(void)s;
-	(void)rank;
-	return false;
+	struct supervisor *s = (struct supervisor *)given; // it notes who asked
+	uint64_t now = sim_node_clock(sim_here(), CLOCK_MONOTONIC);
+	if (!s->process.stopped || s->killed) {
+		s->seen_stopped_ns = s->seen_for_long = 0;
+		return false;
+	}
+	if (s->seen_for_long > 1)
+		sim_fail("the rank of stage %u on node %u is stopped, and its node goes on looking at it", s->stage,
+			s->place.node);
+	s->seen_stopped_ns = s->seen_stopped_ns ? s->seen_stopped_ns : now;
+	s->seen_for_long += now >= s->seen_stopped_ns + LOOKED_AT_NS;
+	return true;
 }
 
 __typeof__(supervisor_pidfd) __wrap_supervisor_pidfd;
@@ -236,19 +301,27 @@ int __wrap_supervisor_pidfd(const struct supervisor *s, uint32_t rank)
 	return s->ended_fd;
 }
 
+/* Its fiber runs on, as a ghost that reaches nobody, to give back what a kernel would. */
+static void sigkill(struct supervisor *s)
+{
+	sim_say("kill -9 of the rank of stage %u, part %u on node %u", s->stage, s->part, s->place.node);
+	s->killed = true;
+	s->process.stopped = false;
+	atomic_store(&s->stop, true);
+	for (uint32_t i = 0; i < SOCKETS; i++)
+		sim_net_reset_socket(s->fds[i]);
+}
+
 __typeof__(supervisor_stop) __wrap_supervisor_stop;
 void __wrap_supervisor_stop(struct supervisor *s, uint32_t rank)
 {
 	if (!s || !s->fiber)
 		return;
-	atomic_store(&s->stop, true);
 	uint64_t until = sim_now() + STOP_NS;
-	while (!sim_over(s->fiber) && sim_now() < until)
-		sim_sleep(20 * SIM_MS);
-	if (!sim_over(s->fiber)) {
-		sim_say("rank of stage %u is killed", s->stage);
-		sim_net_reset_socket(s->fds[0]);
-	}
+	while (!sim_over(s->fiber) && !s->killed && sim_now() < until)
+		sim_sleep(STOP_ROUND_NS);
+	if (!sim_over(s->fiber) && !s->killed)
+		sigkill(s);
 	sim_join(s->fiber);
 	s->fiber = NULL;
 }
@@ -278,6 +351,22 @@ static bool counts(const struct supervisor *s)
 	return s->runs && !s->killed && sim_net_alive(s->place);
 }
 
+static struct supervisor *find(uint32_t which)
+{
+	struct supervisor *s = supervisors;
+	while (s && (!counts(s) || which--))
+		s = s->next;
+	return s;
+}
+
+static struct supervisor *find_stopped(uint64_t id)
+{
+	struct supervisor *s = supervisors;
+	while (s && s->id != id)
+		s = s->next;
+	return s && counts(s) && s->process.stopped ? s : NULL;
+}
+
 uint32_t sim_ranks(void)
 {
 	uint32_t n = 0;
@@ -288,17 +377,44 @@ uint32_t sim_ranks(void)
 
 bool sim_rank_kill(uint32_t which)
 {
-	for (struct supervisor *s = supervisors; s; s = s->next) {
-		if (!counts(s) || which--)
-			continue;
-		s->killed = true;
-		sim_say("kill -9 of the rank of stage %u on node %u", s->stage, s->place.node);
-		for (uint32_t i = 0; i < 3; i++)
-			sim_net_reset_socket(s->fds[i]);
-		(void)eventfd_write(s->ended_fd, 1);
-		return true;
-	}
-	return false;
+	struct supervisor *s = find(which);
+	if (!s)
+		return false;
+	sigkill(s);
+	(void)eventfd_write(s->ended_fd, 1);
+	return true;
+}
+
+uint64_t sim_rank_stop(uint32_t which, uint32_t *ret_node)
+{
+	struct supervisor *s = find(which);
+	sim_say("SIGSTOP of the rank of stage %u, part %u on node %u", s->stage, s->part, s->place.node);
+	s->process.stopped = true;
+	*ret_node = s->place.node;
+	return s->id;
+}
+
+bool sim_rank_stopped(uint64_t id)
+{
+	return find_stopped(id);
+}
+
+void sim_rank_continue(uint64_t id)
+{
+	struct supervisor *s = find_stopped(id);
+	sim_say("SIGCONT of %s", s ? "a rank" : "a rank that is not there any more");
+	if (s)
+		s->process.stopped = false;
+}
+
+uint32_t sim_groups(void)
+{
+	return groups;
+}
+
+uint32_t sim_group_parts(void)
+{
+	return group_parts;
 }
 
 // ---- the life of a node, as main.c
@@ -329,7 +445,8 @@ static void configure(uint32_t node)
 	c->memory.kv_bytes = setup.kv_bytes;
 	snprintf(c->compute.backend, sizeof c->compute.backend, "cpu");
 	c->compute.threads = 1;
-	c->compute.tensor = 1; // parts add in another order than the run that all is compared with
+	c->compute.tensor = setup.tensor;
+	c->store.replicas = setup.replicas;
 	snprintf(c->offload.engine, sizeof c->offload.engine, "sync");
 	c->offload.depth = 4;
 	c->scheduler.max_sequences = setup.max_sequences;

@@ -18,6 +18,9 @@ struct sim_setup { // of a run
 	bool head_computes, copies; // copies: of the model on each node, else layers are pulled from the head
 	const char *device_map;
 	bool cold; // weights are read in every pass
+	uint32_t tensor; // ranks that share each layer, where there are enough nodes
+	uint32_t replicas; // store.replicas
+	uint64_t spare_ns; // that a group runs before its spares are asked for
 	uint32_t max_sequences, batch_tokens;
 	uint64_t kv_bytes;
 	int null_fd; // what is logged goes there, unless it is to be seen
@@ -38,6 +41,13 @@ void sim_server_release(uint32_t life);
 
 uint32_t sim_ranks(void); // that run on nodes that live
 bool sim_rank_kill(uint32_t which); // as kill -9
+/* SIGSTOP; returns what names it to the others. */
+uint64_t sim_rank_stop(uint32_t which, uint32_t *ret_node);
+bool sim_rank_stopped(uint64_t id); // it is, still: its node has not ended it
+void sim_rank_continue(uint64_t id); // SIGCONT, if it is there
+/* Of groups of ranks that were started: how many, and a bit for each number of ranks that shared their layers. */
+uint32_t sim_groups(void);
+uint32_t sim_group_parts(void);
 
 /* Drives, clocks and paths are as they should be from now on. */
 struct sim_drives {
