@@ -99,11 +99,14 @@ bool pack_sources_find(int store_fd, const char *path, const struct stat *st, ui
 	return found;
 }
 
-/* The file that one is about, if it is as it was; else -ENOENT. */
-static int open_source(json_object *o, uint8_t ret_digest[static 16])
+/* The file that one is about, if that has this digest and is as it was; else -ENOENT. Others are not even opened: they
+ * may lie on a drive that hangs. */
+static int open_source(json_object *o, const uint8_t digest[static 16])
 {
 	struct stat st;
-	if (!json_object_is_type(o, json_type_object) || !from_hex(string_of(o, "digest"), ret_digest))
+	uint8_t has[16];
+	if (!json_object_is_type(o, json_type_object) || !from_hex(string_of(o, "digest"), has) ||
+		memcmp(has, digest, sizeof has) != 0)
 		return -ENOENT;
 	_cleanup_close_ int fd = open(string_of(o, "path"), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode) || !has_number(o, "device", st.st_dev) ||
@@ -125,9 +128,8 @@ int pack_open_copy(const char *store_path, const uint8_t digest[static 16], char
 	int status = -ENOENT;
 	for (size_t i = 0; list && i < json_object_array_length(list) && i < MAX_SOURCES && status; i++) {
 		json_object *o = json_object_array_get_idx(list, i);
-		uint8_t has[16];
-		_cleanup_close_ int fd = open_source(o, has);
-		if (fd < 0 || memcmp(has, digest, sizeof has) != 0)
+		_cleanup_close_ int fd = open_source(o, digest);
+		if (fd < 0)
 			continue;
 		snprintf(path, path_room, "%s", string_of(o, "path"));
 		*ret_fd = base_steal_fd(fd);
