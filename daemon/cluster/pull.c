@@ -22,7 +22,7 @@ struct cluster_puller {
 	char *sources;
 	size_t source_at; // of the next one
 	uint32_t tries; // without a new byte
-	char source[288]; // that is asked now
+	char source[CLUSTER_ADDRESS_BYTES + CLUSTER_NAME_BYTES]; // that is asked now
 	char node[CLUSTER_NAME_BYTES]; // its name; "": it has to be a coordinator
 	struct rpc_client *client; // NULL: not connected
 	struct rpc_client_stream *stream; // NULL: no range is on its way
