@@ -174,7 +174,7 @@ static void test_queue_abort_deadline(void **state)
 	b->config.max_waiting = 4;
 	b->config.batch_tokens = 1;
 	start(b);
-	struct request *r = make_request(b, 0, 400, 10); // 400 passes of prefill, 8 s: it does not come to its end
+	struct request *r = make_request(b, 0, 400, 10); // 400 passes of prefill, and they wait until it is aborted
 	snprintf(r->id, sizeof r->id, "first");
 	assert_int_equal(submit(b, r), 0);
 	r = make_request(b, 1, 10, 10);
@@ -183,6 +183,7 @@ static void test_queue_abort_deadline(void **state)
 	struct engine_load load = {0};
 	while (!load.running)
 		engine_get_load(b->engine, &load);
+	b->ranks.hold = true;
 	for (uint32_t i = 1; i <= 5; i++) {
 		r = make_request(b, i, 10, 500);
 		snprintf(r->id, sizeof r->id, "id-%u", i);
@@ -202,6 +203,7 @@ static void test_queue_abort_deadline(void **state)
 	assert_int_equal(b->reader[3].error.code, -ECANCELED);
 	assert_int_equal(b->reader[0].tokens_count[0], 0);
 	assert_int_equal(engine_abort(b->engine, "first"), 0);
+	b->ranks.hold = false;
 	wait_reader(&b->reader[0], 0);
 	assert_int_equal(b->reader[0].finish[0], REQUEST_FINISH_ABORTED);
 	assert_int_equal(b->reader[0].tokens_count[0], 0);
