@@ -5,6 +5,7 @@ when a node is killed, drained, restarted or refused."""
 import glob
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -220,7 +221,9 @@ class Fleet(unittest.TestCase):
         self.unharmed(a, lambda: a.ctl("undrain", "b"), lambda: c.working() == {"a", "b"})
 
     def all_layers(self, c):
-        return all(len(glob.glob(d.path("store/*/layer-*.tp0of1"))) == 8 for d in c.nodes)
+        """Each node has all of them, and has said so: it writes nothing more."""
+        said = re.findall(r"node (\w+) has \d+ of layers .*event=spares_stored", c.nodes[0].log())
+        return len(set(said)) == 3 and all(len(glob.glob(d.path("store/*/layer-*.tp0of1"))) == 8 for d in c.nodes)
 
     @unittest.skipIf(netns.why_not(), netns.why_not())
     def test_hosts_that_fall_silent(self):
