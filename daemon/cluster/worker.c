@@ -541,16 +541,17 @@ static int send_register(struct cluster_worker *w, struct rpc_client_stream *s)
 	return send_node(s, &m->message);
 }
 
-/* A name that nobody knows stays one: whoever connects asks for it again. */
+/* A name that nobody knows stays one: whoever connects asks for it again. No answer at all changes nothing. */
 static void take_address(struct cluster_worker *w)
 {
 	char number[CLUSTER_RESOLVED_BYTES];
 	struct base_error why = {0};
-	bool known = cluster_resolve(w->config.address, number, &why) == 0;
-	snprintf(w->address, sizeof w->address, "%s", known ? number : w->config.address);
-	if (!known && !w->told_address)
+	int status = cluster_resolve(w->config.address, number, &why);
+	if (status != -ETIMEDOUT || !w->address[0])
+		snprintf(w->address, sizeof w->address, "%s", status ? w->config.address : number);
+	if (status && !w->told_address)
 		emit(w, "warning", "address_unknown", "%s", base_error_text(&why));
-	w->told_address = !known;
+	w->told_address = status != 0;
 }
 
 /* Where other nodes reach this one, as names and routes are now. */
@@ -558,9 +559,10 @@ static int find_address(struct cluster_worker *w, bool local, struct base_error 
 {
 	struct base_address a;
 	char own[CLUSTER_RESOLVED_BYTES];
-	w->address[0] = '\0';
 	if (w->config.address[0])
 		take_address(w);
+	else
+		w->address[0] = '\0';
 	if (w->config.address[0] || local)
 		return 0;
 	int status = base_address_parse(w->join, &a, e);
