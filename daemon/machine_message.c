@@ -98,7 +98,7 @@ void machine_message_fill_own(
 
 /* ---- from messages ---- */
 
-static int take_text(const char *field, const char *text, char *out, size_t room, struct base_error *e)
+int machine_message_take_text(const char *field, const char *text, char *out, size_t room, struct base_error *e)
 {
 	size_t n = strlen(text);
 	if (n >= room)
@@ -122,10 +122,12 @@ int machine_message_read_nodes(
 static int read_device(const Thaw__Admin__V1__Device *m, struct topology_device *ret, struct base_error *e)
 {
 	*ret = (struct topology_device){.numa_node = m->numa_node < 0 ? -1 : m->numa_node, .size_bytes = m->size_bytes};
-	int status = take_text("devices[].name", m->name, ret->name, sizeof ret->name, e);
+	int status = machine_message_take_text("devices[].name", m->name, ret->name, sizeof ret->name, e);
 	if (!status)
-		status = take_text("devices[].model", m->model, ret->model, sizeof ret->model, e);
-	return status ? status : take_text("devices[].pci_path", m->pci_path, ret->pci_path, sizeof ret->pci_path, e);
+		status = machine_message_take_text("devices[].model", m->model, ret->model, sizeof ret->model, e);
+	return status ? status
+		      : machine_message_take_text(
+				"devices[].pci_path", m->pci_path, ret->pci_path, sizeof ret->pci_path, e);
 }
 
 int machine_message_read_devices(
@@ -162,9 +164,10 @@ int machine_message_read(const Thaw__Admin__V1__Machine *message, struct topolog
 	struct topology_bandwidths *ret_bandwidths, struct base_error *e)
 {
 	const Thaw__Admin__V1__Bandwidths *b = message->bandwidths;
-	int status = take_text("host", message->host, ret->host, sizeof ret->host, e);
+	int status = machine_message_take_text("host", message->host, ret->host, sizeof ret->host, e);
 	if (!status)
-		status = take_text("cpu_model", message->cpu_model, ret->cpu_model, sizeof ret->cpu_model, e);
+		status = machine_message_take_text(
+			"cpu_model", message->cpu_model, ret->cpu_model, sizeof ret->cpu_model, e);
 	if (!status)
 		status = machine_message_read_nodes(message->numa_nodes, message->n_numa_nodes, ret, e);
 	if (!status)

@@ -19,6 +19,9 @@ struct machine_message_lists { // their texts are those of the machine
 };
 void machine_message_fill_lists(const struct topology_machine *m, struct machine_message_lists *ret);
 
+/* A text that a peer sent, into room bytes, its end included. -EBADMSG. */
+int machine_message_take_text(const char *field, const char *text, char *out, size_t room, struct base_error *e);
+
 /* What a peer sent: -EBADMSG names what is too much or too long. Fills in nodes, drives, gpus and nics alone. */
 int machine_message_read_nodes(
 	Thaw__Admin__V1__NumaNode *const *nodes, size_t count, struct topology_machine *ret, struct base_error *e);

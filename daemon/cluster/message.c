@@ -13,27 +13,18 @@
 
 /* ---- checks ---- */
 
-static int take_text(const char *field, const char *text, char *out, size_t room, struct base_error *e)
-{
-	size_t n = strlen(text);
-	if (n >= room)
-		return base_error_set(e, -EBADMSG, "%s: %zu bytes, at most %zu", field, n, room - 1);
-	memcpy(out, text, n + 1);
-	return 0;
-}
-
 static int take_name(const char *field, const char *text, char out[static CLUSTER_NAME_BYTES], struct base_error *e)
 {
 	if (cluster_name_check(field, text, e) < 0)
 		return -EBADMSG;
-	return take_text(field, text, out, CLUSTER_NAME_BYTES, e);
+	return machine_message_take_text(field, text, out, CLUSTER_NAME_BYTES, e);
 }
 
 static int take_path(const char *field, const char *text, char out[static CLUSTER_PATH_BYTES], struct base_error *e)
 {
 	if (text[0] != '/')
 		return base_error_set(e, -EBADMSG, "%s: \"%.80s\" is not an absolute path", field, text);
-	return take_text(field, text, out, CLUSTER_PATH_BYTES, e);
+	return machine_message_take_text(field, text, out, CLUSTER_PATH_BYTES, e);
 }
 
 /* What getaddrinfo may be asked for; no port, no brackets. */
@@ -42,7 +33,7 @@ static int take_host(const char *field, const char *text, char out[static CLUSTE
 	size_t n = strlen(text);
 	if (strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._:%") != n)
 		return base_error_set(e, -EBADMSG, "%s: \"%.80s\" is not a host", field, text);
-	return take_text(field, text, out, CLUSTER_HOST_BYTES, e);
+	return machine_message_take_text(field, text, out, CLUSTER_HOST_BYTES, e);
 }
 
 static int take_bytes(const char *field, const ProtobufCBinaryData *b, uint8_t *out, size_t bytes, struct base_error *e)
@@ -61,7 +52,7 @@ static int take_rate(const char *field, double v, double *out, struct base_error
 	return 0;
 }
 
-static int take_bandwidths(const Thaw__Node__V1__Bandwidths *m, struct topology_bandwidths *out, struct base_error *e)
+static int take_bandwidths(const Thaw__Admin__V1__Bandwidths *m, struct topology_bandwidths *out, struct base_error *e)
 {
 	*out = (struct topology_bandwidths){0};
 	if (!m)
@@ -90,8 +81,10 @@ static int take_machine(const Thaw__Node__V1__Machine *m, struct cluster_facts *
 	f->memory_bytes = m->memory_bytes;
 	f->memory_limit_bytes = m->memory_limit_bytes;
 	f->memory_available_bytes = m->memory_available_bytes;
-	int status = take_text("machine.host", m->host, f->host, sizeof f->host, e);
-	return status ? status : take_text("machine.cpu_model", m->cpu_model, f->cpu_model, sizeof f->cpu_model, e);
+	int status = machine_message_take_text("machine.host", m->host, f->host, sizeof f->host, e);
+	return status ? status
+		      : machine_message_take_text(
+				"machine.cpu_model", m->cpu_model, f->cpu_model, sizeof f->cpu_model, e);
 }
 
 static int take_store(const Thaw__Node__V1__Register *m, struct cluster_facts *f, struct base_error *e)
@@ -124,7 +117,7 @@ int cluster_read_register(const Thaw__Node__V1__Register *m, struct cluster_fact
 		return base_error_set(e, -EBADMSG,
 			"protocol: the node speaks version %u, this is %u: run the same thaw on all nodes", m->protocol,
 			CLUSTER_PROTOCOL);
-	int status = take_text("version", m->version, ret->version, sizeof ret->version, e);
+	int status = machine_message_take_text("version", m->version, ret->version, sizeof ret->version, e);
 	if (!status)
 		status = take_name("cluster", m->cluster, ret->cluster, e);
 	if (!status)
@@ -195,7 +188,7 @@ int cluster_read_assign(const Thaw__Node__V1__Assign *m, struct cluster_assign *
 	ret->check = m->check;
 	ret->spare = m->spare;
 	ret->slice = (struct cluster_slice){m->first_layer, m->layers, m->tp_rank, m->tp_size};
-	int status = take_text("model", m->model, ret->model, sizeof ret->model, e);
+	int status = machine_message_take_text("model", m->model, ret->model, sizeof ret->model, e);
 	if (!status)
 		status = take_path("path", m->path, ret->path, e);
 	if (!status)
@@ -214,7 +207,7 @@ int cluster_read_assign(const Thaw__Node__V1__Assign *m, struct cluster_assign *
 int cluster_read_forget(const Thaw__Node__V1__Forget *m, struct cluster_assign *ret, struct base_error *e)
 {
 	*ret = (struct cluster_assign){.forget = true};
-	int status = take_text("model", m->model, ret->model, sizeof ret->model, e);
+	int status = machine_message_take_text("model", m->model, ret->model, sizeof ret->model, e);
 	return status ? status : take_bytes("digest", &m->digest, ret->digest, CLUSTER_DIGEST_BYTES, e);
 }
 
@@ -256,7 +249,7 @@ int cluster_read_prepared(const Thaw__Node__V1__Prepared *m, struct cluster_prep
 	ret->threads = m->threads;
 	ret->port = m->port;
 	ret->copy = m->copy;
-	int status = take_text("repaired", m->repaired, ret->repaired, sizeof ret->repaired, e);
+	int status = machine_message_take_text("repaired", m->repaired, ret->repaired, sizeof ret->repaired, e);
 	if (!status)
 		status = take_path("store_directory", m->store_directory, ret->store_directory, e);
 	if (!status)
@@ -372,15 +365,6 @@ uint8_t *cluster_pack_coordinator(Thaw__Node__V1__CoordinatorMessage *m, size_t 
 	return pack(&m->base, ret_bytes);
 }
 
-void cluster_fill_bandwidths(const struct topology_bandwidths *b, Thaw__Node__V1__Bandwidths *ret)
-{
-	thaw__node__v1__bandwidths__init(ret);
-	ret->drive_bytes_per_second = b->drive_bytes_per_s;
-	ret->memory_bytes_per_second = b->memory_bytes_per_s;
-	ret->compute_macs_per_second = b->compute_macs_per_s;
-	ret->measured_wall_ns = b->measured_wall_ns;
-}
-
 static void fill_machine(const struct cluster_facts *f, Thaw__Node__V1__Machine *m)
 {
 	thaw__node__v1__machine__init(m);
@@ -403,7 +387,7 @@ void cluster_fill_register(const struct cluster_facts *f, struct cluster_registe
 	thaw__node__v1__register__init(&ret->reg);
 	thaw__node__v1__budgets__init(&ret->budgets);
 	fill_machine(f, &ret->machine);
-	cluster_fill_bandwidths(&f->bandwidths, &ret->bandwidths);
+	machine_message_fill_bandwidths(&f->bandwidths, &ret->bandwidths);
 	ret->budgets.weights_bytes = f->budgets.weights_bytes;
 	ret->budgets.kv_bytes = f->budgets.kv_bytes;
 	ret->budgets.workspace_bytes = f->budgets.workspace_bytes;
@@ -503,8 +487,8 @@ uint8_t *cluster_pack_prepared(const struct cluster_prepared *p, size_t *ret_byt
 {
 	Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
 	Thaw__Node__V1__Prepared x = THAW__NODE__V1__PREPARED__INIT;
-	Thaw__Node__V1__Bandwidths b;
-	cluster_fill_bandwidths(&p->bandwidths, &b);
+	Thaw__Admin__V1__Bandwidths b;
+	machine_message_fill_bandwidths(&p->bandwidths, &b);
 	x.assignment = p->assignment;
 	x.store_directory = (char *)p->store_directory;
 	x.model_path = (char *)p->model_path;

@@ -145,7 +145,7 @@ struct cluster_register_message {
 	Thaw__Node__V1__NodeMessage message;
 	Thaw__Node__V1__Register reg;
 	Thaw__Node__V1__Machine machine;
-	Thaw__Node__V1__Bandwidths bandwidths;
+	Thaw__Admin__V1__Bandwidths bandwidths;
 	Thaw__Node__V1__Budgets budgets;
 	Thaw__Node__V1__StoredModel stored[CLUSTER_MAX_STORED], *list[CLUSTER_MAX_STORED];
 	struct machine_message_lists lists;
@@ -153,7 +153,6 @@ struct cluster_register_message {
 void cluster_fill_register(const struct cluster_facts *f, struct cluster_register_message *ret);
 /* After that: what the machine has. Without it the node joins, and nobody sees its devices. */
 void cluster_fill_machine(const struct topology_machine *m, struct cluster_register_message *ret);
-void cluster_fill_bandwidths(const struct topology_bandwidths *b, Thaw__Node__V1__Bandwidths *ret);
 uint8_t *cluster_pack_assign(const struct cluster_assign *a, size_t *ret_bytes);
 uint8_t *cluster_pack_forget(const char *model, const uint8_t digest[static CLUSTER_DIGEST_BYTES], size_t *ret_bytes);
 uint8_t *cluster_pack_pull(const struct cluster_pull *p, size_t *ret_bytes);
