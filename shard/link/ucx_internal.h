@@ -31,13 +31,11 @@
 	F(ucp_, worker_get_efd)                                                                                        \
 	F(ucp_, worker_arm)                                                                                            \
 	F(ucp_, worker_progress)                                                                                       \
-	F(ucp_, worker_flush_nbx)                                                                                      \
 	F(ucp_, ep_create)                                                                                             \
 	F(ucp_, ep_close_nbx)                                                                                          \
 	F(ucp_, ep_print_info)                                                                                         \
 	F(ucp_, am_send_nbx)                                                                                           \
 	F(ucp_, request_free)                                                                                          \
-	F(ucp_, request_check_status)                                                                                  \
 	F(ucs_, status_string)
 
 struct link_ucx_library {
@@ -71,6 +69,7 @@ struct link_ucx_pair {
 	ucp_ep_h ep; // NULL: no pair
 	bool failed; // the endpoint says so
 	bool busy; // UCX still reads the piece written last, and `out`
+	bool credit_last; // that piece is of credit alone
 	struct link_ucx_wire out;
 	uint64_t my_token, its_token;
 	uint64_t sent, got; // messages
@@ -98,7 +97,6 @@ struct link_ucx_group {
 	int timer_fd; // ends the wait for what a goodbye promised
 	bool broken; // a peer broke the rules, or UCX failed
 	uint32_t outstanding; // requests of UCX
-	ucs_status_ptr_t flush; // that is under way, or NULL
 	struct link_ucx_pair pairs[LINK_MAX_MEMBERS];
 };
 
