@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of kustomize that deploy/kubernetes uses: resources, components, namespace, configMapGenerator (files, merge, without
-hashes), images (newTag), patches (JSON 6902 with a target, and $patch: delete). Anything else is an error, so that nothing is
+"""The part of kustomize that deploy/kubernetes uses: resources, components, namespace, configMapGenerator (files, labels, merge,
+without hashes), images (newTag), patches (JSON 6902 with a target, and $patch: delete). Anything else is an error, so that nothing is
 rendered differently in silence; where kubectl is there, tests/lint/manifests compares."""
 import copy
 import json
@@ -97,7 +97,10 @@ def generate(path, folder, objects, g):
     elif old:
         raise RenderError(f"{path}: ConfigMap {g['name']} is there already")
     else:
-        objects.append({'apiVersion': 'v1', 'kind': 'ConfigMap', 'metadata': {'name': g['name']}, 'data': files})
+        metadata = {'name': g['name']}
+        if 'labels' in g.get('options', {}):
+            metadata['labels'] = dict(g['options']['labels'])
+        objects.append({'apiVersion': 'v1', 'kind': 'ConfigMap', 'metadata': metadata, 'data': files})
 
 
 def set_images(node, images):
