@@ -432,7 +432,8 @@ static int listen_for_group(void *context, struct cluster_member *ret_self, stru
 	char address[CLUSTER_RESOLVED_BYTES];
 	int status = 0;
 	if (f->listen_fd < 0) {
-		status = cluster_resolve(host, address, e);
+		const struct link_patience *p = f->patience;
+		status = cluster_resolve_looking(host, p->look, p->context, address, e);
 		if (!status)
 			status = link_rendezvous_listen(address, 0, 0, &f->listen_fd, &f->self.port, e);
 		if (!status)
@@ -488,7 +489,7 @@ static int connect_group(struct server_fleet *f, struct link_group **ret_group, 
 	int fds[LINK_MAX_MEMBERS];
 	memcpy(r.secret, g->secret, sizeof r.secret);
 	for (uint32_t i = 0; i <= g->ranks; i++) {
-		int status = cluster_resolve(g->members[i].host, address[i], e);
+		int status = cluster_resolve_looking(g->members[i].host, look, f, address[i], e);
 		if (status)
 			return status;
 		list[i] = (struct link_rendezvous_member){address[i], g->members[i].port};

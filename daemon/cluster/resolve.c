@@ -87,48 +87,77 @@ static int start(struct question *q)
 	return -r;
 }
 
-static int ask(const char *host, struct addrinfo **ret_list, struct base_error *e)
+struct looker { // what the thread that waits has to do meanwhile; look NULL: nothing
+	int (*look)(void *context, struct base_error *e);
+	void *context;
+};
+
+/* Lock held, and dropped for look(). 0: the answer is there, whatever look() says by then. */
+static int wait_for_answer(struct question *q, const struct looker *l, struct base_error *e)
+{
+	uint64_t until = base_clock_now_ns() + CLUSTER_RESOLVE_NS, now;
+	int status = 0;
+	while (!q->done && !status && (now = base_clock_now_ns()) < until) {
+		uint64_t next =
+			l->look && now + CLUSTER_RESOLVE_LOOK_NS < until ? now + CLUSTER_RESOLVE_LOOK_NS : until;
+		const struct timespec at = {
+			.tv_sec = (time_t)(next / BASE_NS_PER_SECOND), .tv_nsec = (long)(next % BASE_NS_PER_SECOND)};
+		pthread_cond_timedwait(&q->changed, &q->lock, &at);
+		if (q->done || !l->look)
+			continue;
+		pthread_mutex_unlock(&q->lock);
+		status = l->look(l->context, e);
+		pthread_mutex_lock(&q->lock);
+	}
+	if (q->done || status)
+		return q->done ? 0 : status;
+	return base_error_set(e, -ETIMEDOUT,
+		"host %.200s: no answer from the resolver; write a numeric address, or mend DNS", q->host);
+}
+
+static int ask(const char *host, const struct looker *l, struct addrinfo **ret_list, struct base_error *e)
 {
 	struct question *q = question_create(host);
-	int status = q ? start(q) : -ENOMEM, r = 0;
+	int status = q ? start(q) : -ENOMEM;
 	if (status) {
 		if (q)
 			question_free(q);
 		return base_error_set(e, status, "host %.200s: no thread to ask for it", host);
 	}
-	uint64_t until = base_clock_now_ns() + CLUSTER_RESOLVE_NS;
-	const struct timespec at = {
-		.tv_sec = (time_t)(until / BASE_NS_PER_SECOND), .tv_nsec = (long)(until % BASE_NS_PER_SECOND)};
 	pthread_mutex_lock(&q->lock);
-	while (!q->done && r == 0)
-		r = pthread_cond_timedwait(&q->changed, &q->lock, &at);
-	bool done = q->done;
-	q->left = !done;
+	status = wait_for_answer(q, l, e);
+	q->left = status != 0;
 	pthread_mutex_unlock(&q->lock);
-	if (!done)
-		return base_error_set(e, -ETIMEDOUT,
-			"host %.200s: no answer from the resolver; write a numeric address, or mend DNS", host);
-	r = q->result;
+	if (status)
+		return status;
+	int r = q->result;
 	*ret_list = r ? NULL : q->list;
 	question_free(q);
 	return r ? base_error_set(e, -EINVAL, "host %.200s: %s", host, gai_strerror(r)) : 0;
 }
 
-static int look_up(const char *host, struct addrinfo **ret_list, struct base_error *e)
+static int look_up(const char *host, const struct looker *l, struct addrinfo **ret_list, struct base_error *e)
 {
 	const struct addrinfo numeric = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICHOST};
-	return getaddrinfo(host, "9", &numeric, ret_list) == 0 ? 0 : ask(host, ret_list, e);
+	return getaddrinfo(host, "9", &numeric, ret_list) == 0 ? 0 : ask(host, l, ret_list, e);
 }
 
-int cluster_resolve(const char *host, char out[static CLUSTER_RESOLVED_BYTES], struct base_error *e)
+int cluster_resolve_looking(const char *host, int (*look)(void *context, struct base_error *e), void *context,
+	char out[static CLUSTER_RESOLVED_BYTES], struct base_error *e)
 {
+	const struct looker l = {look, context};
 	struct addrinfo *list = NULL;
-	int status = look_up(host, &list, e);
+	int status = look_up(host, &l, &list, e);
 	if (status)
 		return status;
 	status = print(list->ai_addr, out);
 	freeaddrinfo(list);
 	return status ? base_error_set(e, status, "host %.200s: no address", host) : 0;
+}
+
+int cluster_resolve(const char *host, char out[static CLUSTER_RESOLVED_BYTES], struct base_error *e)
+{
+	return cluster_resolve_looking(host, NULL, NULL, out, e);
 }
 
 /* A datagram socket that is connected sends nothing, but has chosen its source. */
@@ -137,7 +166,7 @@ int cluster_resolve_own(const char *towards, char out[static CLUSTER_RESOLVED_BY
 	struct addrinfo *list = NULL;
 	struct sockaddr_storage own;
 	socklen_t n = sizeof own;
-	int status = look_up(towards, &list, e);
+	int status = look_up(towards, &(const struct looker){0}, &list, e);
 	if (status)
 		return status;
 	_cleanup_close_ int fd = socket(list->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);

@@ -106,6 +106,13 @@ static void on_refused(void *context, const struct base_error *e)
 		v->event(v->context, "warning", "link_refused", t->assign.model, base_error_text(e));
 }
 
+/* While a member's name is asked for. */
+static int look(void *context, struct base_error *e)
+{
+	const struct cluster_task *t = context;
+	return atomic_load(&t->release) ? base_error_set(e, -ECANCELED, "the assignment is over") : 0;
+}
+
 static int connect_group(struct cluster_task *t, const struct cluster_start *s, int *fds, struct base_error *e)
 {
 	char address[CLUSTER_MAX_MEMBERS][CLUSTER_RESOLVED_BYTES];
@@ -118,7 +125,7 @@ static int connect_group(struct cluster_task *t, const struct cluster_start *s, 
 		.context = t};
 	memcpy(g.secret, s->secret, sizeof g.secret);
 	for (uint32_t i = 0; i < s->members_count; i++) {
-		int status = cluster_resolve(s->members[i].host, address[i], e);
+		int status = cluster_resolve_looking(s->members[i].host, look, t, address[i], e);
 		if (status)
 			return status;
 		list[i] = (struct link_rendezvous_member){address[i], s->members[i].port};

@@ -80,11 +80,38 @@ static void a_resolver_that_is_silent_is_not_waited_for(void **state)
 	testing_wait_until(threads() < most); // its thread has freed what it had
 }
 
+static int look(void *context, struct base_error *e)
+{
+	uint32_t *looks = context;
+	return ++*looks == 3 ? base_error_set(e, -ECANCELED, "the model is being unloaded") : 0;
+}
+
+/* Who waits looks up, and may end the wait. */
+static void a_wait_looks_up(void **state)
+{
+	char text[CLUSTER_RESOLVED_BYTES] = "as it was";
+	struct base_error e = {0};
+	uint32_t looks = 0, before = atomic_load(&answered), most;
+	assert_int_equal(cluster_resolve_looking("10.0.0.6", look, &looks, text, &e), 0); // nothing to wait for
+	assert_int_equal(looks, 0);
+	memcpy(text, "as it was", 10);
+	atomic_store(&silent, true);
+	assert_int_equal(cluster_resolve_looking("slow.test", look, &looks, text, &e), -ECANCELED);
+	assert_int_equal(looks, 3);
+	assert_int_equal(atomic_load(&answered), before);
+	assert_string_equal(text, "as it was");
+	assert_string_equal(e.message, "the model is being unloaded");
+	most = threads();
+	atomic_store(&silent, false);
+	testing_wait_until(threads() < most);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_number_asks_nobody),
 		cmocka_unit_test(a_resolver_that_is_silent_is_not_waited_for),
+		cmocka_unit_test(a_wait_looks_up),
 	};
 	return cmocka_run_group_tests_name("cluster_resolve", tests, NULL, NULL);
 }
