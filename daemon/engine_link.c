@@ -115,6 +115,24 @@ static bool idle(struct engine *e, struct engine_message *m)
 	return true;
 }
 
+/* While a rank does not read. Who is READY may be on its way through a pass whose requests must not end under it: then
+ * only the engine's end is looked at. */
+static bool go_on_waiting(struct engine *e)
+{
+	return !atomic_load(&e->stop) && (e->state == ENGINE_READY || engine_look_up(e, NULL) == 0);
+}
+
+static int wait_for_send(struct engine *e, struct link_request *r, uint64_t deadline)
+{
+	for (;;) {
+		uint64_t next = base_clock_now_ns() + LINK_LOOK_NS;
+		int status = e->group->ops->wait(e->group, r, next < deadline ? next : deadline);
+		if (status != -ETIMEDOUT || next >= deadline || !go_on_waiting(e))
+			return status;
+	}
+}
+
+/* NULL: the ranks do not read for stuck_ns, or the engine is to end. */
 static struct engine_message *take_message(struct engine *e, bool large)
 {
 	uint32_t first = large ? 0 : e->large_count, end = large ? e->large_count : e->messages_count;
@@ -126,7 +144,7 @@ static struct engine_message *take_message(struct engine *e, bool large)
 	/* The ranks have not read what they were sent long ago; the oldest is not known, but any will do. */
 	struct engine_message *m = &e->messages[first];
 	for (uint32_t i = 0; i < m->requests; i++) {
-		if (e->group->ops->wait(e->group, &m->request[i], deadline) == -ETIMEDOUT)
+		if (wait_for_send(e, &m->request[i], deadline) == -ETIMEDOUT)
 			return NULL;
 	}
 	m->requests = 0;
@@ -356,6 +374,8 @@ void engine_link_start(struct engine *e)
 	for (uint32_t i = 0; i < e->ranks; i++) {
 		if (send_assign(e, i))
 			continue;
+		if (atomic_load(&e->stop))
+			return;
 		base_error_set(&error, -EPROTO, "%s could not be told what to load", rank_name(e, i, name));
 		start_failed(e, &error);
 		return;

@@ -10,11 +10,82 @@
 struct fleet {
 	struct bench *bench;
 	uint32_t lives, scattered;
+	uint32_t max_running; // 0: many
 	_Atomic uint32_t questions;
 	_Atomic bool away;
 	_Atomic bool unlucky; // nobody can be connected
+	_Atomic bool deaf; // they are connected, and read nothing
 	struct rank_assign assign[FAKE_RANKS];
 };
+
+/* ---- ranks that are connected and read nothing ---- */
+
+#define DEAF_STAGES 4u // of two parts: more than there are small messages for one sequence
+#define DEAF_RANKS (2 * DEAF_STAGES)
+
+static _Atomic uint32_t deaf_waits;
+
+static void deaf_send(
+	struct link_group *g, uint32_t to, uint32_t tag, const void *data, size_t n, struct link_request *r)
+{
+	r->status = -EINPROGRESS;
+}
+
+static void deaf_receive(
+	struct link_group *g, uint32_t from, uint32_t tag, void *data, size_t n, struct link_request *r)
+{
+	r->status = -EINPROGRESS;
+}
+
+static int deaf_test(struct link_group *g, struct link_request *r)
+{
+	return -EINPROGRESS;
+}
+
+static int deaf_wait(struct link_group *g, struct link_request *r, uint64_t deadline_ns)
+{
+	atomic_fetch_add(&deaf_waits, 1);
+	while (base_clock_now_ns() < deadline_ns)
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	return -ETIMEDOUT;
+}
+
+static int deaf_progress(struct link_group *g, uint32_t budget)
+{
+	return 0;
+}
+
+static int deaf_event_fd(struct link_group *g)
+{
+	return -1;
+}
+
+static void deaf_end(struct link_group *g)
+{
+}
+
+static const struct link_ops deaf_ops = {.send = deaf_send,
+	.receive = deaf_receive,
+	.test = deaf_test,
+	.wait = deaf_wait,
+	.progress = deaf_progress,
+	.event_fd = deaf_event_fd,
+	.revoke = deaf_end,
+	.close = deaf_end};
+
+static int gather_deaf(struct fleet *f, struct engine_gathered *ret_gathered)
+{
+	static struct link_group group = {.ops = &deaf_ops, .members = 1 + DEAF_RANKS};
+	static struct rank_assign assign[DEAF_RANKS];
+	for (uint32_t i = 0; i < DEAF_RANKS; i++)
+		assign[i].config.slice = (struct pack_slice){.layers = 1, .tp_rank = i % 2, .tp_size = 2};
+	group.epoch = 100 + f->lives++;
+	*ret_gathered = (struct engine_gathered){
+		.group = &group, .epoch = group.epoch, .stages = DEAF_STAGES, .parts = 2, .assign = assign};
+	return 0;
+}
+
+/* ---- */
 
 static int gather(
 	void *context, const struct link_patience *patience, struct engine_gathered *ret_gathered, struct base_error *e)
@@ -29,6 +100,8 @@ static int gather(
 		return base_error_set(e, -EHOSTDOWN, "node-b is missing");
 	if (f->unlucky)
 		return base_error_set(e, -ECONNRESET, "node-b does not come");
+	if (f->deaf)
+		return gather_deaf(f, ret_gathered);
 	if (f->questions < 3)
 		return base_error_set(e, -EAGAIN, "node-b packs");
 	for (uint32_t i = 0; i < FAKE_RANKS; i++)
@@ -57,6 +130,10 @@ static struct bench *fleet_create(struct fleet *f)
 	struct bench *b = f->bench = bench_create();
 	b->config.stages = FAKE_RANKS;
 	b->config.max_restarts = 1;
+	if (f->max_running) {
+		b->config.max_running = f->max_running;
+		b->config.stuck_ns = 600 * SECOND; // they are never given up
+	}
 	b->config.starter = (struct engine_starter){.gather = gather, .scatter = scatter, .context = f};
 	b->ranks.delay_ns = 1000000;
 	assert_int_equal(engine_create(&b->config, &b->engine, NULL), 0);
@@ -182,12 +259,36 @@ static void test_nobody_waits_for_a_mute_rank(void **state)
 	fleet_destroy(&f);
 }
 
+/* While the ranks of the next life do not even read what they are to load, requests end in time, and so does the engine. */
+static void test_nobody_waits_for_deaf_ranks(void **state)
+{
+	struct fleet f = {.max_running = 1};
+	struct bench *b = fleet_create(&f);
+	f.deaf = true;
+	engine_regather(b->engine, "node-c joined");
+	testing_wait_until(atomic_load(&deaf_waits));
+	struct request *r = make_request(b, 0, 10, 5);
+	snprintf(r->id, sizeof r->id, "held");
+	assert_int_equal(submit(b, r), 0);
+	r = make_request(b, 1, 10, 5);
+	r->deadline_ns = base_clock_now_ns() + 50000000;
+	assert_int_equal(submit(b, r), 0);
+	wait_reader(&b->reader[1], 0);
+	assert_int_equal(b->reader[1].error.code, -ETIME);
+	assert_int_equal(engine_abort(b->engine, "held"), 0);
+	wait_reader(&b->reader[0], 0);
+	assert_int_equal(b->reader[0].error.code, -ECANCELED);
+	assert_int_equal(load_of(b).epoch, 101); // still these ranks
+	fleet_destroy(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_gathered_ranks),
 		cmocka_unit_test(test_gathered_ranks_often_lost),
 		cmocka_unit_test(test_nobody_waits_for_a_mute_rank),
+		cmocka_unit_test(test_nobody_waits_for_deaf_ranks),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
