@@ -31,6 +31,7 @@
 #define FILE_BYTES (64u << 10)
 #define PROGRESS_BYTES (1u << 20)
 #define LOCK_ROUND_NS (50 * 1000000)
+#define FREED_NS (5 * BASE_NS_PER_SECOND) // that a file system gets to free what was deleted
 
 struct packer {
 	const struct format_gguf *g;
@@ -244,16 +245,21 @@ static int pack_rows(struct packer *k, const struct pack_layout_piece *piece)
 	return status;
 }
 
-// About once a megabyte, and at the end.
-static int progress(struct packer *k)
+static int report(struct packer *k)
 {
-	if (k->done_bytes < k->reported_bytes + PROGRESS_BYTES && k->done_bytes < k->total_bytes)
-		return 0;
 	k->reported_bytes = k->done_bytes;
 	if (k->config->progress &&
 		k->config->progress(k->config->context, PACK_PHASE_PACK, k->done_bytes, k->total_bytes))
 		return base_error_set(k->e, -ECANCELED, "packing was cancelled");
 	return 0;
+}
+
+// About once a megabyte, and at the end.
+static int progress(struct packer *k)
+{
+	if (k->done_bytes < k->reported_bytes + PROGRESS_BYTES && k->done_bytes < k->total_bytes)
+		return 0;
+	return report(k);
 }
 
 static int declare_tensor(struct packer *k, struct offload_store_writer *w, uint32_t weight, uint32_t *ret_tensor)
@@ -464,7 +470,7 @@ static int ask_room(struct packer *k, uint64_t *ret_free_bytes, uint64_t *ret_al
 	return 0;
 }
 
-static int make_room(struct packer *k, uint64_t bytes)
+static int make_room(struct packer *k, uint64_t bytes, bool *ret_dropped)
 {
 	struct pack_dropped dropped = {0};
 	_cleanup_free_ char(*keep)[64] = NULL;
@@ -476,6 +482,24 @@ static int make_room(struct packer *k, uint64_t bytes)
 			k->store_fd, pack_hex(k->result->digest, hex), keep, count, bytes, &dropped, k->e);
 	if (!status && dropped.files && k->config->dropped)
 		k->config->dropped(k->config->context, dropped.files, dropped.bytes);
+	*ret_dropped = dropped.files > 0;
+	return status;
+}
+
+/* Room of deleted files is there late: XFS frees it in the background, btrfs with its next transaction, which syncfs brings about. */
+static int wait_for_room(struct packer *k, uint64_t need, uint64_t *free_bytes, uint64_t *all_bytes)
+{
+	uint64_t until = base_clock_now_ns() + FREED_NS;
+	int status = ask_room(k, free_bytes, all_bytes);
+	if (!status && need > *free_bytes)
+		(void)syncfs(k->dir_fd);
+	while (!status && need > *free_bytes && base_clock_now_ns() < until) {
+		status = report(k);
+		if (status)
+			return status;
+		nanosleep(&(struct timespec){.tv_nsec = LOCK_ROUND_NS}, NULL);
+		status = ask_room(k, free_bytes, all_bytes);
+	}
 	return status;
 }
 
@@ -502,9 +526,10 @@ static int check_room(struct packer *k)
 	}
 	int status = ask_room(k, &free_bytes, &all_bytes);
 	if (!status && need > free_bytes && !k->config->spare) {
-		status = make_room(k, need - free_bytes);
-		if (!status)
-			status = ask_room(k, &free_bytes, &all_bytes);
+		bool dropped = false;
+		status = make_room(k, need - free_bytes, &dropped);
+		if (!status && dropped)
+			status = wait_for_room(k, need, &free_bytes, &all_bytes);
 	}
 	if (status)
 		return status;

@@ -4,7 +4,7 @@
  * STORE/<digest as 32 hex digits>/ holds `model.json` (config, tensors, source path, written last), and
  * `embed`, `layer-NNNN`, `head` with suffix `.tpRofN` each. A tied embedding is the head's data: rows are looked up
  * there. A file that is whole is reused, so packing resumes after a kill. Before it writes it checks that the drive has room
- * (-ENOSPC with the bytes short), and deletes spare files first if that is enough. One packs into a store at a time: a lock file has the others, of this process or another, wait.
+ * (-ENOSPC with the bytes short), and deletes spare files first if that is enough, whose room it waits for as long as 5 s. One packs into a store at a time: a lock file has the others, of this process or another, wait.
  * STORE/sources.json remembers (path, device, inode, size, mtime) -> digest, so an unchanged file is not read again.
  * One thread; the work may be cancelled by progress.
  */

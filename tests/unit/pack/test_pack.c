@@ -2,6 +2,7 @@
 // The packer: what is in the store equals the source, in any slicing; reuse, resume, refusals.
 #include "tests/lib/testing.h"
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -10,6 +11,7 @@
 #include <sys/file.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -19,6 +21,22 @@
 #include "shard/quant/quant.h"
 #include "tests/lib/model_fixture.h"
 #include "tests/lib/tiny_gguf.h"
+
+static uint64_t small_bytes; // what is free, as fstatvfs says it; 0: what is
+static uint32_t small_looks; // that it says so
+
+/* In the place of libc's: a file system that frees what was deleted late. */
+int fstatvfs(int fd, struct statvfs *ret)
+{
+	__typeof__(fstatvfs) *real;
+	*(void **)&real = dlsym(RTLD_NEXT, "fstatvfs");
+	int status = real(fd, ret);
+	if (status || !small_bytes || !small_looks)
+		return status;
+	ret->f_bavail = small_bytes / ret->f_frsize;
+	small_looks--;
+	return 0;
+}
 
 struct source { // a model in a temporary directory
 	char directory[64], store[128], path[128];
@@ -629,6 +647,51 @@ static void spare_files_make_room(void **state)
 	assert_int_equal(WEXITSTATUS(status), 0);
 }
 
+static int give_up(void *context, enum pack_phase phase, uint64_t done_bytes, uint64_t total_bytes)
+{
+	return small_bytes && small_looks < UINT32_MAX - 2; // the second look after they were deleted
+}
+
+/* The room of spare files is there some time after they were deleted, or never, which who waits may cut short. */
+static void room_that_comes_late_is_waited_for(void **state)
+{
+	struct tiny_model m = {.width = 256, .layers = 4}, other = {.width = 256, .layers = 4, .seed = 7};
+	struct source a, b;
+	struct drops drops = {0};
+	struct pack_result r;
+	struct base_error e = {0};
+	source_init(&a, &m);
+	source_init(&b, &other);
+	uint64_t bytes = pack_well(&b, 0, 1).written_bytes;
+	for (uint32_t never = 0; never < 2; never++) {
+		struct pack_config c = {.store_path = a.store,
+			.slice = {0, 4, 0, 1},
+			.dropped = on_dropped,
+			.progress = give_up,
+			.context = &drops};
+		drops = (struct drops){0};
+		model_remove_tree(a.store);
+		int status = pack_layers(&a, a.store, 0, 4, true, &drops, &r, &e);
+		if (status == -ENOSPC) { // a tenth of the drive is not free here
+			source_finish(&a);
+			source_finish(&b);
+			skip();
+		}
+		assert_int_equal(status, 0);
+		small_bytes = bytes / 4 * 3;
+		small_looks = never ? UINT32_MAX : 4;
+		if (!never)
+			c.progress = NULL;
+		status = pack_model(b.g, b.p, &c, &r, &e);
+		assert_true(drops.files > 0);
+		assert_int_equal(status, never ? -ECANCELED : 0);
+		assert_int_equal(never || small_looks == 0, 1);
+		small_bytes = 0;
+	}
+	source_finish(&a);
+	source_finish(&b);
+}
+
 /* ---- repair ---- */
 
 static void flip(const struct pack_result *r, const char *name, long at)
@@ -836,6 +899,7 @@ int main(void)
 		cmocka_unit_test(a_full_drive_is_refused_before_it_is_filled),
 		cmocka_unit_test(spare_files_are_dropped_unless_a_plan_has_them),
 		cmocka_unit_test(spare_files_make_room),
+		cmocka_unit_test(room_that_comes_late_is_waited_for),
 		cmocka_unit_test(only_what_is_damaged_is_packed_anew),
 		cmocka_unit_test(pulled_layers_are_those_of_the_file),
 	};
