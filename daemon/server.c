@@ -374,8 +374,10 @@ static void settle(struct server *s, struct server_entry *x, bool stays)
 		if (s->entry[i] == x)
 			s->entry[i] = NULL;
 	}
-	if (stays && old)
+	if (stays && old) {
 		old->hidden = old->unload = true;
+		server_fleet_replace(x, old);
+	}
 	x->queued = ++s->queued;
 	pthread_cond_broadcast(&s->changed);
 }

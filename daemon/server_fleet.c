@@ -599,10 +599,34 @@ void server_fleet_mend(struct server_fleet *f)
 	cluster_fleet_mend(f->fleet);
 }
 
-void server_fleet_forget(struct server_fleet *f)
+/* ---- spare layers ---- */
+
+void server_fleet_forget(struct server_entry *x)
 {
-	if (f)
-		cluster_fleet_forget(f->fleet);
+	uint8_t digest[sizeof x->spares];
+	pthread_mutex_lock(&x->server->lock);
+	bool has = x->has_spares;
+	memcpy(digest, x->spares, sizeof digest);
+	x->has_spares = false;
+	pthread_mutex_unlock(&x->server->lock);
+	if (has)
+		cluster_coordinator_forget(x->server->coordinator, x->info->name, digest);
+}
+
+void server_fleet_replace(struct server_entry *x, const struct server_entry *old)
+{
+	x->has_spares = old->has_spares;
+	memcpy(x->spares, old->spares, sizeof x->spares);
+}
+
+void server_fleet_keep(struct server_entry *x)
+{
+	if (memcmp(x->spares, x->rank.digest, sizeof x->spares) != 0)
+		server_fleet_forget(x);
+	pthread_mutex_lock(&x->server->lock);
+	memcpy(x->spares, x->rank.digest, sizeof x->spares);
+	x->has_spares = true;
+	pthread_mutex_unlock(&x->server->lock);
 }
 
 /* ---- life ---- */

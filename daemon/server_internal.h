@@ -59,6 +59,9 @@ struct server_entry {
 	uint32_t packing_part; // for progress
 	struct supervisor *supervisor; // lock, for pids
 	struct server_fleet *fleet; // of a coordinator, instead
+	/* lock; of what nodes may keep spare layers of under this name, which a failed model may have had before */
+	bool has_spares;
+	uint8_t spares[16]; // its digest
 	struct server_holding planned[ENGINE_MAX_RANKS],
 		running[ENGINE_MAX_RANKS]; // lock; of the last plan, of the group
 };
@@ -145,8 +148,12 @@ void server_fleet_destroy(struct server_fleet *f); // after the engine; NULL is 
 int server_fleet_wait(struct server_fleet *f, bool (*cancelled)(struct server_entry *x), struct base_error *e);
 /* Nodes read their layers before the next group, and mend them. Any thread that holds no lock. */
 void server_fleet_mend(struct server_fleet *f);
-/* Before destroy, of a model that is unloaded for good. NULL is fine. */
-void server_fleet_forget(struct server_fleet *f);
+/* Nodes delete spare layers of what has or had this entry's name. When it is unloaded for good, after destroy. */
+void server_fleet_forget(struct server_entry *x);
+/* Its digest is known: nodes may have spare layers of it from now on, or from before; those of another that had its name are forgotten. */
+void server_fleet_keep(struct server_entry *x);
+/* Lock held: x has the name of a failed one. */
+void server_fleet_replace(struct server_entry *x, const struct server_entry *old);
 struct engine_starter server_fleet_starter(struct server_fleet *f);
 /* Only to see what would come of it: the plan with what the nodes have now, into the entry's info. Any thread. -EHOSTDOWN, -ENOMEM. */
 int server_fleet_plan(struct server_entry *x, uint64_t weights_bytes, uint64_t kv_bytes, struct base_error *e);

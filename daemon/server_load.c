@@ -783,6 +783,8 @@ static int load(struct server_entry *x, struct base_error *e)
 	int status = pack(x, NULL, &packed, e);
 	if (status)
 		return status;
+	if (x->server->coordinator)
+		server_fleet_keep(x);
 	if (cancelled(x))
 		return -ECANCELED;
 	if (x->server->coordinator)

@@ -65,9 +65,9 @@ static void unload_entry(struct server_entry *x)
 	pthread_mutex_lock(&s->lock);
 	bool for_good = x->unload && !x->hidden && !s->stop;
 	pthread_mutex_unlock(&s->lock);
-	if (for_good)
-		server_fleet_forget(x->fleet);
 	server_stop_engine(x);
+	if (for_good)
+		server_fleet_forget(x);
 	pthread_mutex_lock(&s->lock);
 	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
 		if (s->entry[i] == x)

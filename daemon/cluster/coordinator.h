@@ -182,8 +182,6 @@ struct cluster_fleet;
 int cluster_fleet_create(struct cluster_coordinator *c, const struct cluster_fleet_config *config,
 	struct cluster_fleet **ret_fleet, struct base_error *e);
 void cluster_fleet_destroy(struct cluster_fleet *f); // releases what it has on nodes; NULL is fine
-/* The model is not to come back soon: when the fleet is destroyed, nodes delete what they keep of it as spare. NULL is fine. */
-void cluster_fleet_forget(struct cluster_fleet *f);
 /* One step towards a group: -EAGAIN (text: what is waited for), -EHOSTDOWN (what is missing), other errors of the plan. 0: each
  * node was told to start; the caller connects as member 0. The engine's thread. */
 int cluster_fleet_gather(struct cluster_fleet *f, struct cluster_group *ret_group, struct base_error *e);
@@ -200,6 +198,11 @@ bool cluster_fleet_broken(struct cluster_fleet *f);
 /* What node `at` of these stages keeps for store.replicas: its own layers and those next to them. Pure. */
 void cluster_spare_range(const struct cluster_slice *stages, uint32_t count, uint32_t at, uint32_t replicas,
 	struct cluster_slice *ret_slice);
+
+/* A model that is not to come back soon: nodes that are there delete what they keep of it as spare, unless a fleet has it, too. After the
+ * destruction of its own, if it had one. */
+void cluster_coordinator_forget(
+	struct cluster_coordinator *c, const char *model, const uint8_t digest[static CLUSTER_DIGEST_BYTES]);
 
 /* ---- files that nodes pull from (source.c; of a node that computes: worker.h) ---- */
 

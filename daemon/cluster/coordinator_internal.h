@@ -121,7 +121,6 @@ struct cluster_fleet {
 	uint64_t running_epoch, running_ns; // since when
 	uint64_t spared_epoch; // of the group that spares were asked for
 	struct fleet_try spares; // assignments that are under way; an assignment of 0 is over
-	bool forget; // they are not wanted any more once this is gone
 	struct timespec changed; // the file, when the fleet was made
 	bool broken; // a node of running is lost
 	bool planned; // once, since the start
@@ -202,4 +201,3 @@ void cluster_spares_stored(struct cluster_coordinator *c, struct cluster_node *n
 /* True: it was about a spare. */
 bool cluster_spares_failed(struct cluster_coordinator *c, struct cluster_node *n, const Thaw__Node__V1__Failed *m);
 void cluster_spares_node_lost(struct cluster_fleet *f, const struct cluster_node *n);
-void cluster_spares_forget(const struct cluster_fleet *f); // of a fleet that is in no list any more

@@ -830,15 +830,6 @@ int cluster_fleet_create(struct cluster_coordinator *c, const struct cluster_fle
 	return 0;
 }
 
-void cluster_fleet_forget(struct cluster_fleet *f)
-{
-	if (!f)
-		return;
-	pthread_mutex_lock(&f->coordinator->lock);
-	f->forget = true;
-	pthread_mutex_unlock(&f->coordinator->lock);
-}
-
 void cluster_fleet_destroy(struct cluster_fleet *f)
 {
 	if (!f)
@@ -855,7 +846,6 @@ void cluster_fleet_destroy(struct cluster_fleet *f)
 	cluster_fleet_release(&f->coming);
 	cluster_fleet_release(&f->running);
 	cluster_fleet_release(&f->spares);
-	cluster_spares_forget(f);
 	pthread_mutex_unlock(&c->lock);
 	free(f);
 }

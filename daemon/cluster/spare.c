@@ -120,19 +120,27 @@ void cluster_spares_node_lost(struct cluster_fleet *f, const struct cluster_node
 	}
 }
 
-/* Whoever is away does not hear of it, and deletes them when it needs the room. */
-void cluster_spares_forget(const struct cluster_fleet *f)
+static bool has_fleet(const struct cluster_coordinator *c, const uint8_t digest[static CLUSTER_DIGEST_BYTES])
 {
-	struct cluster_coordinator *c = f->coordinator;
-	for (const struct cluster_fleet *x = c->fleets; x; x = x->next) {
-		if (memcmp(x->config.digest, f->config.digest, CLUSTER_DIGEST_BYTES) == 0)
-			return; // the same under another name
+	for (const struct cluster_fleet *f = c->fleets; f; f = f->next) {
+		if (memcmp(f->config.digest, digest, CLUSTER_DIGEST_BYTES) == 0)
+			return true;
 	}
-	for (uint32_t i = 0; f->forget && i < c->nodes_count; i++) {
+	return false;
+}
+
+/* Whoever is away does not hear of it, and deletes them when it needs the room. */
+void cluster_coordinator_forget(
+	struct cluster_coordinator *c, const char *model, const uint8_t digest[static CLUSTER_DIGEST_BYTES])
+{
+	pthread_mutex_lock(&c->lock);
+	bool wanted = has_fleet(c, digest); // the same under another name
+	for (uint32_t i = 0; !wanted && i < c->nodes_count; i++) {
 		size_t bytes = 0;
 		if (!c->nodes[i].session)
 			continue;
-		uint8_t *data = cluster_pack_forget(f->model, f->config.digest, &bytes);
+		uint8_t *data = cluster_pack_forget(model, digest, &bytes);
 		cluster_session_post(c->nodes[i].session, data, bytes);
 	}
+	pthread_mutex_unlock(&c->lock);
 }

@@ -350,14 +350,14 @@ static void spares_are_forgotten(void **state)
 	world_open_model(&s->world, "again");
 	struct cluster_fleet *again = base_steal(s->world.fleet);
 	world_open_model(&s->world, "m");
-	cluster_fleet_forget(s->world.fleet);
 	cluster_fleet_destroy(base_steal(s->world.fleet));
+	cluster_coordinator_forget(s->world.coordinator, "m", s->world.model.digest);
 	read_node(&s->node[0]);
 	assert_int_equal(s->node[0].forgets, 0);
 	cluster_fleet_destroy(again);
 	world_open_model(&s->world, "m");
-	cluster_fleet_forget(s->world.fleet);
 	cluster_fleet_destroy(base_steal(s->world.fleet));
+	cluster_coordinator_forget(s->world.coordinator, "m", s->world.model.digest);
 	read_node(&s->node[0]);
 	assert_int_equal(s->node[0].forgets, 1);
 	scene_destroy(s);
