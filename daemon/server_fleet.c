@@ -26,9 +26,6 @@
 
 #define LOOK_NS 50000000
 #define RING_BYTES (256u << 10)
-/* Of links that were not measured: what a plain network has. They weigh little against drives and memory. */
-#define LINK_LATENCY_NS 50e3
-#define LINK_BYTES_PER_S 1e9
 
 struct summary { // of a plan, for status, placement and metrics
 	uint64_t number;
@@ -204,9 +201,8 @@ static void take_plan(const struct fleet_plan *p, const uint32_t *order, struct 
 static void fill_input(
 	const struct server_fleet *f, const struct fleet_device *devices, uint32_t count, struct fleet_input *ret_input)
 {
-	struct fleet_link link = {LINK_LATENCY_NS, LINK_BYTES_PER_S};
-	if (f->links.measured)
-		link = (struct fleet_link){f->links.latency_ns, f->links.bytes_per_s};
+	/* One class for all: what is measured is the way that ranks' messages take, also between nodes of one machine. */
+	const struct fleet_link link = {f->links.latency_ns, f->links.bytes_per_s};
 	*ret_input = (struct fleet_input){
 		.model = &f->sizes.sizes,
 		.devices = devices,
@@ -265,7 +261,7 @@ static void explain_links(const struct cluster_view_links *l, FILE *out)
 		return;
 	if (!l->measured)
 		fprintf(out, "links between nodes: not measured, %.0f us and %.2f GB/s are assumed\n",
-			LINK_LATENCY_NS / 1e3, LINK_BYTES_PER_S / 1e9);
+			l->latency_ns / 1e3, l->bytes_per_s / 1e9);
 	else
 		fprintf(out,
 			"links between nodes: %.1f us and %.2f GB/s, the slowest of %u that were measured (%u more are "

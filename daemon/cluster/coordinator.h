@@ -110,18 +110,23 @@ struct cluster_link_info { // between two nodes
 };
 uint32_t cluster_coordinator_links(struct cluster_coordinator *c, struct cluster_link_info *ret_links, uint32_t room);
 
+/* Of links that were not measured: what a plain network has. They weigh little against drives and memory. */
+#define CLUSTER_LINK_LATENCY_NS 50e3
+#define CLUSTER_LINK_BYTES_PER_S 1e9
+struct cluster_view_links { // between nodes that a plan may use
+	uint32_t pairs, measured;
+	double latency_ns, bytes_per_s; // of the slowest that were measured; measured 0: as above
+	uint64_t oldest_wall_ns;
+};
+/* What a plan that is made now counts for all links. */
+void cluster_coordinator_plan_link(struct cluster_coordinator *c, struct cluster_view_links *ret_links);
+
 /* ---- fleets: the server's models ---- */
 
 struct cluster_view_node { // that can be used
 	const char *name;
 	const struct cluster_facts *facts;
 	uint64_t memory_available_bytes;
-};
-
-struct cluster_view_links { // between the nodes of a view
-	uint32_t pairs, measured;
-	double latency_ns, bytes_per_s; // of the slowest that were measured
-	uint64_t oldest_wall_ns;
 };
 
 struct cluster_view {

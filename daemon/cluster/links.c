@@ -393,7 +393,7 @@ bool cluster_links_pending(const struct cluster_coordinator *c)
 void cluster_links_view(struct cluster_coordinator *c, struct cluster_node *const *nodes, uint32_t count,
 	struct cluster_view_links *ret_links)
 {
-	struct cluster_view_links v = {.pairs = count * (count - 1) / 2};
+	struct cluster_view_links v = {.pairs = count ? count * (count - 1) / 2 : 0};
 	for (uint32_t a = 0; c->links && a < count; a++) {
 		for (uint32_t b = a + 1; b < count; b++) {
 			const struct link *x = find(c->links, nodes[a]->name, nodes[b]->name);
@@ -407,7 +407,25 @@ void cluster_links_view(struct cluster_coordinator *c, struct cluster_node *cons
 			v.measured++;
 		}
 	}
+	if (!v.measured) {
+		v.latency_ns = CLUSTER_LINK_LATENCY_NS;
+		v.bytes_per_s = CLUSTER_LINK_BYTES_PER_S;
+	}
 	*ret_links = v;
+}
+
+void cluster_coordinator_plan_link(struct cluster_coordinator *c, struct cluster_view_links *ret_links)
+{
+	struct cluster_node *nodes[CLUSTER_MAX_NODES];
+	uint32_t n = 0;
+	pthread_mutex_lock(&c->lock);
+	for (uint32_t i = 0; i < c->nodes_count; i++) {
+		struct cluster_node *x = &c->nodes[i];
+		if (x->state == CLUSTER_NODE_READY && !x->draining && !x->leaving)
+			nodes[n++] = x;
+	}
+	cluster_links_view(c, nodes, n, ret_links);
+	pthread_mutex_unlock(&c->lock);
 }
 
 uint32_t cluster_coordinator_links(struct cluster_coordinator *c, struct cluster_link_info *ret_links, uint32_t room)

@@ -61,6 +61,20 @@ void ctl_print_links(struct ctl *c, Thaw__Admin__V1__NodeLink *const *links, siz
 	ctl_table_print(&t, c);
 }
 
+void ctl_print_plan_link(struct ctl *c, const Thaw__Admin__V1__PlanLink *p)
+{
+	char latency[CTL_SIZE_BYTES], rate[CTL_SIZE_BYTES];
+	if (!p)
+		return;
+	fprintf(c->out, "plans count %s and %s for every link: ", ctl_seconds(p->latency_ns / 1e9, latency),
+		ctl_rate(p->bytes_per_second, rate));
+	if (p->measured)
+		fprintf(c->out, "the slowest of %" PRIu32 " that were measured, of %" PRIu32 "\n", p->measured,
+			p->links);
+	else
+		fprintf(c->out, "assumed, none of %" PRIu32 " was measured\n", p->links);
+}
+
 /* The slowest that a node has. */
 static void describe_link(const Thaw__Admin__V1__GetNodesReply *reply, const char *node, char *out, size_t room)
 {
@@ -106,9 +120,11 @@ static void print_nodes(struct ctl *c, const void *message)
 		ctl_table_cell(&t, "%s", n->why);
 	}
 	ctl_table_print(&t, c);
-	if (c->output == CTL_OUTPUT_WIDE && reply->n_links) {
+	if (c->output == CTL_OUTPUT_WIDE && (reply->n_links || reply->plan_link)) {
 		fprintf(c->out, "\n");
-		ctl_print_links(c, reply->links, reply->n_links);
+		if (reply->n_links)
+			ctl_print_links(c, reply->links, reply->n_links);
+		ctl_print_plan_link(c, reply->plan_link);
 		fprintf(c->out, "\n");
 	}
 	if (c->output == CTL_OUTPUT_WIDE)

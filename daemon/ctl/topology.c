@@ -134,10 +134,11 @@ static void print_topology(struct ctl *c, const void *message)
 		fprintf(c->out, "\n");
 	if (parts)
 		ctl_table_print(&table, c);
-	if (t->n_links) {
+	if (t->n_links || t->plan_link)
 		fprintf(c->out, "\n");
+	if (t->n_links)
 		ctl_print_links(c, t->links, t->n_links);
-	}
+	ctl_print_plan_link(c, t->plan_link);
 }
 
 /* ---- a reply to a drawing ---- */

@@ -25,10 +25,22 @@ static struct cluster_coordinator *coordinator_of(struct rpc_call *c)
 struct rpc_admin_links {
 	struct cluster_link_info infos[CLUSTER_MAX_LINKS];
 	Thaw__Admin__V1__NodeLink links[CLUSTER_MAX_LINKS], *list[CLUSTER_MAX_LINKS];
+	Thaw__Admin__V1__PlanLink plan;
 };
 
-struct rpc_admin_links *rpc_admin_links_create(
-	struct cluster_coordinator *coordinator, Thaw__Admin__V1__NodeLink ***ret_list, size_t *ret_count)
+static void fill_plan_link(struct cluster_coordinator *coordinator, Thaw__Admin__V1__PlanLink *ret)
+{
+	struct cluster_view_links v;
+	cluster_coordinator_plan_link(coordinator, &v);
+	thaw__admin__v1__plan_link__init(ret);
+	ret->latency_ns = v.latency_ns;
+	ret->bytes_per_second = v.bytes_per_s;
+	ret->links = v.pairs;
+	ret->measured = v.measured;
+}
+
+struct rpc_admin_links *rpc_admin_links_create(struct cluster_coordinator *coordinator,
+	Thaw__Admin__V1__NodeLink ***ret_list, size_t *ret_count, Thaw__Admin__V1__PlanLink **ret_plan)
 {
 	struct rpc_admin_links *l = coordinator ? calloc(1, sizeof *l) : NULL;
 	*ret_count = l ? cluster_coordinator_links(coordinator, l->infos, CLUSTER_MAX_LINKS) : 0;
@@ -44,6 +56,9 @@ struct rpc_admin_links *rpc_admin_links_create(
 		m->class_ = (char *)"cluster"; // server_fleet.c plans with no other
 		l->list[i] = m;
 	}
+	if (l)
+		fill_plan_link(coordinator, &l->plan);
+	*ret_plan = l && l->plan.links ? &l->plan : NULL;
 	*ret_list = l ? l->list : NULL;
 	return l;
 }
@@ -106,7 +121,8 @@ void rpc_admin_get_nodes(struct rpc_call *c, const ProtobufCMessage *request)
 		rpc_call_fail(c, &f);
 		return;
 	}
-	struct rpc_admin_links *links = rpc_admin_links_create(coordinator, &reply.links, &reply.n_links);
+	struct rpc_admin_links *links =
+		rpc_admin_links_create(coordinator, &reply.links, &reply.n_links, &reply.plan_link);
 	uint64_t now = base_clock_now_ns();
 	reply.cluster = (char *)server_config(c->queue->server->daemon)->cluster.name;
 	reply.epoch = cluster_coordinator_epoch(coordinator);

@@ -89,7 +89,8 @@ void rpc_admin_get_topology(struct rpc_call *c, const ProtobufCMessage *request)
 	}
 	reply.n_machines = f->count;
 	reply.machines = f->list;
-	struct rpc_admin_links *links = rpc_admin_links_create(coordinator, &reply.links, &reply.n_links);
+	struct rpc_admin_links *links =
+		rpc_admin_links_create(coordinator, &reply.links, &reply.n_links, &reply.plan_link);
 	rpc_call_reply(c, &reply.base);
 	free(links);
 }

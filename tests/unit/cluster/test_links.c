@@ -173,6 +173,13 @@ static void the_first_plan_knows_the_links(void **state)
 	assert_true(s->view.latency_ns == 5000); // of n2 and n3
 	assert_true(s->view.bytes_per_s == 1e9 / 5);
 	assert_true(s->view.oldest_wall_ns <= base_clock_wall_ns());
+	struct cluster_view_links now; // as for a plan that would be made now: without a node that is drained
+	assert_int_equal(cluster_coordinator_drain(s->world.coordinator, "n2", true, NULL), 0);
+	cluster_coordinator_plan_link(s->world.coordinator, &now);
+	assert_int_equal(now.pairs, 1);
+	assert_int_equal(now.measured, 1);
+	assert_true(now.latency_ns < 5000);
+	assert_int_equal(cluster_coordinator_drain(s->world.coordinator, "n2", false, NULL), 0);
 	world_close(&s->world);
 	/* What was measured is kept, but not for a machine that is another one now. */
 	s->view = (struct cluster_view_links){0};
@@ -198,6 +205,7 @@ static void a_link_that_cannot_be_measured_is_assumed(void **state)
 	serve_until(s, is_planned);
 	assert_int_equal(s->view.pairs, 1);
 	assert_int_equal(s->view.measured, 0);
+	assert_true(s->view.latency_ns == 50e3 && s->view.bytes_per_s == 1e9);
 	assert_non_null(strstr(s->events, "between nodes n1 and n2: n2: no UCX here; planned with"));
 	struct cluster_link_info link;
 	assert_int_equal(cluster_coordinator_links(s->world.coordinator, &link, 1), 1);

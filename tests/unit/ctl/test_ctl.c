@@ -699,6 +699,7 @@ static void topology_shows_all_nodes_of_a_cluster(void **state)
 	Thaw__Admin__V1__Device gpu = THAW__ADMIN__V1__DEVICE__INIT, *devices[] = {&gpu};
 	Thaw__Admin__V1__Machine a = THAW__ADMIN__V1__MACHINE__INIT, b = a, *machines[] = {&a, &b};
 	Thaw__Admin__V1__NodeLink link = THAW__ADMIN__V1__NODE_LINK__INIT, *links[] = {&link};
+	Thaw__Admin__V1__PlanLink plan = THAW__ADMIN__V1__PLAN_LINK__INIT;
 	Thaw__Admin__V1__Bandwidths rates = THAW__ADMIN__V1__BANDWIDTHS__INIT;
 	Thaw__Admin__V1__GetTopologyReply t = THAW__ADMIN__V1__GET_TOPOLOGY_REPLY__INIT;
 	gpu.kind = THAW__ADMIN__V1__DEVICE_KIND__DEVICE_KIND_GPU;
@@ -724,11 +725,15 @@ static void topology_shows_all_nodes_of_a_cluster(void **state)
 	link.node_a = a.name;
 	link.node_b = b.name;
 	link.class_ = (char *)"cluster";
+	plan.latency_ns = 50e3;
+	plan.bytes_per_second = 1e9;
+	plan.links = 1;
 	t.cluster = (char *)"lab";
 	t.machines = machines;
 	t.n_machines = 2;
 	t.links = links;
 	t.n_links = 1;
+	t.plan_link = &plan;
 	answer("/thaw.admin.v1.Admin/GetTopology", &t);
 	expect(RUN("topology"), CTL_OK,
 		"NODE     STATE  PACKAGES  CORES  CPUS  INSTALLED  USABLE  FREE    DRIVE  MEMORY  COMPUTE  CPU   "
@@ -741,7 +746,8 @@ static void topology_shows_all_nodes_of_a_cluster(void **state)
 		"node-a*  gpu   gpu0     0  80.0G     -  -\n"
 		"\n"
 		"LINK            CLASS    LATENCY  BANDWIDTH  MEASURED      ERROR\n"
-		"node-a  node-b  cluster        -          -  not: assumed  \n",
+		"node-a  node-b  cluster        -          -  not: assumed  \n"
+		"plans count 50us and 1.0GB/s for every link: assumed, none of 1 was measured\n",
 		"");
 	struct shown s = RUN("topology", "-o", "svg");
 	assert_int_equal(s.exit, CTL_OK);
@@ -751,6 +757,14 @@ static void topology_shows_all_nodes_of_a_cluster(void **state)
 		if (!strstr(s.out, texts[i]))
 			fail_msg("no %s in\n%s", texts[i], s.out);
 	}
+	drop(&s);
+	plan.measured = 1;
+	link.latency_ns = plan.latency_ns = 20e3;
+	link.bytes_per_second = plan.bytes_per_second = 2e9;
+	answer("/thaw.admin.v1.Admin/GetTopology", &t);
+	s = RUN("topology");
+	assert_non_null(strstr(
+		s.out, "\nplans count 20us and 2.0GB/s for every link: the slowest of 1 that were measured, of 1\n"));
 	drop(&s);
 }
 
