@@ -11,6 +11,7 @@
 #include "base/size.h"
 #include "base/trace.h"
 #include "base/units.h"
+#include "daemon/cluster/worker.h"
 #include "daemon/server_internal.h"
 #include "topology/probe.h"
 #include "topology/scan.h"
@@ -501,6 +502,16 @@ static void on_pack_dropped(void *context, uint32_t files, uint64_t bytes)
 	server_emit_event(x->server, "notice", "spares_dropped", x->info->name, text);
 }
 
+/* A node that computes for a coordinator may have had it for a plan that never ran. */
+static void on_pack_relied(void *context, const uint8_t digest[16], const char *name, bool loose)
+{
+	struct server *s = ((struct server_entry *)context)->server;
+	pthread_mutex_lock(&s->lock);
+	if (s->worker)
+		cluster_worker_relied(s->worker, digest, name);
+	pthread_mutex_unlock(&s->lock);
+}
+
 /* repair: the digest of the store whose files are to be read and mended, or NULL. */
 static int pack(struct server_entry *x, const uint8_t *repair, struct pack_result *ret_result, struct base_error *e)
 {
@@ -510,6 +521,7 @@ static int pack(struct server_entry *x, const uint8_t *repair, struct pack_resul
 		.repair = repair,
 		.digest_only = x->server->coordinator != NULL,
 		.progress = on_pack_progress,
+		.relied = on_pack_relied,
 		.dropped = on_pack_dropped,
 		.context = x,
 	};

@@ -183,8 +183,10 @@ static bool wait_for_start(struct cluster_task *t)
 	while (!t->start_wanted && !atomic_load(&t->release))
 		pthread_cond_wait(&w->changed, &w->lock);
 	bool go = !atomic_load(&t->release);
-	if (go)
+	if (go) {
 		t->state = TASK_STARTING;
+		cluster_task_used(t);
+	}
 	pthread_mutex_unlock(&w->lock);
 	return go;
 }
@@ -265,6 +267,8 @@ static void *task_thread(void *argument)
 	}
 	if (status && !atomic_load(&t->release))
 		fail(t, status, &e);
+	if (!t->assign.forget && !t->assign.spare)
+		cluster_task_settle(t);
 	pthread_mutex_lock(&w->lock);
 	while (!atomic_load(&t->release))
 		pthread_cond_wait(&w->changed, &w->lock);

@@ -29,6 +29,7 @@
 #define SPARE_MIB_PER_S 64u // at most: drives and links are busy with passes
 #define SPARE_NICE 19
 #define SPARE_PAUSE_NS 200000000 // between two layers
+#define SETTLE_NS BASE_NS_PER_SECOND // that one that is over waits for a packer: the next one that is over looks again
 
 static int on_progress(void *context, enum pack_phase phase, uint64_t done_bytes, uint64_t total_bytes)
 {
@@ -66,12 +67,143 @@ static void on_dropped(void *context, uint32_t files, uint64_t bytes)
 	tell(t, "notice", "spares_dropped", text);
 }
 
+/* ---- files that no rank has had ---- */
+
+/* Lock held; loose_count: it is not there. */
+static uint32_t find_loose(
+	const struct cluster_worker *w, const uint8_t digest[static CLUSTER_DIGEST_BYTES], const char *name)
+{
+	uint32_t i = 0;
+	while (i < w->loose_count &&
+		(strcmp(w->loose[i].name, name) != 0 || memcmp(w->loose[i].digest, digest, CLUSTER_DIGEST_BYTES) != 0))
+		i++;
+	return i;
+}
+
+static void on_relied(void *context, const uint8_t digest[16], const char *name, bool loose)
+{
+	struct cluster_worker *w = ((struct cluster_task *)context)->worker;
+	pthread_mutex_lock(&w->lock);
+	if (loose && find_loose(w, digest, name) == w->loose_count && w->loose_count < CLUSTER_MAX_LOOSE) {
+		struct cluster_loose *x = &w->loose[w->loose_count++];
+		memcpy(x->digest, digest, sizeof x->digest);
+		snprintf(x->name, sizeof x->name, "%s", name);
+	}
+	pthread_mutex_unlock(&w->lock);
+}
+
+void cluster_worker_relied(
+	struct cluster_worker *w, const uint8_t digest[static CLUSTER_DIGEST_BYTES], const char *name)
+{
+	pthread_mutex_lock(&w->lock);
+	uint32_t i = find_loose(w, digest, name);
+	if (i < w->loose_count)
+		w->loose[i] = w->loose[--w->loose_count];
+	pthread_mutex_unlock(&w->lock);
+}
+
+/* Embedding and head count as everybody's. */
+static bool has_file(const struct cluster_task *t, const struct cluster_loose *x)
+{
+	const struct cluster_slice *s = &t->assign.slice;
+	unsigned layer, part, parts;
+	if (t->assign.spare || t->assign.forget || memcmp(t->assign.digest, x->digest, sizeof x->digest) != 0)
+		return false;
+	if (sscanf(x->name, "layer-%u.tp%uof%u", &layer, &part, &parts) != 3)
+		return true;
+	return layer >= s->first_layer && layer - s->first_layer < s->layers && part == s->tp_rank &&
+	       parts == s->tp_size;
+}
+
+void cluster_task_used(const struct cluster_task *t)
+{
+	struct cluster_worker *w = t->worker;
+	for (uint32_t i = 0; i < w->loose_count; i++) {
+		if (has_file(t, &w->loose[i]))
+			w->loose[i--] = w->loose[--w->loose_count];
+	}
+}
+
+/* Lock held. Has another task it, or will it? One that is released has it as long as its rank is there. */
+static bool is_active(const struct cluster_task *t)
+{
+	if (t->finished || t->state == TASK_FAILED)
+		return false;
+	return !atomic_load(&t->release) || t->state == TASK_STARTING || t->state == TASK_RUNNING ||
+	       t->state == TASK_ENDED;
+}
+
+static bool is_wanted(const struct cluster_task *me, const struct cluster_loose *x)
+{
+	const struct cluster_worker *w = me->worker;
+	for (uint32_t i = 0; i < CLUSTER_MAX_TASKS; i++) {
+		const struct cluster_task *o = w->task[i];
+		if (o && o != me && is_active(o) && has_file(o, x))
+			return true;
+	}
+	return false;
+}
+
+static uint32_t take_loose(void *context, char (*ret_names)[64], uint32_t room)
+{
+	const struct cluster_task *t = context;
+	struct cluster_worker *w = t->worker;
+	uint32_t n = 0;
+	pthread_mutex_lock(&w->lock);
+	for (uint32_t i = 0; i < w->loose_count && n < room; i++) {
+		const struct cluster_loose *x = &w->loose[i];
+		if (memcmp(x->digest, t->assign.digest, sizeof x->digest) != 0 || is_wanted(t, x))
+			continue;
+		memcpy(ret_names[n++], x->name, sizeof x->name);
+		w->loose[i--] = w->loose[--w->loose_count];
+	}
+	pthread_mutex_unlock(&w->lock);
+	return n;
+}
+
+static int worker_stops(void *context, enum pack_phase phase, uint64_t done_bytes, uint64_t total_bytes)
+{
+	return atomic_load(&((struct cluster_task *)context)->worker->stop);
+}
+
+static bool has_loose(struct cluster_task *t)
+{
+	struct cluster_worker *w = t->worker;
+	bool any = false;
+	pthread_mutex_lock(&w->lock);
+	for (uint32_t i = 0; i < w->loose_count && !any; i++)
+		any = memcmp(w->loose[i].digest, t->assign.digest, CLUSTER_DIGEST_BYTES) == 0;
+	pthread_mutex_unlock(&w->lock);
+	return any;
+}
+
+static void settle(struct cluster_task *t, uint64_t wait_ns)
+{
+	const struct pack_config c = {.store_path = t->worker->config.store_path,
+		.digest = t->assign.digest,
+		.wait_ns = wait_ns,
+		.progress = worker_stops,
+		.context = t};
+	struct base_error e = {0};
+	if (has_loose(t) && pack_spare_again(&c, take_loose, &e))
+		base_log_info(t->worker->config.log, "layers of %s that no rank has had: %s", t->assign.model,
+			base_error_text(&e));
+}
+
+void cluster_task_settle(struct cluster_task *t)
+{
+	settle(t, SETTLE_NS);
+}
+
+/* ---- packing ---- */
+
 static struct pack_config config_of(struct cluster_task *t)
 {
 	const struct cluster_slice *s = &t->assign.slice;
 	return (struct pack_config){.store_path = t->worker->config.store_path,
 		.slice = {s->first_layer, s->layers, s->tp_rank, s->tp_size},
 		.progress = on_progress,
+		.relied = on_relied,
 		.dropped = on_dropped,
 		.context = t};
 }
@@ -379,5 +511,6 @@ int cluster_task_forget(struct cluster_task *t, struct base_error *e)
 		.progress = is_over,
 		.dropped = on_dropped,
 		.context = t};
+	settle(t, PACK_WAIT_NS); // whoever packs for a plan that was called off lets go of the lock soon
 	return pack_drop_spares(&c, e);
 }

@@ -286,13 +286,12 @@ static int add_task(struct cluster_worker *w, const struct cluster_assign *a, st
 		place++;
 	if (place == CLUSTER_MAX_TASKS)
 		return base_error_set(e, -ENOSPC, "too many assignments");
+	pthread_mutex_lock(&w->lock); // others see it before it packs
 	int status = cluster_task_create(w, a, &t);
-	if (status)
-		return base_error_set(e, status, "%s", strerrordesc_np(-status));
-	pthread_mutex_lock(&w->lock);
-	w->task[place] = t;
+	if (!status)
+		w->task[place] = t;
 	pthread_mutex_unlock(&w->lock);
-	return 0;
+	return status ? base_error_set(e, status, "%s", strerrordesc_np(-status)) : 0;
 }
 
 static int on_assign(struct cluster_worker *w, struct rpc_client_stream *s, const Thaw__Node__V1__Assign *m)

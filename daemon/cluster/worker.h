@@ -58,6 +58,10 @@ struct cluster_copies {
 int cluster_copy_open(const struct cluster_copies *c, const struct cluster_identity *peer,
 	const struct cluster_pull *pull, struct cluster_source *ret_source, struct base_error *e);
 
+/* A store file that something else than a coordinator's plans uses from now on, as pack_config.relied says it. Any thread. */
+void cluster_worker_relied(
+	struct cluster_worker *w, const uint8_t digest[static CLUSTER_DIGEST_BYTES], const char *name);
+
 struct cluster_worker_status {
 	bool joined;
 	bool left; // drained, and gone

@@ -11,6 +11,7 @@
 #include "daemon/supervisor.h"
 
 #define CLUSTER_SOURCES_BYTES 3072u
+#define CLUSTER_MAX_LOOSE 1024u // more stay in the store, and are not spare
 #define CLUSTER_WAY_BYTES 288u // HOST:PORT or unix:PATH
 
 /* PREPARING -> PREPARED -> STARTING -> RUNNING -> ENDED; any -> FAILED; a spare one:
@@ -40,6 +41,13 @@ struct cluster_task {
 	struct supervisor *supervisor; // for pids
 };
 
+/* A store file that a plan took from the spare ones, or had packed, and that no rank has had since: it is a spare one again when
+ * nobody will have it. */
+struct cluster_loose {
+	uint8_t digest[CLUSTER_DIGEST_BYTES];
+	char name[64];
+};
+
 /* A link that is measured: listens or connects, and starts a process that measures; 15 s at most. */
 struct cluster_probing {
 	struct cluster_worker *worker;
@@ -63,6 +71,8 @@ struct cluster_worker {
 	pthread_mutex_t lock;
 	pthread_cond_t changed; // CLOCK_MONOTONIC
 	struct cluster_task *task[CLUSTER_MAX_TASKS];
+	struct cluster_loose loose[CLUSTER_MAX_LOOSE];
+	uint32_t loose_count;
 	struct cluster_worker_status status;
 	struct rpc_client_stream *stream; // to be woken; NULL: none
 
@@ -77,7 +87,7 @@ struct cluster_worker {
 	struct topology_bandwidths bandwidths;
 };
 
-/* task.c; lock not held */
+/* task.c; create: lock held; the others: not */
 int cluster_task_create(struct cluster_worker *w, const struct cluster_assign *a, struct cluster_task **ret_task);
 void cluster_task_release(struct cluster_task *t); // asks it to end
 void cluster_task_destroy(struct cluster_task *t); // its thread has ended, and nobody finds it any more
@@ -89,6 +99,11 @@ int cluster_task_pack(struct cluster_task *t, char ret_path[static CLUSTER_PATH_
 
 /* The same of a spare one, as far as the drive has room: sets stored_layers, stored_bytes and text. */
 int cluster_task_spare(struct cluster_task *t, struct base_error *e);
+
+/* Of one that is told to start, lock held: a rank has its files. */
+void cluster_task_used(const struct cluster_task *t);
+/* Of one that is over, after used() or without: files that nobody has had or will have are spare again. */
+void cluster_task_settle(struct cluster_task *t);
 
 /* Of an assignment that is to forget: deletes what was packed as spare. */
 int cluster_task_forget(struct cluster_task *t, struct base_error *e);

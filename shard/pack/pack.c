@@ -511,8 +511,16 @@ static int mark_spares(struct packer *k)
 	int status = list_files(k, k->config->spare, &names, &count);
 	if (status)
 		return status;
-	return k->config->spare ? pack_spares_add(k->dir_fd, names, count, k->e)
-				: pack_spares_remove(k->dir_fd, names, count, k->e);
+	if (k->config->spare)
+		return pack_spares_add(k->dir_fd, names, count, k->e);
+	_cleanup_free_ bool *loose = calloc(count, sizeof *loose);
+	if (!loose)
+		return base_error_set(k->e, -ENOMEM, "no memory to pack with");
+	pack_spares_look(k->dir_fd, names, count, loose);
+	status = pack_spares_remove(k->dir_fd, names, count, k->e);
+	for (uint32_t i = 0; i < count && !status && k->config->relied; i++) // in the order of k->whole
+		k->config->relied(k->config->context, k->result->digest, names[i], loose[i] || !k->whole[i]);
+	return status;
 }
 
 static int check_room(struct packer *k)
@@ -650,9 +658,9 @@ static int run(struct packer *k)
 	return status;
 }
 
-static int drop_spares(struct packer *k)
+/* The store and its model, and the lock; dir_fd -1: there is none. */
+static int open_model(struct packer *k)
 {
-	struct pack_dropped dropped = {0};
 	char hex[33];
 	k->store_fd = open(k->config->store_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (k->store_fd < 0)
@@ -664,8 +672,15 @@ static int drop_spares(struct packer *k)
 		return status;
 	k->dir_fd =
 		openat(k->store_fd, pack_hex(k->config->digest, hex), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-	if (k->dir_fd < 0)
-		return 0;
+	return 0;
+}
+
+static int drop_spares(struct packer *k)
+{
+	struct pack_dropped dropped = {0};
+	int status = open_model(k);
+	if (status || k->dir_fd < 0)
+		return status;
 	status = pack_spares_drop(k->dir_fd, &dropped, k->e);
 	if (!status && dropped.files && k->config->dropped)
 		k->config->dropped(k->config->context, dropped.files, dropped.bytes);
@@ -685,6 +700,18 @@ int pack_drop_spares(const struct pack_config *config, struct base_error *e)
 {
 	struct packer k = {.config = config, .e = e, .store_fd = -1, .dir_fd = -1, .lock_fd = -1};
 	int status = drop_spares(&k);
+	close_all(&k);
+	return status;
+}
+
+int pack_spare_again(const struct pack_config *config,
+	uint32_t (*names)(void *context, char (*ret_names)[64], uint32_t room), struct base_error *e)
+{
+	struct packer k = {.config = config, .e = e, .store_fd = -1, .dir_fd = -1, .lock_fd = -1};
+	_cleanup_free_ char(*list)[64] = calloc(PACK_MAX_SPARES, sizeof *list);
+	int status = list ? open_model(&k) : base_error_set(e, -ENOMEM, "no memory to list spare files with");
+	if (!status && k.dir_fd >= 0)
+		status = pack_spares_add(k.dir_fd, list, names(config->context, list, PACK_MAX_SPARES), e);
 	close_all(&k);
 	return status;
 }

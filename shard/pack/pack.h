@@ -55,6 +55,9 @@ struct pack_config {
 	bool spare; // a tenth of the drive stays free; the files go when others need their room
 	bool digest_only; // nothing is packed: only which directory it would be
 	uint64_t wait_ns; // the longest for another packer, then -EBUSY naming its pid; 0: PACK_WAIT_NS
+	/* Under the packer's lock, of each file of a slice that is not spare; may be NULL. loose: nobody else has packed or used it since
+	 * it was a spare one, or it is not there yet. */
+	void (*relied)(void *context, const uint8_t digest[16], const char *name, bool loose);
 	/* Spare files of this model or others made room; may be NULL. */
 	void (*dropped)(void *context, uint32_t files, uint64_t bytes);
 	/* non-zero stops: -ECANCELED */
@@ -77,6 +80,11 @@ int pack_model(const struct format_gguf *g, const struct program *p, const struc
 /* Deletes all spare files of the model with config->digest that no plan has had since they were packed: in `dropped`. Waits as
  * pack_model does for others that pack. 0 also where there is nothing. */
 int pack_drop_spares(const struct pack_config *config, struct base_error *e);
+
+/* These files of the model with config->digest are spare ones again: nobody uses them. names() is asked under the packer's lock.
+ * Waits as above. 0 also where there is nothing. */
+int pack_spare_again(const struct pack_config *config,
+	uint32_t (*names)(void *context, char (*ret_names)[64], uint32_t room), struct base_error *e);
 
 /* What STORE/sources.json remembers. Any thread.
  * The file with this digest, if it is still as it was, open for reading, its path in `path`; -ENOENT. */

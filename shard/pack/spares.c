@@ -88,6 +88,15 @@ static bool is_among(const char *name, char (*names)[NAME_BYTES], uint32_t count
 	return i < count;
 }
 
+void pack_spares_look(int dir_fd, char (*names)[64], uint32_t count, bool *ret_listed)
+{
+	_cleanup_free_ struct list *list = malloc(sizeof *list);
+	if (list)
+		read_list(dir_fd, list);
+	for (uint32_t i = 0; i < count; i++)
+		ret_listed[i] = list && is_among(names[i], list->name, list->count);
+}
+
 int pack_spares_add(int dir_fd, char (*names)[64], uint32_t count, struct base_error *e)
 {
 	_cleanup_free_ struct list *list = malloc(sizeof *list);

@@ -17,6 +17,8 @@ struct pack_dropped {
 	uint64_t bytes;
 };
 
+/* Which of the names are listed. */
+void pack_spares_look(int dir_fd, char (*names)[64], uint32_t count, bool *ret_listed);
 /* Lists the names, or takes them out. */
 int pack_spares_add(int dir_fd, char (*names)[64], uint32_t count, struct base_error *e);
 int pack_spares_remove(int dir_fd, char (*names)[64], uint32_t count, struct base_error *e);
