@@ -201,6 +201,7 @@ static int tell_task(struct cluster_worker *w, struct rpc_client_stream *s, stru
 	case TASK_ENDED:
 		return send_ended(s, t, text);
 	case TASK_FAILED:
+		cluster_task_release(t); // whoever assigned it counts it as forgotten
 		return send_failed(s, t->assign.assignment, code, text);
 	default:
 		return 0;
