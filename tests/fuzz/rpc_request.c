@@ -42,6 +42,11 @@ static const ProtobufCMessageDescriptor *const types[] = {
 	&google__rpc__error_info__descriptor,
 	&google__rpc__retry_info__descriptor,
 	&google__rpc__bad_request__descriptor,
+	&thaw__admin__v1__start_trace_request__descriptor,
+	&thaw__admin__v1__stop_trace_request__descriptor,
+	&thaw__admin__v1__reload_config_request__descriptor,
+	&thaw__admin__v1__get_nodes_request__descriptor,
+	&thaw__admin__v1__drain_node_request__descriptor,
 };
 
 static void check(bool holds)
