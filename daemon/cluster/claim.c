@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Whether this node coordinates. `active` follows the state's claim:
+/* When a claim may be taken (claim.h), and whether this node coordinates. `active` follows the state's claim:
  *
  *   the claim is had          -> the record is read, active: nodes may join, plans may be made
  *   the claim is in doubt     -> still active: what runs goes on, with the nodes that are there. Nothing new is let in, planned,
@@ -16,6 +16,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "daemon/cluster/claim.h"
 #include "daemon/cluster/coordinator_internal.h"
 
 #define TAKE_AGAIN_NS (500 * 1000000ull)
@@ -33,6 +34,49 @@ int cluster_claim_check(const struct cluster_coordinator *c, struct base_error *
 		return 0;
 	return base_error_set(e, -EAGAIN, "node %s may have lost its claim to coordinate, and begins nothing new: %s",
 		c->node_name, why);
+}
+
+/* ---- when it is free ---- */
+
+static uint64_t length(const struct cluster_claim_watch *w)
+{
+	return w->lease_ns ? w->lease_ns : w->own_ns;
+}
+
+void cluster_claim_watch_missed(struct cluster_claim_watch *w)
+{
+	w->missed = true;
+}
+
+/* A holder that renews four times in its lease loses it to an etcd that is away for three quarters of it, less what it needs to try once
+ * more. Two answers are a quarter apart; five eighths are what a machine that is busy may take without being suspected. */
+void cluster_claim_watch_heard(struct cluster_claim_watch *w, uint64_t now_ns)
+{
+	if (w->missed || (w->heard_ns && now_ns - w->heard_ns >= length(w) / 8 * 5))
+		w->back_ns = now_ns;
+	w->missed = false;
+	w->heard_ns = now_ns;
+}
+
+void cluster_claim_watch_seen(struct cluster_claim_watch *w, int64_t lease, uint64_t lease_ns)
+{
+	w->lease = lease;
+	w->lease_ns = lease_ns;
+}
+
+void cluster_claim_watch_over(struct cluster_claim_watch *w)
+{
+	w->lease = 0;
+}
+
+bool cluster_claim_watch_free(const struct cluster_claim_watch *w, uint64_t now_ns)
+{
+	return !w->lease && !w->missed && (!w->back_ns || now_ns >= w->back_ns + length(w) + CLUSTER_CLAIM_RETURN_NS);
+}
+
+uint64_t cluster_claim_watch_period(const struct cluster_claim_watch *w)
+{
+	return (length(w) < w->own_ns ? length(w) : w->own_ns) / CLUSTER_CLAIM_ROUNDS;
 }
 
 /* ---- taking over ---- */

@@ -8,9 +8,9 @@
 #include "base/address.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "daemon/cluster/etcd/answer.h"
 #include "daemon/cluster/etcd/etcd.h"
 #include "daemon/rpc/client.h"
-#include "proto/check.h"
 #include "proto/etcd/etcd.pb-c.h"
 
 #define KV_RANGE "/etcdserverpb.KV/Range"
@@ -19,9 +19,8 @@
 #define LEASE_GRANT "/etcdserverpb.Lease/LeaseGrant"
 #define LEASE_KEEP "/etcdserverpb.Lease/LeaseKeepAlive"
 #define LEASE_REVOKE "/etcdserverpb.Lease/LeaseRevoke"
+#define LEASE_LENGTH "/etcdserverpb.Lease/LeaseTimeToLive"
 #define WATCH "/etcdserverpb.Watch/Watch"
-
-#define MAX_TTL_S 86400
 
 /* Status codes of gRPC that are told apart; the others are etcd's refusals. */
 enum { CODE_OK = 0, CODE_DEADLINE = 4, CODE_NOT_FOUND = 5, CODE_UNAVAILABLE = 14 };
@@ -36,18 +35,16 @@ struct etcd_client {
 	char watched[160];
 };
 
-struct answer {
-	ProtobufCMessage *message;
-	struct proto_budget budget;
+struct reply {
+	uint8_t *data; // freed with it
+	size_t bytes;
 };
 
-static void answer_finish(struct answer *a)
+static void reply_finish(struct reply *r)
 {
-	if (a->message)
-		protobuf_c_message_free_unpacked(a->message, &a->budget.allocator);
-	a->message = NULL;
+	free(r->data);
 }
-#define _cleanup_answer_ _cleanup_(answer_finish)
+#define _cleanup_reply_ _cleanup_(reply_finish)
 
 /* ---- the connection ---- */
 
@@ -101,15 +98,16 @@ static int translate(
 		c->endpoint[c->at], strrchr(method, '/') + 1, s->message, s->code);
 }
 
-static int unpack(struct etcd_client *c, const char *method, const ProtobufCMessageDescriptor *d, const uint8_t *data,
-	size_t bytes, struct answer *ret_answer, struct base_error *e)
+/* What an answer came to, with who gave it. One that is none ends the connection. */
+static int judge(
+	struct etcd_client *c, int status, const char *method, const struct base_error *why, struct base_error *e)
 {
-	struct base_error why = {0};
-	int status = proto_unpack(d, data, bytes, &ret_answer->budget, &ret_answer->message, NULL, &why);
 	if (!status)
 		return 0;
-	ret_answer->message = NULL;
-	return give_up(c, -EBADMSG, method, base_error_text(&why), e);
+	if (status == -EBADMSG)
+		return give_up(c, status, method, base_error_text(why), e);
+	return base_error_set(
+		e, status, "etcd %s, %s: %.300s", c->endpoint[c->at], strrchr(method, '/') + 1, base_error_text(why));
 }
 
 static uint8_t *pack(const ProtobufCMessage *m, size_t *ret_bytes)
@@ -120,22 +118,20 @@ static uint8_t *pack(const ProtobufCMessage *m, size_t *ret_bytes)
 	return data;
 }
 
-static int call(struct etcd_client *c, const char *method, const ProtobufCMessage *request,
-	const ProtobufCMessageDescriptor *d, struct answer *ret_answer, struct base_error *e)
+static int call(struct etcd_client *c, const char *method, const ProtobufCMessage *request, struct reply *ret_reply,
+	struct base_error *e)
 {
 	struct rpc_client_status s = {0};
-	size_t bytes = 0, reply_bytes = 0;
-	_cleanup_free_ uint8_t *data = pack(request, &bytes), *reply = NULL;
+	size_t bytes = 0;
+	_cleanup_free_ uint8_t *data = pack(request, &bytes);
 	if (!data)
 		return base_error_set(e, -ENOMEM, "etcd: no memory for a request");
 	int status = connect_client(c, e);
 	if (status)
 		return status;
-	status = rpc_client_call(c->rpc, method, data, bytes, c->timeout_ns, &reply, &reply_bytes, &s);
+	status = rpc_client_call(c->rpc, method, data, bytes, c->timeout_ns, &ret_reply->data, &ret_reply->bytes, &s);
 	status = translate(c, status, &s, method, e);
-	if (!status && !reply)
-		return give_up(c, -EBADMSG, method, "an answer without a message", e);
-	return status ? status : unpack(c, method, d, reply, reply_bytes, ret_answer, e);
+	return !status && !ret_reply->data ? give_up(c, -EBADMSG, method, "an answer without a message", e) : status;
 }
 
 /* One message out, and one back within `wait_ns`, on a stream that stays open. -ETIMEDOUT leaves it open. */
@@ -155,17 +151,16 @@ static int open_stream(struct etcd_client *c, const char *method, const Protobuf
 	return 0; // of a stream that is over the read says why
 }
 
+/* The bytes are valid until the next call. */
 static int next_answer(struct etcd_client *c, const char *method, struct rpc_client_stream *stream, uint64_t wait_ns,
-	const ProtobufCMessageDescriptor *d, struct answer *ret_answer, struct base_error *e)
+	const uint8_t **ret_data, size_t *ret_bytes, struct base_error *e)
 {
 	struct rpc_client_status s = {0};
-	const uint8_t *data;
-	size_t bytes;
-	int status = rpc_client_stream_wait(stream, wait_ns, &data, &bytes, &s);
+	int status = rpc_client_stream_wait(stream, wait_ns, ret_data, ret_bytes, &s);
 	if (status == -ETIMEDOUT)
 		return status;
 	if (status == 1)
-		return unpack(c, method, d, data, bytes, ret_answer, e);
+		return 0;
 	status = translate(c, status, &s, method, e);
 	return status && status != -EREMOTEIO && status != -ENOENT
 		       ? status
@@ -264,43 +259,25 @@ static int check_size(const char *key, size_t bytes, struct base_error *e)
 		e, -EMSGSIZE, "etcd: %s would have %zu bytes, at most %u fit", key, bytes, ETCD_MAX_VALUE_BYTES);
 }
 
-static int64_t revision_of(const Etcdserverpb__ResponseHeader *h)
-{
-	return h ? h->revision : 0;
-}
-
 int etcd_get(struct etcd_client *c, const char *key, struct etcd_value *ret_value, int64_t *ret_revision,
 	struct base_error *e)
 {
-	_cleanup_answer_ struct answer a = {0};
+	_cleanup_reply_ struct reply r = {0};
+	struct base_error why = {0};
 	Etcdserverpb__RangeRequest m = ETCDSERVERPB__RANGE_REQUEST__INIT;
 	m.key = text_of(key);
 	m.limit = 1;
-	int status = call(c, KV_RANGE, &m.base, &etcdserverpb__range_response__descriptor, &a, e);
+	int status = call(c, KV_RANGE, &m.base, &r, e);
 	if (status)
 		return status == -ENOENT ? -EREMOTEIO : status;
-	const Etcdserverpb__RangeResponse *r = (const Etcdserverpb__RangeResponse *)a.message;
-	*ret_revision = revision_of(r->header);
-	if (!r->n_kvs)
-		return base_error_set(e, -ENOENT, "etcd %s has no key %s", c->endpoint[c->at], key);
-	const Etcdserverpb__KeyValue *kv = r->kvs[0];
-	if (kv->key.len != strlen(key) || memcmp(kv->key.data, key, kv->key.len) != 0 ||
-		kv->value.len > ETCD_MAX_VALUE_BYTES)
-		return give_up(c, -EBADMSG, KV_RANGE, "another key than was asked for, or too large a value", e);
-	char *data = malloc(kv->value.len + 1);
-	if (!data)
-		return base_error_set(e, -ENOMEM, "etcd: no memory for %s", key);
-	if (kv->value.len)
-		memcpy(data, kv->value.data, kv->value.len);
-	data[kv->value.len] = '\0';
-	*ret_value = (struct etcd_value){data, kv->value.len, kv->create_revision, kv->mod_revision, kv->lease};
-	return 0;
+	return judge(c, etcd_answer_range(r.data, r.bytes, key, ret_value, ret_revision, &why), KV_RANGE, &why, e);
 }
 
 int etcd_put(
 	struct etcd_client *c, const char *key, const void *data, size_t bytes, int64_t lease, struct base_error *e)
 {
-	_cleanup_answer_ struct answer a = {0};
+	_cleanup_reply_ struct reply r = {0};
+	struct base_error why = {0};
 	Etcdserverpb__PutRequest m = ETCDSERVERPB__PUT_REQUEST__INIT;
 	int status = check_size(key, bytes, e);
 	if (status)
@@ -308,14 +285,18 @@ int etcd_put(
 	m.key = text_of(key);
 	m.value = (ProtobufCBinaryData){bytes, (uint8_t *)data};
 	m.lease = lease;
-	return call(c, KV_PUT, &m.base, &etcdserverpb__put_response__descriptor, &a, e);
+	status = call(c, KV_PUT, &m.base, &r, e);
+	return status ? status : judge(c, etcd_answer_put(r.data, r.bytes, &why), KV_PUT, &why, e);
 }
 
 /* `then`, if `guard` is the key that was created at that revision (0: there is none); `miss` if not. */
 static int transact(struct etcd_client *c, const char *guard, int64_t create_revision, Etcdserverpb__RequestOp *then,
 	int miss, int64_t *ret_revision, struct base_error *e)
 {
-	_cleanup_answer_ struct answer a = {0};
+	_cleanup_reply_ struct reply r = {0};
+	struct base_error why = {0};
+	bool succeeded = false;
+	int64_t revision = 0;
 	Etcdserverpb__TxnRequest m = ETCDSERVERPB__TXN_REQUEST__INIT;
 	Etcdserverpb__Compare is = ETCDSERVERPB__COMPARE__INIT, *compare = &is;
 	is.target = ETCDSERVERPB__COMPARE__COMPARE_TARGET__CREATE;
@@ -326,14 +307,15 @@ static int transact(struct etcd_client *c, const char *guard, int64_t create_rev
 	m.compare = &compare;
 	m.success = &then;
 	m.n_compare = m.n_success = 1;
-	int status = call(c, KV_TXN, &m.base, &etcdserverpb__txn_response__descriptor, &a, e);
+	int status = call(c, KV_TXN, &m.base, &r, e);
+	if (!status)
+		status = judge(c, etcd_answer_txn(r.data, r.bytes, &succeeded, &revision, &why), KV_TXN, &why, e);
 	if (status)
 		return status;
-	const Etcdserverpb__TxnResponse *r = (const Etcdserverpb__TxnResponse *)a.message;
-	if (!r->succeeded)
+	if (!succeeded)
 		return base_error_set(e, miss, "etcd %s: %s is %s", c->endpoint[c->at], guard,
 			miss == -EEXIST ? "there already" : "another's now");
-	*ret_revision = revision_of(r->header);
+	*ret_revision = revision;
 	return 0;
 }
 
@@ -372,76 +354,63 @@ int etcd_put_guarded(struct etcd_client *c, const char *guard, int64_t create_re
 	return transact_put(c, guard, create_revision, -ESTALE, &put, &revision, e);
 }
 
-int etcd_delete_guarded(struct etcd_client *c, const char *guard, int64_t create_revision, struct base_error *e)
-{
-	Etcdserverpb__DeleteRangeRequest gone = ETCDSERVERPB__DELETE_RANGE_REQUEST__INIT;
-	Etcdserverpb__RequestOp op = ETCDSERVERPB__REQUEST_OP__INIT;
-	int64_t revision;
-	gone.key = text_of(guard);
-	op.request_case = ETCDSERVERPB__REQUEST_OP__REQUEST_REQUEST_DELETE_RANGE;
-	op.request_delete_range = &gone;
-	return transact(c, guard, create_revision, &op, -ESTALE, &revision, e);
-}
-
 /* ---- leases ---- */
-
-static int take_ttl(struct etcd_client *c, const char *method, int64_t ttl_s, uint64_t asked_ns, uint64_t *ret_until_ns,
-	struct base_error *e)
-{
-	if (ttl_s < 0 || ttl_s > MAX_TTL_S)
-		return give_up(c, -EBADMSG, method, "a lease without a sound time to live", e);
-	if (!ttl_s)
-		return base_error_set(e, -ENOENT, "etcd %s: the lease is over", c->endpoint[c->at]);
-	*ret_until_ns = asked_ns + (uint64_t)ttl_s * BASE_NS_PER_SECOND;
-	return 0;
-}
 
 int etcd_lease_grant(
 	struct etcd_client *c, uint64_t ttl_ns, int64_t *ret_lease, uint64_t *ret_until_ns, struct base_error *e)
 {
-	_cleanup_answer_ struct answer a = {0};
+	_cleanup_reply_ struct reply r = {0};
+	struct base_error why = {0};
 	Etcdserverpb__LeaseGrantRequest m = ETCDSERVERPB__LEASE_GRANT_REQUEST__INIT;
-	uint64_t asked = base_clock_now_ns();
+	uint64_t asked = base_clock_now_ns(), ttl = 0;
 	m.ttl = (int64_t)((ttl_ns + BASE_NS_PER_SECOND - 1) / BASE_NS_PER_SECOND);
-	int status = call(c, LEASE_GRANT, &m.base, &etcdserverpb__lease_grant_response__descriptor, &a, e);
-	if (status)
-		return status;
-	const Etcdserverpb__LeaseGrantResponse *r = (const Etcdserverpb__LeaseGrantResponse *)a.message;
-	if (r->error[0] || !r->id)
-		return base_error_set(e, -EREMOTEIO, "etcd %s, LeaseGrant: %.300s", c->endpoint[c->at],
-			r->error[0] ? r->error : "no lease came");
-	status = take_ttl(c, LEASE_GRANT, r->ttl, asked, ret_until_ns, e);
+	int status = call(c, LEASE_GRANT, &m.base, &r, e);
 	if (!status)
-		*ret_lease = r->id;
+		status = judge(c, etcd_answer_grant(r.data, r.bytes, ret_lease, &ttl, &why), LEASE_GRANT, &why, e);
+	if (!status)
+		*ret_until_ns = asked + ttl;
 	return status;
 }
 
 int etcd_lease_keep(struct etcd_client *c, int64_t lease, uint64_t *ret_until_ns, struct base_error *e)
 {
-	_cleanup_answer_ struct answer a = {0};
+	struct base_error why = {0};
 	Etcdserverpb__LeaseKeepAliveRequest m = ETCDSERVERPB__LEASE_KEEP_ALIVE_REQUEST__INIT;
-	uint64_t asked = base_clock_now_ns();
+	uint64_t asked = base_clock_now_ns(), ttl = 0;
+	const uint8_t *data;
+	size_t bytes;
 	m.id = lease;
 	int status = open_stream(c, LEASE_KEEP, &m.base, &c->keep, e);
 	if (!status)
-		status = next_answer(c, LEASE_KEEP, c->keep, c->timeout_ns,
-			&etcdserverpb__lease_keep_alive_response__descriptor, &a, e);
+		status = next_answer(c, LEASE_KEEP, c->keep, c->timeout_ns, &data, &bytes, e);
 	if (status == -ETIMEDOUT && c->keep) // a late answer must not be taken for that of the next question
 		return give_up(c, status, LEASE_KEEP, "no answer in time", e);
-	if (status)
-		return status;
-	const Etcdserverpb__LeaseKeepAliveResponse *r = (const Etcdserverpb__LeaseKeepAliveResponse *)a.message;
-	if (r->id != lease)
-		return give_up(c, -EBADMSG, LEASE_KEEP, "the answer is about another lease", e);
-	return take_ttl(c, LEASE_KEEP, r->ttl, asked, ret_until_ns, e);
+	if (!status)
+		status = judge(c, etcd_answer_keep(data, bytes, lease, &ttl, &why), LEASE_KEEP, &why, e);
+	if (!status)
+		*ret_until_ns = asked + ttl;
+	return status;
+}
+
+int etcd_lease_length(struct etcd_client *c, int64_t lease, uint64_t *ret_ttl_ns, struct base_error *e)
+{
+	_cleanup_reply_ struct reply r = {0};
+	struct base_error why = {0};
+	Etcdserverpb__LeaseTimeToLiveRequest m = ETCDSERVERPB__LEASE_TIME_TO_LIVE_REQUEST__INIT;
+	m.id = lease;
+	int status = call(c, LEASE_LENGTH, &m.base, &r, e);
+	return status ? status
+		      : judge(c, etcd_answer_length(r.data, r.bytes, lease, ret_ttl_ns, &why), LEASE_LENGTH, &why, e);
 }
 
 int etcd_lease_revoke(struct etcd_client *c, int64_t lease, struct base_error *e)
 {
-	_cleanup_answer_ struct answer a = {0};
+	_cleanup_reply_ struct reply r = {0};
+	struct base_error why = {0};
 	Etcdserverpb__LeaseRevokeRequest m = ETCDSERVERPB__LEASE_REVOKE_REQUEST__INIT;
 	m.id = lease;
-	return call(c, LEASE_REVOKE, &m.base, &etcdserverpb__lease_revoke_response__descriptor, &a, e);
+	int status = call(c, LEASE_REVOKE, &m.base, &r, e);
+	return status ? status : judge(c, etcd_answer_revoke(r.data, r.bytes, &why), LEASE_REVOKE, &why, e);
 }
 
 /* ---- watch ---- */
@@ -467,19 +436,22 @@ int etcd_watch(struct etcd_client *c, const char *key, int64_t revision, uint64_
 	if (!c->watch || strcmp(c->watched, key) != 0)
 		status = open_watch(c, key, revision, e);
 	for (; !status; now = base_clock_now_ns()) {
-		_cleanup_answer_ struct answer a = {0};
-		status = next_answer(c, WATCH, c->watch, until > now ? until - now : 0,
-			&etcdserverpb__watch_response__descriptor, &a, e);
+		struct base_error why = {0};
+		struct etcd_watched w;
+		const uint8_t *data;
+		size_t bytes;
+		status = next_answer(c, WATCH, c->watch, until > now ? until - now : 0, &data, &bytes, e);
 		if (status == -ETIMEDOUT)
 			return 0;
+		if (!status)
+			status = judge(c, etcd_answer_watch(data, bytes, &w, &why), WATCH, &why, e);
 		if (status)
 			return status;
-		const Etcdserverpb__WatchResponse *r = (const Etcdserverpb__WatchResponse *)a.message;
-		if (r->canceled) { // compacted away, or this member stops: the next call starts anew
+		if (w.canceled) { // compacted away, or this member stops: the next call starts anew
 			close_watch(c);
 			return 1;
 		}
-		if (r->n_events)
+		if (w.changed)
 			return 1;
 	}
 	return status;

@@ -16,6 +16,7 @@
 #define ETCD_MAX_ENDPOINTS 8u
 #define ETCD_ENDPOINTS_BYTES 512u
 #define ETCD_MAX_VALUE_BYTES (1u << 20) // etcd itself takes requests of 1.5 MiB
+#define ETCD_MAX_TTL_S 86400 // of a lease
 
 struct etcd_config {
 	const char *endpoints; // HOST:PORT, several with commas between
@@ -45,7 +46,6 @@ int etcd_create(struct etcd_client *c, const char *key, const void *data, size_t
 /* Only while `guard` is the key that was created at that revision: -ESTALE. */
 int etcd_put_guarded(struct etcd_client *c, const char *guard, int64_t create_revision, const char *key,
 	const void *data, size_t bytes, struct base_error *e);
-int etcd_delete_guarded(struct etcd_client *c, const char *guard, int64_t create_revision, struct base_error *e);
 
 /* ret_until_ns: on base_clock, when the lease is over unless it is kept alive again; counted from before it was asked for, so
  * etcd never ends it earlier. */
@@ -53,6 +53,8 @@ int etcd_lease_grant(
 	struct etcd_client *c, uint64_t ttl_ns, int64_t *ret_lease, uint64_t *ret_until_ns, struct base_error *e);
 int etcd_lease_keep(
 	struct etcd_client *c, int64_t lease, uint64_t *ret_until_ns, struct base_error *e); // -ENOENT: it is over
+/* How long it lives from each time that it is kept alive, whosever it is. -ENOENT: it is over. */
+int etcd_lease_length(struct etcd_client *c, int64_t lease, uint64_t *ret_ttl_ns, struct base_error *e);
 int etcd_lease_revoke(struct etcd_client *c, int64_t lease, struct base_error *e); // its keys go with it
 
 /* Waits for a change of the key after `revision`: 1 when there was one, 0 when there was none within wait_ns. Stays open

@@ -12,15 +12,16 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "daemon/cluster/claim.h"
+#include "daemon/cluster/etcd/answer.h"
 #include "daemon/cluster/etcd/etcd.h"
 
 #define KEY_BYTES 160u
-#define MAX_HOLDER_BYTES 1024u
 #define CALL_NS BASE_NS_PER_SECOND
 #define PAUSE_NS (50 * 1000000ull) // between rounds, whatever etcd says
 #define RETRY_FIRST_NS (100 * 1000000ull)
-#define RETRY_MOST_NS BASE_NS_PER_SECOND
-#define ROUNDS_PER_LEASE 4u
+#define RETRY_MOST_NS CLUSTER_CLAIM_RETURN_NS
+#define GIVE_BACK_TRIES 2u
 
 struct etcd_state {
 	struct cluster_state state;
@@ -36,8 +37,7 @@ struct etcd_state {
 	int64_t lease, revision; // lease 0: none
 	bool listed; // key_member is under this lease
 	uint64_t kept_ns, lease_until_ns; // when the lease was asked to live on, and how long it does
-	bool away; // etcd was, at the last look
-	uint64_t hold_off_ns; // until then the claim is left to who had it before etcd was away
+	struct cluster_claim_watch watch; // of another's claim
 
 	pthread_mutex_t lock;
 	struct cluster_claim claim; // DOUBT is not in here: it comes with time
@@ -59,6 +59,17 @@ static void set_until(struct etcd_state *s, uint64_t until_ns)
 {
 	pthread_mutex_lock(&s->lock);
 	s->until_ns = s->lease_until_ns = until_ns;
+	pthread_mutex_unlock(&s->lock);
+}
+
+/* If it was ours, it is gone, and whether we get it again is not known: nothing new begins. */
+static void set_doubt(struct etcd_state *s)
+{
+	pthread_mutex_lock(&s->lock);
+	if (s->claim.kind == CLUSTER_CLAIM_HELD) {
+		s->until_ns = 0;
+		snprintf(s->claim.why, sizeof s->claim.why, "etcd has dropped it");
+	}
 	pthread_mutex_unlock(&s->lock);
 }
 
@@ -91,37 +102,6 @@ static char *print_holder(const struct etcd_state *s)
 	return text;
 }
 
-static void copy_text(struct json_object *o, const char *key, char *out, size_t room)
-{
-	struct json_object *x;
-	if (!json_object_object_get_ex(o, key, &x) || !json_object_is_type(x, json_type_string))
-		return;
-	size_t n = (size_t)json_object_get_string_len(x);
-	const char *text = json_object_get_string(x);
-	for (size_t i = 0; i < n; i++) {
-		if (n >= room || text[i] <= ' ' || text[i] > '~')
-			return;
-	}
-	memcpy(out, text, n);
-	out[n] = '\0';
-}
-
-/* Whatever stands there, it is another's key. */
-static void parse_holder(const struct etcd_value *v, struct cluster_claim *claim)
-{
-	struct json_tokener *t = json_tokener_new_ex(4);
-	struct json_object *o =
-		t && v->bytes <= MAX_HOLDER_BYTES ? json_tokener_parse_ex(t, v->data, (int)v->bytes) : NULL;
-	snprintf(claim->holder, sizeof claim->holder, "another");
-	if (o && json_object_is_type(o, json_type_object)) {
-		copy_text(o, "node", claim->holder, sizeof claim->holder);
-		copy_text(o, "address", claim->address, sizeof claim->address);
-	}
-	json_object_put(o);
-	if (t)
-		json_tokener_free(t);
-}
-
 /* ---- the thread ---- */
 
 /* A lease that lives. A new one says nothing about the claim: look() does. */
@@ -129,14 +109,14 @@ static int keep_lease(struct etcd_state *s, struct base_error *e)
 {
 	uint64_t now = base_clock_now_ns(), until = 0;
 	int status = -ENOENT;
-	if (s->lease && now < s->kept_ns + s->lease_ns / ROUNDS_PER_LEASE)
+	if (s->lease && now < s->kept_ns + s->lease_ns / CLUSTER_CLAIM_ROUNDS)
 		return 0;
 	if (s->lease)
 		status = etcd_lease_keep(s->keeper, s->lease, &until, e);
 	if (!status) {
 		set_until(s, until);
 	} else if (status == -ENOENT) {
-		set_until(s, 0);
+		set_doubt(s);
 		s->lease = 0;
 		s->listed = false;
 		status = etcd_lease_grant(s->keeper, s->lease_ns, &s->lease, &s->lease_until_ns, e);
@@ -171,7 +151,38 @@ static int try_to_take(struct etcd_state *s, struct base_error *e)
 	return status;
 }
 
-/* Whose it is, by what etcd says now; a claim that is nobody's is taken. */
+/* A claim that nobody has. Ours is taken back at once: nobody else has it. Another's is left to it by the rules of claim.h. */
+static int look_vacant(struct etcd_state *s, struct base_error *e)
+{
+	uint64_t ns;
+	if (s->claim.kind == CLUSTER_CLAIM_HELD) {
+		set_doubt(s);
+		return try_to_take(s, e);
+	}
+	int status = s->watch.lease ? etcd_lease_length(s->keeper, s->watch.lease, &ns, e) : 0;
+	if (status && status != -ENOENT)
+		return status;
+	if (status)
+		cluster_claim_watch_over(&s->watch);
+	if (cluster_claim_watch_free(&s->watch, base_clock_now_ns()))
+		return try_to_take(s, e);
+	set_claim(s, &(struct cluster_claim){0}); // nobody's, as far as is known
+	return 0;
+}
+
+/* How long the lease is that another has the claim by. One that is over by now is not worth knowing: its key goes with it. */
+static int learn_lease(struct etcd_state *s, int64_t lease, struct base_error *e)
+{
+	uint64_t ns;
+	if (!lease || lease == s->watch.lease)
+		return 0;
+	int status = etcd_lease_length(s->keeper, lease, &ns, e);
+	if (!status)
+		cluster_claim_watch_seen(&s->watch, lease, ns);
+	return status == -ENOENT ? 0 : status;
+}
+
+/* Whose it is, by what etcd says now; a claim that is free is taken. */
 static int look(struct etcd_state *s, struct base_error *e)
 {
 	struct etcd_value v = {0};
@@ -179,28 +190,19 @@ static int look(struct etcd_state *s, struct base_error *e)
 	int status = etcd_get(s->keeper, s->key_coordinator, &v, &s->revision, e);
 	if (status && status != -ENOENT)
 		return status;
-	/* An etcd that was away for longer than a lease has dropped the claim of a coordinator that is in good health: it comes back for
-	 * it at once, and taking it first would end the requests that run there. */
-	bool mine = s->claim.kind == CLUSTER_CLAIM_HELD;
-	if (s->away && !mine)
-		s->hold_off_ns = base_clock_now_ns() + s->lease_ns + RETRY_MOST_NS;
-	s->away = false;
-	if (status && (mine || base_clock_now_ns() >= s->hold_off_ns))
-		return try_to_take(s, e);
-	if (status) {
-		set_claim(s, &claim); // nobody's, as far as is known
-		return 0;
-	}
+	cluster_claim_watch_heard(&s->watch, base_clock_now_ns());
+	if (status)
+		return look_vacant(s, e);
 	if (v.lease == s->lease) {
 		claim.kind = CLUSTER_CLAIM_HELD;
 		claim.term = (uint64_t)v.create_revision;
 	} else {
 		claim.kind = CLUSTER_CLAIM_OTHER;
-		parse_holder(&v, &claim);
+		etcd_answer_holder(&v, &claim);
 	}
 	free(v.data);
 	set_claim(s, &claim);
-	return 0;
+	return claim.kind == CLUSTER_CLAIM_OTHER ? learn_lease(s, v.lease, e) : 0;
 }
 
 static void pause_ns(struct etcd_state *s, uint64_t ns)
@@ -209,11 +211,14 @@ static void pause_ns(struct etcd_state *s, uint64_t ns)
 		nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
 }
 
-/* Until a change of the key, or until the lease wants to be kept; in slices, so that a stop is heard. */
+/* Until a change of the key, or until the lease wants to be kept or the claim to be looked at; in slices, so that a stop is heard. */
 static int wait_for_change(struct etcd_state *s, struct base_error *e)
 {
-	uint64_t until = s->kept_ns + s->lease_ns / ROUNDS_PER_LEASE;
+	uint64_t until = s->kept_ns + s->lease_ns / CLUSTER_CLAIM_ROUNDS;
+	uint64_t look_ns = s->watch.heard_ns + cluster_claim_watch_period(&s->watch);
 	int status = 0;
+	if (look_ns < until)
+		until = look_ns;
 	while (!status && !atomic_load(&s->stop) && base_clock_now_ns() < until)
 		status = etcd_watch(s->keeper, s->key_coordinator, s->revision, 2 * PAUSE_NS, e);
 	return status < 0 ? status : 0;
@@ -241,7 +246,7 @@ static void *keeper_thread(void *argument)
 			continue;
 		}
 		set_why(s, base_error_text(&e));
-		s->away = true;
+		cluster_claim_watch_missed(&s->watch);
 		s->kept_ns = 0; // whether the lease lived through this is to be asked first
 		pause_ns(s, retry);
 		retry = retry * 2 < RETRY_MOST_NS ? retry * 2 : RETRY_MOST_NS;
@@ -288,15 +293,12 @@ static void state_free(struct etcd_state *s)
 	free(s);
 }
 
-/* The thread has ended. Others need not wait for the lease to run out, if etcd is there to hear it. */
+/* The thread has ended. With the lease go its keys, so that others need not wait for it to run out; etcd may be away, or only late. */
 static void give_back(struct etcd_state *s)
 {
-	struct cluster_claim claim;
-	etcd_claim(&s->state, &claim);
-	if (claim.kind == CLUSTER_CLAIM_HELD)
-		etcd_delete_guarded(s->keeper, s->key_coordinator, (int64_t)claim.term, NULL);
-	if (s->lease && !claim.why[0])
-		etcd_lease_revoke(s->keeper, s->lease, NULL);
+	int status = s->lease ? -EAGAIN : 0;
+	for (unsigned i = 0; i < GIVE_BACK_TRIES && status && status != -ENOENT; i++)
+		status = etcd_lease_revoke(s->keeper, s->lease, NULL);
 }
 
 static void etcd_close(struct cluster_state *state)
@@ -332,7 +334,7 @@ static int etcd_open(const struct cluster_state_config *config, struct cluster_s
 	snprintf(s->key_coordinator, KEY_BYTES, "/thaw/%.63s/coordinator", config->cluster);
 	snprintf(s->key_record, KEY_BYTES, "/thaw/%.63s/record", config->cluster);
 	snprintf(s->key_member, KEY_BYTES, "/thaw/%.63s/members/%.63s", config->cluster, config->who);
-	s->lease_ns = config->lease_ns;
+	s->lease_ns = s->watch.own_ns = config->lease_ns;
 	pthread_mutex_init(&s->lock, NULL);
 	int status = s->lease_ns >= ETCD_MIN_LEASE_NS && s->lease_ns <= ETCD_MAX_LEASE_NS
 			     ? create_clients(s, config, e)

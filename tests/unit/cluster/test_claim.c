@@ -8,6 +8,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "daemon/cluster/claim.h"
 #include "daemon/cluster/coordinator.h"
 #include "tests/lib/wait.h"
 
@@ -274,6 +275,82 @@ static int setup(void **state)
 	return 0;
 }
 
+/* ---- when a claim may be taken ---- */
+
+#define S (1000 * MS)
+
+static void a_claim_is_free_when_its_lease_is_over(void **state)
+{
+	struct cluster_claim_watch w = {.own_ns = 2 * S};
+	cluster_claim_watch_heard(&w, 10 * S);
+	assert_true(cluster_claim_watch_free(&w, 10 * S)); // nobody was ever seen
+	cluster_claim_watch_seen(&w, 7, 60 * S);
+	cluster_claim_watch_heard(&w, 11 * S);
+	assert_false(cluster_claim_watch_free(&w, 11 * S)); // the key may go alone
+	assert_false(cluster_claim_watch_free(&w, 1000 * S));
+	cluster_claim_watch_over(&w);
+	assert_true(cluster_claim_watch_free(&w, 11 * S));
+	cluster_claim_watch_seen(&w, 8, 60 * S); // another was faster
+	assert_false(cluster_claim_watch_free(&w, 1000 * S));
+}
+
+static void after_an_absence_the_holder_has_the_length_of_its_own_lease(void **state)
+{
+	static const struct {
+		uint64_t own_ns, holder_ns, wait_ns;
+	} cases[] = {{2 * S, 60 * S, 61 * S}, {60 * S, 2 * S, 3 * S}, {4 * S, 4 * S, 5 * S}, {4 * S, 0, 5 * S}};
+	for (size_t i = 0; i < base_array_size(cases); i++) {
+		struct cluster_claim_watch w = {.own_ns = cases[i].own_ns};
+		uint64_t back = 100 * S, free_ns = back + cases[i].wait_ns;
+		if (cases[i].holder_ns)
+			cluster_claim_watch_seen(&w, 7, cases[i].holder_ns);
+		cluster_claim_watch_heard(&w, back - 100 * MS);
+		cluster_claim_watch_missed(&w);
+		cluster_claim_watch_over(&w);
+		assert_false(cluster_claim_watch_free(&w, 1000 * S)); // nothing was heard since
+		cluster_claim_watch_heard(&w, back);
+		assert_false(cluster_claim_watch_free(&w, back));
+		for (uint64_t now = back; now < free_ns; now += cluster_claim_watch_period(&w))
+			cluster_claim_watch_heard(&w, now);
+		assert_false(cluster_claim_watch_free(&w, free_ns - 1));
+		assert_true(cluster_claim_watch_free(&w, free_ns));
+	}
+}
+
+/* Etcd may have been away between two answers: for so long that a holder's lease ran out, or not. */
+static void a_long_time_between_two_answers_is_an_absence(void **state)
+{
+	static const struct {
+		uint64_t own_ns, holder_ns, gap_ns;
+		bool free;
+	} cases[] = {{60 * S, 2 * S, 700 * MS, true}, {60 * S, 2 * S, 1249 * MS, true},
+		{60 * S, 2 * S, 1250 * MS, false}, {60 * S, 2 * S, 15 * S, false}, {2 * S, 60 * S, 15 * S, true},
+		{2 * S, 60 * S, 45 * S, false}};
+	for (size_t i = 0; i < base_array_size(cases); i++) {
+		struct cluster_claim_watch w = {.own_ns = cases[i].own_ns};
+		uint64_t now = 100 * S;
+		cluster_claim_watch_seen(&w, 7, cases[i].holder_ns);
+		cluster_claim_watch_heard(&w, now);
+		now += cases[i].gap_ns;
+		cluster_claim_watch_heard(&w, now);
+		cluster_claim_watch_over(&w);
+		if (cluster_claim_watch_free(&w, now) != cases[i].free)
+			fail_msg("case %zu", i);
+	}
+}
+
+/* So that an absence that ends a holder's lease is longer than the time between two looks. */
+static void who_stands_by_looks_as_often_as_the_holder_renews(void **state)
+{
+	struct cluster_claim_watch w = {.own_ns = 60 * S};
+	assert_int_equal(cluster_claim_watch_period(&w), 15 * S);
+	cluster_claim_watch_seen(&w, 7, 2 * S);
+	assert_int_equal(cluster_claim_watch_period(&w), 500 * MS);
+	w = (struct cluster_claim_watch){.own_ns = 2 * S};
+	cluster_claim_watch_seen(&w, 7, 60 * S);
+	assert_int_equal(cluster_claim_watch_period(&w), 500 * MS);
+}
+
 /* ---- tests ---- */
 
 static void who_stands_by_takes_nobody_and_plans_nothing(void **state)
@@ -376,6 +453,10 @@ static void a_record_that_cannot_be_read_is_said_and_read_again(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_claim_is_free_when_its_lease_is_over),
+		cmocka_unit_test(after_an_absence_the_holder_has_the_length_of_its_own_lease),
+		cmocka_unit_test(a_long_time_between_two_answers_is_an_absence),
+		cmocka_unit_test(who_stands_by_looks_as_often_as_the_holder_renews),
 		cmocka_unit_test_setup(who_stands_by_takes_nobody_and_plans_nothing, setup),
 		cmocka_unit_test_setup(doubt_keeps_what_runs_and_begins_nothing, setup),
 		cmocka_unit_test_setup(regained_without_another_between, setup),

@@ -31,10 +31,23 @@ enum mode {
 	OVER, // the lease is not known any more
 	STRANGE, // about another lease; a watch that is cancelled
 	END, // of the stream
+	WORLD, // by what is in `world`
 };
 
 static _Atomic enum mode mode;
 static atomic_uint calls;
+
+/* One claim, and the leases of this node and of another one. */
+#define OWN_LEASE 7
+#define OTHERS_LEASE 9
+static struct {
+	atomic_int key_lease; // that the claim is had by; 0: nobody has it
+	atomic_bool lives; // the other's lease
+	atomic_int others_s, own_s; // their lengths
+	atomic_bool range_refused;
+	atomic_int revoke_fails; // so many times
+	atomic_uint ranges, takes, lengths, revokes; // that were asked for
+} world;
 
 static void refuse(struct rpc_call *c, grpc_status_code code, const char *text)
 {
@@ -66,12 +79,34 @@ static ProtobufCBinaryData text(const char *t)
 	return (ProtobufCBinaryData){strlen(t), (uint8_t *)t};
 }
 
+static void range_of_world(struct rpc_call *c, const ProtobufCMessage *request)
+{
+	Etcdserverpb__RangeResponse r = ETCDSERVERPB__RANGE_RESPONSE__INIT;
+	Etcdserverpb__KeyValue kv = ETCDSERVERPB__KEY_VALUE__INIT, *list = &kv;
+	atomic_fetch_add(&world.ranges, 1);
+	if (atomic_load(&world.range_refused)) {
+		refuse(c, GRPC_STATUS_PERMISSION_DENIED, "etcdserver: permission denied");
+		return;
+	}
+	kv.key = ((const Etcdserverpb__RangeRequest *)request)->key;
+	kv.value = text("{\"node\":\"b\",\"address\":\"10.0.0.2:1\"}");
+	kv.create_revision = 3;
+	kv.lease = atomic_load(&world.key_lease);
+	r.kvs = &list;
+	r.n_kvs = kv.lease != 0;
+	rpc_call_reply(c, &r.base);
+}
+
 static void range(struct rpc_call *c, const ProtobufCMessage *request)
 {
 	Etcdserverpb__RangeResponse r = ETCDSERVERPB__RANGE_RESPONSE__INIT;
 	Etcdserverpb__KeyValue kv = ETCDSERVERPB__KEY_VALUE__INIT, *list = &kv;
 	if (common(c))
 		return;
+	if (atomic_load(&mode) == WORLD) {
+		range_of_world(c, request);
+		return;
+	}
 	kv.key = atomic_load(&mode) == OTHER_KEY ? text("/other") : ((const Etcdserverpb__RangeRequest *)request)->key;
 	kv.value = text("value");
 	kv.create_revision = 3;
@@ -83,8 +118,15 @@ static void range(struct rpc_call *c, const ProtobufCMessage *request)
 static void txn(struct rpc_call *c, const ProtobufCMessage *request)
 {
 	Etcdserverpb__TxnResponse r = ETCDSERVERPB__TXN_RESPONSE__INIT;
-	if (!common(c))
-		rpc_call_reply(c, &r.base); // did not succeed
+	if (common(c))
+		return;
+	if (atomic_load(&mode) == WORLD) {
+		atomic_fetch_add(&world.takes, 1);
+		r.succeeded = atomic_load(&world.key_lease) == 0;
+		if (r.succeeded)
+			atomic_store(&world.key_lease, OWN_LEASE);
+	}
+	rpc_call_reply(c, &r.base); // elsewhere it does not succeed
 }
 
 static void put(struct rpc_call *c, const ProtobufCMessage *request)
@@ -99,8 +141,41 @@ static void grant(struct rpc_call *c, const ProtobufCMessage *request)
 	Etcdserverpb__LeaseGrantResponse r = ETCDSERVERPB__LEASE_GRANT_RESPONSE__INIT;
 	if (common(c))
 		return;
-	r.id = atomic_load(&mode) == BARE ? 0 : 7;
+	r.id = atomic_load(&mode) == BARE ? 0 : OWN_LEASE;
 	r.ttl = atomic_load(&mode) == WILD ? INT64_MAX : 2;
+	if (atomic_load(&mode) == WORLD) {
+		r.ttl = ((const Etcdserverpb__LeaseGrantRequest *)request)->ttl;
+		atomic_store(&world.own_s, (int)r.ttl);
+	}
+	rpc_call_reply(c, &r.base);
+}
+
+static void length(struct rpc_call *c, const ProtobufCMessage *request)
+{
+	Etcdserverpb__LeaseTimeToLiveResponse r = ETCDSERVERPB__LEASE_TIME_TO_LIVE_RESPONSE__INIT;
+	enum mode m = atomic_load(&mode);
+	if (common(c))
+		return;
+	bool over = m == OVER || (m == WORLD && !atomic_load(&world.lives));
+	r.id = m == STRANGE ? 8 : ((const Etcdserverpb__LeaseTimeToLiveRequest *)request)->id;
+	r.ttl = over ? -1 : 0; // the last second
+	r.grantedttl = over ? 0 : m == WILD ? INT64_MAX : m == WORLD ? atomic_load(&world.others_s) : 2;
+	atomic_fetch_add(&world.lengths, 1);
+	rpc_call_reply(c, &r.base);
+}
+
+static void revoke_lease(struct rpc_call *c, const ProtobufCMessage *request)
+{
+	Etcdserverpb__LeaseRevokeResponse r = ETCDSERVERPB__LEASE_REVOKE_RESPONSE__INIT;
+	if (common(c))
+		return;
+	atomic_fetch_add(&world.revokes, 1);
+	if (atomic_fetch_sub(&world.revoke_fails, 1) > 0) {
+		refuse(c, GRPC_STATUS_UNAVAILABLE, "etcdserver: no leader");
+		return;
+	}
+	if (((const Etcdserverpb__LeaseRevokeRequest *)request)->id == OWN_LEASE)
+		atomic_store(&world.key_lease, 0);
 	rpc_call_reply(c, &r.base);
 }
 
@@ -118,7 +193,8 @@ static void keep(struct rpc_call *c, const ProtobufCMessage *request)
 		return;
 	}
 	r.id = atomic_load(&mode) == STRANGE ? 8 : ((const Etcdserverpb__LeaseKeepAliveRequest *)request)->id;
-	r.ttl = atomic_load(&mode) == OVER ? 0 : atomic_load(&mode) == WILD ? -1 : 2;
+	enum mode m = atomic_load(&mode);
+	r.ttl = m == OVER ? 0 : m == WILD ? -1 : m == WORLD ? atomic_load(&world.own_s) : 2;
 	rpc_call_send(c, &r.base);
 }
 
@@ -157,6 +233,8 @@ const struct rpc_method rpc_admin_methods[] = {
 	UNARY("KV/Txn", txn_request, txn),
 	UNARY("KV/Put", put_request, put),
 	UNARY("Lease/LeaseGrant", lease_grant_request, grant),
+	UNARY("Lease/LeaseTimeToLive", lease_time_to_live_request, length),
+	UNARY("Lease/LeaseRevoke", lease_revoke_request, revoke_lease),
 	BOTH("Lease/LeaseKeepAlive", lease_keep_alive_request, keep),
 	BOTH("Watch/Watch", watch_request, watch),
 };
@@ -167,6 +245,7 @@ const uint32_t rpc_admin_methods_count = base_array_size(rpc_admin_methods);
 static struct fixture f;
 static char endpoint[32];
 static struct etcd_client *c;
+static struct cluster_state *engine;
 static struct base_error e;
 
 static struct etcd_client *client(const char *endpoints, uint64_t timeout_ns)
@@ -203,6 +282,8 @@ static int setup(void **state)
 
 static int teardown(void **state)
 {
+	etcd_state_ops.close(engine); // of a test that failed
+	engine = NULL;
 	etcd_client_destroy(c);
 	return 0;
 }
@@ -308,6 +389,8 @@ static void leases_that_go_wrong(void **state)
 		{WILD, -EBADMSG, "time to live"}, {OVER, -ENOENT, "the lease is over"},
 		{END, -EHOSTUNREACH, "ended the stream"}, {HANG, -ETIMEDOUT, "in time"},
 		{AWAY, -EHOSTUNREACH, "no leader"}, {ANSWER, 0, NULL}},
+	  lengths[] = {{ANSWER, 0, NULL}, {STRANGE, -EBADMSG, "another lease"}, {WILD, -EBADMSG, "time to live"},
+		  {OVER, -ENOENT, "the lease is over"}, {AWAY, -EHOSTUNREACH, "no leader"}, {ANSWER, 0, NULL}},
 	  grants[] = {{WILD, -EBADMSG, "time to live"}, {BARE, -EREMOTEIO, "no lease came"},
 		  {HANG, -ETIMEDOUT, "in time"}, {ANSWER, 0, NULL}};
 	int64_t lease = 0;
@@ -325,6 +408,17 @@ static void leases_that_go_wrong(void **state)
 			fail_msg("case %zu: %d: %s", i, status, e.message);
 		if (status)
 			expect_text(keeps[i].text);
+	}
+	for (size_t i = 0; i < base_array_size(lengths); i++) {
+		uint64_t ns = 0;
+		set_mode(lengths[i].mode);
+		int status = etcd_lease_length(c, lease, &ns, &e);
+		if (status != lengths[i].status)
+			fail_msg("length %zu: %d: %s", i, status, e.message);
+		if (status)
+			expect_text(lengths[i].text);
+		else
+			assert_int_equal(ns, 2000 * MS);
 	}
 }
 
@@ -344,19 +438,105 @@ static void watches_that_go_wrong(void **state)
 	expect_text("no leader");
 }
 
-/* The engine never gives up, and never asks more often than it should. */
-static void an_etcd_that_always_fails_is_asked_slowly(void **state)
+/* ---- the engine ---- */
+
+static struct cluster_state_config engine_config(uint64_t lease_ns)
 {
-	struct cluster_state *s;
-	struct cluster_claim claim;
-	const struct cluster_state_config config = {.who = "a",
+	return (struct cluster_state_config){.who = "a",
 		.cluster = "lab",
 		.address = "10.0.0.1:1",
 		.endpoints = endpoint,
 		.ca = "",
 		.cert = "",
 		.key = "",
-		.lease_ns = ETCD_MIN_LEASE_NS};
+		.lease_ns = lease_ns};
+}
+
+static void engine_open(uint64_t lease_ns)
+{
+	const struct cluster_state_config config = engine_config(lease_ns);
+	if (etcd_state_ops.open(&config, &engine, &e))
+		fail_msg("%s", base_error_text(&e));
+}
+
+static void engine_close(void)
+{
+	etcd_state_ops.close(engine);
+	engine = NULL;
+}
+
+static struct cluster_claim claim_now(void)
+{
+	struct cluster_claim claim;
+	etcd_state_ops.claim(engine, &claim);
+	return claim;
+}
+
+/* Another has the claim, and this node stands by. */
+static void stand_by(uint64_t own_lease_ns, int others_s)
+{
+	memset(&world, 0, sizeof world);
+	world.key_lease = OTHERS_LEASE;
+	world.lives = true;
+	world.others_s = others_s;
+	atomic_store(&mode, WORLD);
+	engine_open(own_lease_ns);
+	testing_wait_until(claim_now().kind == CLUSTER_CLAIM_OTHER && atomic_load(&world.lengths));
+	assert_string_equal(claim_now().holder, "b");
+}
+
+/* By whoever deletes it by hand: its holder takes it back. */
+static void a_key_that_is_gone_is_not_taken_while_its_lease_lives(void **state)
+{
+	stand_by(ETCD_MIN_LEASE_NS, 2);
+	unsigned asked = atomic_load(&world.lengths);
+	atomic_store(&world.key_lease, 0);
+	testing_wait_until(atomic_load(&world.lengths) >= asked + 3);
+	assert_int_equal(claim_now().kind, CLUSTER_CLAIM_NONE);
+	assert_int_equal(atomic_load(&world.takes), 0);
+	atomic_store(&world.lives, false);
+	testing_wait_until(claim_now().kind == CLUSTER_CLAIM_HELD);
+	engine_close();
+}
+
+/* This node's own lease is over long before; the other's may not be, by its own count. */
+static void after_an_absence_the_claim_is_left_for_the_others_lease(void **state)
+{
+	stand_by(ETCD_MIN_LEASE_NS, 3600);
+	atomic_store(&mode, AWAY);
+	testing_wait_until(claim_now().why[0]);
+	atomic_store(&world.key_lease, 0); // and etcd comes back without it
+	atomic_store(&world.lives, false);
+	atomic_store(&mode, WORLD);
+	testing_wait_until(!claim_now().why[0]);
+	unsigned asked = atomic_load(&world.ranges);
+	testing_wait_until(atomic_load(&world.ranges) >= asked + 7); // more than its own lease, and a second
+	assert_int_equal(claim_now().kind, CLUSTER_CLAIM_NONE);
+	assert_int_equal(atomic_load(&world.takes), 0);
+	engine_close();
+}
+
+/* Others would wait for the lease to run out, and it may be a long one. */
+static void the_claim_is_given_back_though_etcd_fails(void **state)
+{
+	memset(&world, 0, sizeof world);
+	atomic_store(&mode, WORLD);
+	engine_open(2 * ETCD_MIN_LEASE_NS);
+	testing_wait_until(claim_now().kind == CLUSTER_CLAIM_HELD);
+	atomic_store(&world.range_refused, true);
+	testing_wait_until(claim_now().why[0]);
+	atomic_store(&world.revoke_fails, 1);
+	engine_close();
+	assert_int_equal(atomic_load(&world.revokes), 2);
+	assert_int_equal(atomic_load(&world.key_lease), 0);
+}
+
+/* The engine never gives up, and never asks more often than it should. */
+static void an_etcd_that_always_fails_is_asked_slowly(void **state)
+{
+	struct cluster_state *s;
+	struct cluster_claim claim;
+	const struct cluster_state_config config = engine_config(ETCD_MIN_LEASE_NS);
 	atomic_store(&mode, REFUSE);
 	unsigned before = atomic_load(&calls);
 	uint64_t started = base_clock_now_ns();
@@ -385,6 +565,10 @@ int main(void)
 		cmocka_unit_test_setup_teardown(nobody_is_there_and_the_next_endpoint_is, setup, teardown),
 		cmocka_unit_test_setup_teardown(leases_that_go_wrong, setup, teardown),
 		cmocka_unit_test_setup_teardown(watches_that_go_wrong, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_key_that_is_gone_is_not_taken_while_its_lease_lives, setup, teardown),
+		cmocka_unit_test_setup_teardown(
+			after_an_absence_the_claim_is_left_for_the_others_lease, setup, teardown),
+		cmocka_unit_test_setup_teardown(the_claim_is_given_back_though_etcd_fails, setup, teardown),
 		cmocka_unit_test_setup_teardown(an_etcd_that_always_fails_is_asked_slowly, setup, teardown),
 	};
 	return cmocka_run_group_tests(tests, setup_all, teardown_all);
