@@ -421,14 +421,21 @@ static int plan(void *context, const struct cluster_view *view, struct cluster_p
 
 /* ---- the group ---- */
 
+/* The number that was found for cluster.address at the start serves as long as it is this machine's: then the resolver is not asked
+ * while a group connects. */
 static int listen_for_group(void *context, struct cluster_member *ret_self, struct base_error *e)
 {
 	struct server_fleet *f = context;
-	const char *host = f->entry->server->address;
+	const struct server *s = f->entry->server;
 	char address[CLUSTER_RESOLVED_BYTES];
 	int status = 0;
+	if (f->listen_fd >= 0 && !cluster_resolve_is_here(f->self.host)) {
+		close(f->listen_fd);
+		f->listen_fd = -1;
+	}
 	if (f->listen_fd < 0) {
 		const struct link_patience *p = f->patience;
+		const char *host = cluster_resolve_is_here(s->address) ? s->address : s->config.cluster.address;
 		status = cluster_resolve_looking(host, p->look, p->context, address, e);
 		if (!status)
 			status = link_rendezvous_listen(address, 0, 0, &f->listen_fd, &f->self.port, e);

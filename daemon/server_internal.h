@@ -73,7 +73,7 @@ struct server {
 	char rank_path[512];
 	char drive[64]; // of the store
 	char address
-		[CONFIG_TEXT_BYTES]; // cluster.address as a number, so that nobody asks a resolver while a group connects
+		[CONFIG_TEXT_BYTES]; // cluster.address as a number, at the start: nobody asks a resolver while a group connects
 	struct cluster_coordinator *coordinator; // NULL: none
 	char join[2 * CONFIG_TEXT_BYTES]; // of the worker: this node's socket, other coordinators
 	struct cluster_worker *worker; // lock; NULL: none

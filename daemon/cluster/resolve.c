@@ -178,3 +178,15 @@ int cluster_resolve_own(const char *towards, char out[static CLUSTER_RESOLVED_BY
 	freeaddrinfo(list);
 	return status;
 }
+
+bool cluster_resolve_is_here(const char *number)
+{
+	const struct addrinfo numeric = {.ai_socktype = SOCK_DGRAM, .ai_flags = AI_NUMERICHOST};
+	struct addrinfo *list = NULL;
+	if (getaddrinfo(number, "0", &numeric, &list) != 0)
+		return false;
+	_cleanup_close_ int fd = socket(list->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	bool gone = fd >= 0 && bind(fd, list->ai_addr, list->ai_addrlen) < 0 && errno == EADDRNOTAVAIL;
+	freeaddrinfo(list);
+	return !gone;
+}

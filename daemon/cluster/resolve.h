@@ -4,6 +4,8 @@
  */
 #pragma once
 
+#include <stdbool.h>
+
 #include "base/error.h"
 
 #define CLUSTER_RESOLVED_BYTES 46u
@@ -18,3 +20,5 @@ int cluster_resolve_looking(const char *host, int (*look)(void *context, struct 
 	char out[static CLUSTER_RESOLVED_BYTES], struct base_error *e);
 /* Which of this machine's addresses reaches that host, as the routes are now. */
 int cluster_resolve_own(const char *towards, char out[static CLUSTER_RESOLVED_BYTES], struct base_error *e);
+/* Whether that numeric address is one of this machine's, now. A name is none. Does not block. */
+bool cluster_resolve_is_here(const char *number);

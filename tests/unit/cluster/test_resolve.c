@@ -2,6 +2,7 @@
 // Names to addresses, with a resolver that never answers in time.
 #include "tests/lib/testing.h"
 
+#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <netdb.h>
@@ -21,10 +22,11 @@ int getaddrinfo(const char *host, const char *port, const struct addrinfo *hints
 	static struct sockaddr_in six = {.sin_family = AF_INET};
 	static struct addrinfo info = {
 		.ai_family = AF_INET, .ai_addrlen = sizeof six, .ai_addr = (struct sockaddr *)&six};
-	bool numeric = strcmp(host, "10.0.0.6") == 0;
+	bool numeric = inet_pton(AF_INET, host, &six.sin_addr) == 1;
 	if (!numeric && hints->ai_flags & AI_NUMERICHOST)
 		return EAI_NONAME;
-	six.sin_addr.s_addr = htonl(0x0a000006);
+	if (!numeric)
+		six.sin_addr.s_addr = htonl(0x0a000006);
 	*ret_list = &info;
 	if (numeric)
 		return 0;
@@ -51,6 +53,15 @@ static void a_number_asks_nobody(void **state)
 	assert_int_equal(atomic_load(&asked), 1);
 	assert_int_equal(cluster_resolve("unknown.test", text, &e), -EINVAL);
 	assert_non_null(strstr(e.message, "host unknown.test: "));
+}
+
+static void an_address_is_here_or_not(void **state)
+{
+	uint32_t before = atomic_load(&asked);
+	assert_true(cluster_resolve_is_here("127.0.0.1"));
+	assert_false(cluster_resolve_is_here("192.0.2.1")); // of no network that there is
+	assert_false(cluster_resolve_is_here("six.test"));
+	assert_int_equal(atomic_load(&asked), before);
 }
 
 static uint32_t threads(void)
@@ -110,6 +121,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_number_asks_nobody),
+		cmocka_unit_test(an_address_is_here_or_not),
 		cmocka_unit_test(a_resolver_that_is_silent_is_not_waited_for),
 		cmocka_unit_test(a_wait_looks_up),
 	};
