@@ -381,6 +381,10 @@ static int raise_epoch(struct cluster_fleet *f, uint64_t *ret_epoch, struct base
 {
 	struct cluster_coordinator *c = f->coordinator;
 	pthread_mutex_lock(&c->lock);
+	if (f->state != FLEET_PREPARED) { // what is left of `coming` must not replace the plan that the record has
+		pthread_mutex_unlock(&c->lock);
+		return base_error_set(e, -EAGAIN, "a node was lost meanwhile");
+	}
 	struct cluster_record *r = &c->record;
 	*ret_epoch = ++r->epoch;
 	struct cluster_state_plan *p = plan_place(f);

@@ -442,6 +442,47 @@ static void a_loss_while_it_is_prepared(void **state)
 	scene_destroy(s);
 }
 
+static int lose_one(void *context, struct cluster_member *ret_self, struct base_error *e)
+{
+	leave(context, 1);
+	*ret_self = (struct cluster_member){.host = "127.0.0.1", .port = 999};
+	return 0;
+}
+
+/* While the coordinator opens its socket, without its lock: the plan of the record stays the one of the last group. */
+static void a_loss_before_the_epoch(void **state)
+{
+	struct scene *s = scene_create(2);
+	struct base_error e = {0};
+	join(s, 0);
+	join(s, 1);
+	run(s, (uint32_t[]){0, 1}, 2);
+	assert_int_equal(s->group.epoch, 1);
+	world_close(&s->world);
+	int (*listen)(void *, struct cluster_member *, struct base_error *) = s->world.model.listen;
+	s->world.model.listen = lose_one;
+	world_open(&s->world);
+	join(s, 0);
+	join(s, 1);
+	assert_int_equal(gather(s, &e), -EAGAIN);
+	for (uint32_t i = 0; i < 2; i++) {
+		read_node(&s->node[i]);
+		prepared(&s->node[i]);
+	}
+	assert_int_equal(gather(s, &e), -EAGAIN);
+	assert_non_null(strstr(e.message, "a node was lost meanwhile"));
+	/* A coordinator that starts again knows whom it waits for. */
+	world_close(&s->world);
+	s->world.model.listen = listen;
+	world_open(&s->world);
+	join(s, 0);
+	join(s, 1);
+	run(s, (uint32_t[]){0, 1}, 2);
+	assert_string_equal(s->previous, "n0n1");
+	assert_int_equal(s->group.epoch, 2);
+	scene_destroy(s);
+}
+
 static void a_node_that_cannot(void **state)
 {
 	struct scene *s = scene_create(2);
@@ -783,6 +824,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(two_nodes_and_a_loss),
 		cmocka_unit_test(a_loss_while_it_is_prepared),
+		cmocka_unit_test(a_loss_before_the_epoch),
 		cmocka_unit_test(stores_are_mended),
 		cmocka_unit_test(spares_are_what_a_loss_needs),
 		cmocka_unit_test(spares_of_a_group),
