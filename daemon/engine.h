@@ -82,6 +82,7 @@ struct engine_config {
 	uint32_t max_new_tokens; // a request that asks for none or more gets this
 	uint64_t batch_wait_ns; // batching window, used when weights are cold
 	uint64_t stuck_ns; // no result for that long: the rank is given up as lost
+	uint64_t connect_ns; // for ranks to start and say hello; 0: 20 s
 	uint32_t max_restarts; // in a row without a pass in between, or requests that end for it in a row; then FAILED
 	double bound_pass_ns_disk, bound_pass_ns_memory; // the parts of the bound that do not depend on positions
 	double bound_token_ns_compute; // and the one that does, for each position

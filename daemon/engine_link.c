@@ -342,7 +342,8 @@ static bool send_assign(struct engine *e, uint32_t rank)
 
 void engine_link_start(struct engine *e)
 {
-	const struct link_patience patience = {base_clock_now_ns() + ENGINE_CONNECT_NS, engine_look_up, e};
+	uint64_t connect_ns = e->config.connect_ns ? e->config.connect_ns : ENGINE_CONNECT_NS;
+	const struct link_patience patience = {base_clock_now_ns() + connect_ns, engine_look_up, e};
 	struct base_error error = {0};
 	char name[48];
 	int status;

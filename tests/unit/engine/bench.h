@@ -17,6 +17,7 @@
 
 #define READERS 16
 #define SECOND BASE_NS_PER_SECOND
+#define LONG_NS (10 * TESTING_PATIENCE_NS) // what waits for that does not end in time
 
 struct reader { // a sink that keeps everything
 	pthread_mutex_t lock;
@@ -134,7 +135,8 @@ static inline struct bench *bench_create(void)
 		.context_tokens = 512,
 		.max_new_tokens = 256,
 		.batch_wait_ns = 5000000,
-		.stuck_ns = 20 * SECOND,
+		.stuck_ns = LONG_NS,
+		.connect_ns = LONG_NS,
 		.max_restarts = 3,
 		.bound_pass_ns_disk = 500,
 		.events = {.event = on_event, .context = b},
