@@ -49,7 +49,13 @@ static void killed_writers_leave_nothing_that_opens(void **state)
 	for (int round = 0; round < 24; round++) {
 		pid_t child = fork();
 		assert_true(child >= 0);
+		uint64_t most = fixture_random(&seed) % (PIECES * PIECE_BYTES);
 		if (child == 0) {
+			struct rlimit limit = {most, most}, none = {0};
+			setrlimit(RLIMIT_CORE, &none);
+			signal(SIGXFSZ, SIG_DFL);
+			if (round % 4 == 0) // killed at a byte, and not at a time
+				setrlimit(RLIMIT_FSIZE, &limit);
 			fixture_store(f->fd, "layer", EXTENT, PIECES, PIECE_BYTES, 5);
 			_exit(0);
 		}

