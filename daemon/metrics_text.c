@@ -234,16 +234,35 @@ static void write_states(const struct snapshot *s, FILE *out)
 	}
 }
 
-static const char *rank_labels(const struct engine_load *l, uint32_t rank, char out[static 48])
+#define RANK_LABELS_BYTES (MAX_LABEL_BYTES * 2 + 64)
+
+static const char *rank_labels(
+	const struct snapshot *s, uint32_t model, uint32_t rank, char out[static RANK_LABELS_BYTES])
 {
-	uint32_t parts = l->parts ? l->parts : 1;
-	snprintf(out, 48, "stage=\"%" PRIu32 "\",tp_rank=\"%" PRIu32 "\"", rank / parts, rank % parts);
+	const struct server_model_info *m = &s->models[model];
+	uint32_t parts = m->load.parts ? m->load.parts : 1;
+	char node[MAX_LABEL_BYTES * 2];
+	escape(m->node[rank][0] ? m->node[rank] : server_machine(s->server)->host, node);
+	snprintf(out, RANK_LABELS_BYTES, "node=\"%s\",stage=\"%" PRIu32 "\",tp_rank=\"%" PRIu32 "\"", node,
+		rank / parts, rank % parts);
+	return out;
+}
+
+// Of this node the drive's name is known. A rank elsewhere has the label of its node alone.
+static const char *drive_label(
+	const struct snapshot *s, uint32_t model, uint32_t rank, char out[static MAX_LABEL_BYTES * 2 + 16])
+{
+	const char *node = s->models[model].node[rank];
+	char drive[MAX_LABEL_BYTES * 2];
+	out[0] = '\0';
+	if (!node[0] || strcmp(node, server_config(s->server)->cluster.node) == 0)
+		snprintf(out, MAX_LABEL_BYTES * 2 + 16, ",device=\"%s\"", escape(server_store_drive(s->server), drive));
 	return out;
 }
 
 static void write_fields(const struct snapshot *s, FILE *out)
 {
-	char name[MAX_LABEL_BYTES * 2], labels[48];
+	char name[MAX_LABEL_BYTES * 2], labels[RANK_LABELS_BYTES], drive[MAX_LABEL_BYTES * 2 + 16];
 	for (size_t f = 0; f < base_array_size(model_fields); f++) {
 		family(out, model_fields[f].name, model_fields[f].type, model_fields[f].help);
 		for (uint32_t i = 0; i < s->count; i++) {
@@ -252,15 +271,14 @@ static void write_fields(const struct snapshot *s, FILE *out)
 			field_value(out, &model_fields[f], &s->models[i].load);
 		}
 	}
-	const char *drive = server_store_drive(s->server);
 	for (size_t f = 0; f < base_array_size(stage_fields); f++) {
 		bool offload = strncmp(stage_fields[f].name, "offload_", 8) == 0;
 		family(out, stage_fields[f].name, stage_fields[f].type, stage_fields[f].help);
 		for (uint32_t i = 0; i < s->count; i++) {
 			for (uint32_t rank = 0; rank < s->models[i].load.ranks; rank++) {
-				fprintf(out, "thaw_%s{model_name=\"%s\",%s%s%s%s}", stage_fields[f].name,
-					escape(s->models[i].name, name), rank_labels(&s->models[i].load, rank, labels),
-					offload ? ",device=\"" : "", offload ? drive : "", offload ? "\"" : "");
+				fprintf(out, "thaw_%s{model_name=\"%s\",%s%s}", stage_fields[f].name,
+					escape(s->models[i].name, name), rank_labels(s, i, rank, labels),
+					offload ? drive_label(s, i, rank, drive) : "");
 				field_value(out, &stage_fields[f], &s->models[i].load.stats[rank]);
 			}
 		}
@@ -269,7 +287,7 @@ static void write_fields(const struct snapshot *s, FILE *out)
 
 static void write_stage_sums(const struct snapshot *s, FILE *out)
 {
-	char name[MAX_LABEL_BYTES * 2], labels[48];
+	char name[MAX_LABEL_BYTES * 2], labels[RANK_LABELS_BYTES], drive[MAX_LABEL_BYTES * 2 + 16];
 	family(out, "stage_bubble_seconds_total", "counter",
 		"Time in passes without computing: waits for reads and others.");
 	for (uint32_t i = 0; i < s->count; i++) {
@@ -278,31 +296,29 @@ static void write_stage_sums(const struct snapshot *s, FILE *out)
 			uint64_t ns = r->pass_ns > r->compute_ns ? r->pass_ns - r->compute_ns : 0;
 			fprintf(out,
 				"thaw_stage_bubble_seconds_total{model_name=\"%s\",%s} %" PRIu64 ".%09" PRIu64 "\n",
-				escape(s->models[i].name, name), rank_labels(&s->models[i].load, rank, labels),
-				ns / 1000000000, ns % 1000000000);
+				escape(s->models[i].name, name), rank_labels(s, i, rank, labels), ns / 1000000000,
+				ns % 1000000000);
 		}
 	}
 	family(out, "offload_read_seconds", "summary", "Latencies of the reads of cold extents.");
 	for (uint32_t i = 0; i < s->count; i++) {
 		for (uint32_t rank = 0; rank < s->models[i].load.ranks; rank++) {
 			const struct offload_stream_stats *o = &s->models[i].load.stats[rank].stream;
-			const char *drive = server_store_drive(s->server);
 			escape(s->models[i].name, name);
-			rank_labels(&s->models[i].load, rank, labels);
+			rank_labels(s, i, rank, labels);
+			drive_label(s, i, rank, drive);
 			fprintf(out,
-				"thaw_offload_read_seconds_sum{model_name=\"%s\",%s,device=\"%s\"} %" PRIu64
-				".%09" PRIu64 "\n",
+				"thaw_offload_read_seconds_sum{model_name=\"%s\",%s%s} %" PRIu64 ".%09" PRIu64 "\n",
 				name, labels, drive, o->read_latency_ns / 1000000000, o->read_latency_ns % 1000000000);
-			fprintf(out,
-				"thaw_offload_read_seconds_count{model_name=\"%s\",%s,device=\"%s\"} %" PRIu64 "\n",
-				name, labels, drive, o->reads);
+			fprintf(out, "thaw_offload_read_seconds_count{model_name=\"%s\",%s%s} %" PRIu64 "\n", name,
+				labels, drive, o->reads);
 		}
 	}
 }
 
 static void write_memory(const struct snapshot *s, FILE *out)
 {
-	char name[MAX_LABEL_BYTES * 2], labels[48];
+	char name[MAX_LABEL_BYTES * 2], labels[RANK_LABELS_BYTES];
 	family(out, "memory_bytes", "gauge", "Where the bytes of each rank live.");
 	for (uint32_t i = 0; i < s->count; i++)
 		for (uint32_t rank = 0; rank < s->models[i].load.ranks; rank++)
@@ -310,8 +326,8 @@ static void write_memory(const struct snapshot *s, FILE *out)
 				fprintf(out,
 					"thaw_memory_bytes{model_name=\"%s\",%s,device=\"CPU%" PRIu32
 					"\",tier=\"%s\",component=\"%s\"} %" PRIu64 "\n",
-					escape(s->models[i].name, name), rank_labels(&s->models[i].load, rank, labels),
-					rank, memory_parts[p].tier, memory_parts[p].component,
+					escape(s->models[i].name, name), rank_labels(s, i, rank, labels), rank,
+					memory_parts[p].tier, memory_parts[p].component,
 					*(const uint64_t *)((const char *)&s->models[i].load.placement[rank] +
 							    memory_parts[p].offset));
 	family(out, "memory_plan_bytes", "gauge", "Budgets that the plan decided.");
@@ -330,7 +346,7 @@ static void write_memory(const struct snapshot *s, FILE *out)
 		for (uint32_t rank = 0; rank < s->models[i].load.ranks; rank++)
 			if (s->models[i].load.placement[rank].engine[0])
 				fprintf(out, "thaw_io_uring_available{model_name=\"%s\",%s} %d\n",
-					escape(s->models[i].name, name), rank_labels(&s->models[i].load, rank, labels),
+					escape(s->models[i].name, name), rank_labels(s, i, rank, labels),
 					strcmp(s->models[i].load.placement[rank].engine, "uring") == 0);
 }
 
@@ -398,6 +414,7 @@ static void write_transfer(const struct snapshot *s, FILE *out)
 static void write_cluster(const struct snapshot *s, FILE *out)
 {
 	struct server_cluster_load c;
+	char name[MAX_LABEL_BYTES * 2];
 	if (!server_cluster_load(s->server, &c))
 		return;
 	fprintf(out, "# HELP thaw_cluster_nodes Nodes of the cluster by state.\n# TYPE thaw_cluster_nodes gauge\n");
@@ -409,6 +426,9 @@ static void write_cluster(const struct snapshot *s, FILE *out)
 	fprintf(out, "# HELP thaw_cluster_node_losses_total Nodes that were lost since the coordinator started.\n"
 		     "# TYPE thaw_cluster_node_losses_total counter\n");
 	fprintf(out, "thaw_cluster_node_losses_total %llu\n", (unsigned long long)c.losses);
+	family(out, "peer_up", "gauge", "1: the cluster hears of the node. One that left by itself is not listed.");
+	for (uint32_t i = 0; i < c.peers_count; i++)
+		fprintf(out, "thaw_peer_up{peer=\"%s\"} %d\n", escape(c.peers[i].name, name), c.peers[i].up);
 }
 
 int metrics_write(struct server *server, FILE *out)

@@ -99,9 +99,15 @@ int server_cluster_join(struct server *s, struct base_error *e);
 /* "worker of lab: joined head, 1 rank", for people; false: this node is no mere worker. */
 bool server_worker_text(struct server *s, char *out, size_t room);
 void server_cluster_leave(struct server *s); // before rpc stops
+#define SERVER_MAX_PEERS 64u
 struct server_cluster_load {
 	uint32_t ready, lost, draining; // nodes
 	uint64_t epoch, losses;
+	struct {
+		char name[64];
+		bool up; // heard of lately
+	} peers[SERVER_MAX_PEERS]; // this node too, if it computes; none that left
+	uint32_t peers_count;
 };
 struct server_transfer { // of models' files between nodes, bytes since the start
 	bool pulls, serves; // this node computes, coordinates

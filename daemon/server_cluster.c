@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,6 +22,9 @@ struct cluster_coordinator *server_coordinator(struct server *s)
 	return s->coordinator;
 }
 
+static_assert(SERVER_MAX_PEERS == CLUSTER_MAX_NODES &&
+	      sizeof((struct server_cluster_load *)NULL)->peers[0].name == CLUSTER_NAME_BYTES);
+
 bool server_cluster_load(struct server *s, struct server_cluster_load *ret_load)
 {
 	if (!s->coordinator)
@@ -33,6 +37,10 @@ bool server_cluster_load(struct server *s, struct server_cluster_load *ret_load)
 		ret_load->lost += infos[i].state == CLUSTER_NODE_LOST;
 		ret_load->draining += infos[i].draining;
 		ret_load->losses += infos[i].losses;
+		if (infos[i].state == CLUSTER_NODE_LEFT)
+			continue;
+		ret_load->peers[ret_load->peers_count].up = infos[i].state == CLUSTER_NODE_READY;
+		memcpy(ret_load->peers[ret_load->peers_count++].name, infos[i].name, sizeof infos[i].name);
 	}
 	return true;
 }

@@ -14,6 +14,7 @@
 
 #define TOP_NS BASE_NS_PER_SECOND
 #define TOP_MODELS 16u
+#define TOP_RANKS 16u
 
 static void add_shard(struct ctl_table *t, const Thaw__Admin__V1__Placement *p, const Thaw__Admin__V1__Shard *s)
 {
@@ -208,20 +209,38 @@ int ctl_verb_plan(struct ctl *c)
 
 /* top: rates are of the time between two looks, or since the start in the first one. */
 
-struct sums { // of a model's ranks
+struct sums { // of a rank, or of all of a model
 	uint64_t wall_ns, read_bytes, stall_ns, compute_ns, pass_ns;
 };
 
-static struct sums sum_ranks(const Thaw__Admin__V1__ModelLoad *m, uint64_t wall_ns)
+struct before { // of a model, as it was the last time
+	struct sums all, ranks[TOP_RANKS];
+};
+
+static void add_rank(struct sums *s, const Thaw__Admin__V1__RankLoad *r)
 {
-	struct sums s = {.wall_ns = wall_ns};
-	for (size_t i = 0; i < m->n_ranks; i++) {
-		s.read_bytes += m->ranks[i]->read_bytes;
-		s.stall_ns += m->ranks[i]->stall_ns;
-		s.compute_ns += m->ranks[i]->compute_ns;
-		s.pass_ns += m->ranks[i]->pass_ns;
+	s->read_bytes += r->read_bytes;
+	s->stall_ns += r->stall_ns;
+	s->compute_ns += r->compute_ns;
+	s->pass_ns += r->pass_ns;
+}
+
+/* What came since `before`, which becomes now; wall_ns of it is the time between. */
+static struct sums take_difference(struct sums now, struct sums *before)
+{
+	struct sums d = now;
+	bool restarted = now.pass_ns < before->pass_ns || now.compute_ns < before->compute_ns ||
+			 now.stall_ns < before->stall_ns || now.read_bytes < before->read_bytes;
+	d.wall_ns = now.pass_ns;
+	if (before->wall_ns && !restarted) {
+		d.read_bytes -= before->read_bytes;
+		d.stall_ns -= before->stall_ns;
+		d.compute_ns -= before->compute_ns;
+		d.pass_ns -= before->pass_ns;
+		d.wall_ns = now.wall_ns - before->wall_ns;
 	}
-	return s;
+	*before = now;
+	return d;
 }
 
 static double share(uint64_t part, uint64_t whole)
@@ -229,20 +248,23 @@ static double share(uint64_t part, uint64_t whole)
 	return whole ? 100.0 * (double)part / (double)whole : 0;
 }
 
+// BUBBLE%, STALL%, NVMe
+static void add_rates(struct ctl_table *t, const struct sums *d)
+{
+	char text[CTL_SIZE_BYTES];
+	ctl_table_cell(t, "%.0f", share(d->pass_ns > d->compute_ns ? d->pass_ns - d->compute_ns : 0, d->pass_ns));
+	ctl_table_cell(t, "%.0f", share(d->stall_ns, d->pass_ns));
+	ctl_table_cell(t, "%s", ctl_rate(d->wall_ns ? (double)d->read_bytes * 1e9 / (double)d->wall_ns : 0, text));
+}
+
 static void add_load(struct ctl_table *t, const Thaw__Admin__V1__ModelLoad *m, uint64_t wall_ns, struct sums *before)
 {
 	static const char *const states[] = {"loading", "ready", "recovering", "draining", "failed", "stopped"};
 	char text[CTL_SIZE_BYTES];
-	struct sums now = sum_ranks(m, wall_ns), d = now;
-	bool restarted = now.pass_ns < before->pass_ns;
-	if (before->wall_ns && !restarted) {
-		d.read_bytes -= before->read_bytes;
-		d.stall_ns -= before->stall_ns;
-		d.compute_ns -= before->compute_ns;
-		d.pass_ns -= before->pass_ns;
-	}
-	uint64_t between = before->wall_ns && !restarted ? wall_ns - before->wall_ns : d.pass_ns;
-	*before = now;
+	struct sums now = {.wall_ns = wall_ns};
+	for (size_t i = 0; i < m->n_ranks; i++)
+		add_rank(&now, m->ranks[i]);
+	struct sums d = take_difference(now, before);
 	ctl_table_cell(t, "%s", m->model);
 	ctl_table_cell(t, "%" PRIu32, m->running);
 	ctl_table_cell(t, "%" PRIu32, m->waiting);
@@ -250,9 +272,7 @@ static void add_load(struct ctl_table *t, const Thaw__Admin__V1__ModelLoad *m, u
 	ctl_table_cell(t, "%s", ctl_seconds(m->inter_token ? m->inter_token->p95_seconds : 0, text));
 	ctl_table_cell(t, "%.1f", m->tokens_per_second);
 	ctl_table_cell(t, "%.0f", 100 * m->kv_usage_ratio);
-	ctl_table_cell(t, "%.0f", share(d.pass_ns > d.compute_ns ? d.pass_ns - d.compute_ns : 0, d.pass_ns));
-	ctl_table_cell(t, "%.0f", share(d.stall_ns, d.pass_ns));
-	ctl_table_cell(t, "%s", ctl_rate(between ? (double)d.read_bytes * 1e9 / (double)between : 0, text));
+	add_rates(t, &d);
 	ctl_table_cell(t, "%.2f", m->achieved_ratio);
 	ctl_table_cell(t, "%s", m->binding[0] ? m->binding : "-");
 	ctl_table_cell(t, "%" PRIu64, m->generated_tokens_total);
@@ -260,7 +280,36 @@ static void add_load(struct ctl_table *t, const Thaw__Admin__V1__ModelLoad *m, u
 	ctl_table_cell(t, "%s", m->state < base_array_size(states) ? states[m->state] : "?");
 }
 
-static int top_once(struct ctl *c, struct sums *before)
+// Of one rank the model's row has said all.
+static void print_ranks(struct ctl *c, const Thaw__Admin__V1__GetLoadReply *reply, struct before *before)
+{
+	static const struct ctl_column columns[] = {{"NODE", false, false}, {"MODEL", false, false},
+		{"STAGE", false, false}, {"BUSY%", true, false}, {"BUBBLE%", true, false}, {"STALL%", true, false},
+		{"NVMe", true, false}, {"PASSES", true, true}};
+	struct ctl_table t;
+	ctl_table_init(&t, columns, base_array_size(columns));
+	for (size_t i = 0; i < reply->n_models && i < TOP_MODELS; i++) {
+		const Thaw__Admin__V1__ModelLoad *m = reply->models[i];
+		for (size_t k = 0; m->n_ranks > 1 && k < m->n_ranks && k < TOP_RANKS; k++) {
+			const Thaw__Admin__V1__RankLoad *r = m->ranks[k];
+			struct sums now = {.wall_ns = reply->wall_ns};
+			add_rank(&now, r);
+			struct sums d = take_difference(now, &before[i].ranks[k]);
+			ctl_table_cell(&t, "%s", r->node[0] ? r->node : "-");
+			ctl_table_cell(&t, "%s", m->model);
+			ctl_table_cell(&t, "%" PRIu32 ".%" PRIu32, r->stage, r->tp_rank);
+			ctl_table_cell(&t, "%.0f", share(d.compute_ns, d.wall_ns));
+			add_rates(&t, &d);
+			ctl_table_cell(&t, "%" PRIu64, r->passes);
+		}
+	}
+	if (!t.cells_count)
+		return;
+	fprintf(c->out, "\n");
+	ctl_table_print(&t, c);
+}
+
+static int top_once(struct ctl *c, struct before *before)
 {
 	static const struct ctl_column columns[] = {{"MODEL", false, false}, {"RUN", true, false},
 		{"WAIT", true, false}, {"TTFTp95", true, false}, {"ITLp95", true, false}, {"TOK/S", true, false},
@@ -282,8 +331,9 @@ static int top_once(struct ctl *c, struct sums *before)
 			fprintf(c->out, "\033[H\033[2J");
 		ctl_table_init(&t, columns, base_array_size(columns));
 		for (size_t i = 0; i < reply->n_models && i < TOP_MODELS; i++)
-			add_load(&t, reply->models[i], reply->wall_ns, &before[i]);
+			add_load(&t, reply->models[i], reply->wall_ns, &before[i].all);
 		ctl_table_print(&t, c);
+		print_ranks(c, reply, before);
 		fflush(c->out);
 	}
 	ctl_free(reply);
@@ -292,7 +342,7 @@ static int top_once(struct ctl *c, struct sums *before)
 
 int ctl_verb_top(struct ctl *c)
 {
-	struct sums before[TOP_MODELS] = {0};
+	struct before before[TOP_MODELS] = {0};
 	uint64_t pause_ns = c->options.watch_ns ? c->options.watch_ns : TOP_NS;
 	bool once = c->options.once || (!c->out_terminal && !c->options.watch_ns);
 	struct timespec pause = {(time_t)(pause_ns / BASE_NS_PER_SECOND), (long)(pause_ns % BASE_NS_PER_SECOND)};

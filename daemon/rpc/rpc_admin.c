@@ -105,7 +105,7 @@ static void get_load(struct rpc_call *c, const ProtobufCMessage *request)
 	for (int i = 0; i < count; i++) {
 		struct engine_histograms h;
 		bool known = find_histograms(c, &infos[i], &h);
-		rpc_convert_load(&infos[i], known ? &h : NULL, &loads[i]);
+		rpc_convert_load(&infos[i], known ? &h : NULL, server_machine(daemon_of(c)), &loads[i]);
 		list[i] = &loads[i].load;
 	}
 	reply.n_models = (size_t)count;

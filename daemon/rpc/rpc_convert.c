@@ -127,8 +127,13 @@ static void convert_rank(const struct rank_stats *s, Thaw__Admin__V1__RankLoad *
 	out->verify_ns = s->stream.verify_ns;
 }
 
-void rpc_convert_load(
-	const struct server_model_info *i, const struct engine_histograms *h, struct rpc_convert_load *out)
+static const char *node_of(const struct server_model_info *i, uint32_t rank, const struct topology_machine *machine)
+{
+	return i->node[rank][0] ? i->node[rank] : machine->host;
+}
+
+void rpc_convert_load(const struct server_model_info *i, const struct engine_histograms *h,
+	const struct topology_machine *machine, struct rpc_convert_load *out)
 {
 	const struct engine_load *l = &i->load;
 	Thaw__Admin__V1__ModelLoad *m = &out->load;
@@ -162,6 +167,9 @@ void rpc_convert_load(
 	m->ranks = out->rank_list;
 	for (size_t s = 0; s < m->n_ranks; s++) {
 		convert_rank(&l->stats[s], &out->ranks[s]);
+		out->ranks[s].stage = (uint32_t)s / (l->parts ? l->parts : 1);
+		out->ranks[s].tp_rank = (uint32_t)s % (l->parts ? l->parts : 1);
+		out->ranks[s].node = (char *)node_of(i, (uint32_t)s, machine);
 		out->rank_list[s] = &out->ranks[s];
 	}
 	if (h) {
@@ -224,7 +232,7 @@ static void convert_shard(const struct server_model_info *i, uint32_t rank, cons
 	snprintf(out->devices[rank], sizeof(out->devices[rank]), "CPU%u", rank);
 	m->stage = rank / (i->load.parts ? i->load.parts : 1);
 	m->tp_rank = slice->tp_rank;
-	m->node = (char *)(i->node[rank][0] ? i->node[rank] : machine->host);
+	m->node = (char *)node_of(i, rank, machine);
 	m->device = out->devices[rank];
 	m->first_layer = slice->first_layer;
 	m->last_layer = slice->first_layer + slice->layers - (slice->layers > 0);

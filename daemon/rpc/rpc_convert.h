@@ -16,8 +16,8 @@ struct rpc_convert_load { // a load and what it points to
 	Thaw__Admin__V1__RankLoad ranks[16], *rank_list[16];
 	Thaw__Admin__V1__Latency first_token, inter_token;
 };
-void rpc_convert_load(
-	const struct server_model_info *i, const struct engine_histograms *h, struct rpc_convert_load *out);
+void rpc_convert_load(const struct server_model_info *i, const struct engine_histograms *h,
+	const struct topology_machine *machine, struct rpc_convert_load *out);
 
 struct rpc_convert_placement {
 	Thaw__Admin__V1__Placement placement;

@@ -302,7 +302,7 @@ class Fleet(unittest.TestCase):
     def test_node_without_the_model(self):
         """A node without a copy pulls the bytes of its layers and no others, and nothing that it has; another file is no copy."""
         c = self.cluster()
-        a = c.node("a", "cluster.nodes=2")
+        a = c.node("a", "cluster.nodes=2", "listen.metrics=127.0.0.1:" + str(free_port()))
         c.hide_model(a.make_model())
         b = c.node("b", "listen.metrics=127.0.0.1:" + str(free_port()))
         a.start()
@@ -310,6 +310,8 @@ class Fleet(unittest.TestCase):
         a.wait_ready()
         self.at_work(c, 2)
         want = a.generate("some words", 10)
+        self.assertEqual({r["node"] for r in json.loads(a.ctl("top", "--once").stdout)["models"][0]["ranks"]}, {"a", "b"})
+        self.assertEqual(a.metric('thaw_peer_up{peer="b"}'), 1)
         pulled, size = b.metric("thaw_pulled_bytes_total"), os.path.getsize(a.path("tiny.gguf"))
         self.assertGreater(pulled, size / 4)
         self.assertLess(pulled, size / 1.2)

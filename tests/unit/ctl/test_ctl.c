@@ -694,6 +694,51 @@ static void reload_and_explain_print_what_the_daemon_says(void **state)
 	drop(&s);
 }
 
+static void top_has_a_row_for_each_rank_of_several(void **state)
+{
+	Thaw__Admin__V1__RankLoad ranks[2] = {THAW__ADMIN__V1__RANK_LOAD__INIT, THAW__ADMIN__V1__RANK_LOAD__INIT};
+	Thaw__Admin__V1__RankLoad *list[] = {&ranks[0], &ranks[1]};
+	Thaw__Admin__V1__ModelLoad model = THAW__ADMIN__V1__MODEL_LOAD__INIT, *models[] = {&model};
+	Thaw__Admin__V1__GetLoadReply reply = THAW__ADMIN__V1__GET_LOAD_REPLY__INIT;
+	for (uint32_t i = 0; i < 2; i++) {
+		ranks[i].node = (char *)(i ? "other" : "head");
+		ranks[i].stage = i;
+		ranks[i].passes = 10;
+		ranks[i].pass_ns = 1000000000;
+		ranks[i].compute_ns = i ? 250000000 : 900000000;
+	}
+	ranks[1].tp_rank = 1;
+	ranks[1].stall_ns = 500000000;
+	ranks[1].read_bytes = 2500000000;
+	model.model = (char *)"smol";
+	model.state = THAW__ADMIN__V1__ENGINE_STATE__ENGINE_STATE_READY;
+	model.ranks = list;
+	model.n_ranks = 2;
+	reply.models = models;
+	reply.n_models = 1;
+	reply.wall_ns = 7;
+	answer("/thaw.admin.v1.Admin/GetLoad", &reply);
+	static const char row[] =
+		"MODEL  RUN  WAIT  TTFTp95  ITLp95  TOK/S  KV%  BUBBLE%  STALL%     NVMe  OF-BOUND  BINDS  STATE\n"
+		"smol     0     0        -       -    0.0    0       42      25  1.2GB/s      0.00  -      ready\n";
+	char both[1024];
+	snprintf(both, sizeof both, "%s%s", row,
+		"\nNODE   MODEL  STAGE  BUSY%  BUBBLE%  STALL%     NVMe\n"
+		"head   smol   0.0       90       10       0        -\n"
+		"other  smol   1.1       25       75      50  2.5GB/s\n");
+	expect(RUN("top", "--once"), CTL_OK, both, "");
+	struct json_object *o = parse_json(RUN("top", "--once", "-o", "json"));
+	struct json_object *m = json_object_array_get_idx(json_object_object_get(o, "models"), 0);
+	struct json_object *r = json_object_array_get_idx(json_object_object_get(m, "ranks"), 1);
+	assert_string_equal(json_object_get_string(json_object_object_get(r, "node")), "other");
+	assert_int_equal(json_object_get_int(json_object_object_get(r, "tp_rank")), 1);
+	json_object_put(o);
+	model.n_ranks = 1; // says no more than its model does
+	struct shown s = RUN("top", "--once");
+	assert_null(strstr(s.out, "BUSY%"));
+	drop(&s);
+}
+
 static void topology_shows_all_nodes_of_a_cluster(void **state)
 {
 	Thaw__Admin__V1__Device gpu = THAW__ADMIN__V1__DEVICE__INIT, *devices[] = {&gpu};
@@ -855,6 +900,7 @@ int main(void)
 		cmocka_unit_test_setup(pki_makes_certificates_once, forget),
 		cmocka_unit_test_setup(doctor_says_what_is_wrong_and_what_helps, forget),
 		cmocka_unit_test_setup(reload_and_explain_print_what_the_daemon_says, forget),
+		cmocka_unit_test_setup(top_has_a_row_for_each_rank_of_several, forget),
 		cmocka_unit_test_setup(topology_shows_all_nodes_of_a_cluster, forget),
 		cmocka_unit_test_setup(a_drawing_is_bounded, forget),
 		cmocka_unit_test_setup(completion_is_a_script_that_bash_reads, forget),

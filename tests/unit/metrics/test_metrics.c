@@ -15,7 +15,7 @@
 /* The fake */
 
 struct server {
-	bool ready, draining, loading, failing, worker;
+	bool ready, draining, loading, failing, worker, fleet;
 	uint32_t count;
 };
 
@@ -61,6 +61,10 @@ uint32_t server_list_models(struct server *s, struct server_model_info *ret_info
 		m->load.last_pass_wall_ns = UINT64_C(1700000000123456789);
 		m->load.stages = m->load.ranks = 2;
 		m->load.parts = 1;
+		if (s->fleet) {
+			snprintf(m->node[0], sizeof m->node[0], "head");
+			snprintf(m->node[1], sizeof m->node[1], "other");
+		}
 		m->load.stats[1].stream.read_bytes = 4096;
 		m->load.stats[1].compute_ns = 1500000000;
 		m->load.stats[1].pass_ns = 2000000000;
@@ -112,8 +116,25 @@ void server_get_transfer(struct server *s, struct server_transfer *ret_transfer)
 
 bool server_cluster_load(struct server *s, struct server_cluster_load *ret_load)
 {
-	*ret_load = (struct server_cluster_load){.ready = 2, .lost = 1, .epoch = 17, .losses = 3};
+	*ret_load = (struct server_cluster_load){.ready = 2,
+		.lost = 1,
+		.epoch = 17,
+		.losses = 3,
+		.peers = {{"head", true}, {"other", false}},
+		.peers_count = 2};
 	return true;
+}
+
+const struct config *server_config(const struct server *s)
+{
+	static const struct config config = {.cluster.node = "head"};
+	return &config;
+}
+
+const struct topology_machine *server_machine(const struct server *s)
+{
+	static const struct topology_machine machine = {.host = "host1"};
+	return &machine;
 }
 
 bool server_worker_text(struct server *s, char *out, size_t room)
@@ -299,25 +320,28 @@ static void the_text_is_well_formed(void **state)
 	expect_line(text, "thaw_kv_cache_usage_ratio{model_name=\"plain\"} 0.25");
 	expect_line(text, "thaw_generated_tokens_total{model_name=\"plain\"} 9007199254740993");
 	expect_line(text, "thaw_last_pass_timestamp_seconds{model_name=\"plain\"} 1700000000.123456789");
-	expect_line(text, "thaw_offload_read_bytes_total{model_name=\"plain\",stage=\"1\",tp_rank=\"0\",device="
-			  "\"nvme0n1\"} 4096");
-	expect_line(text, "thaw_offload_read_seconds_sum{model_name=\"plain\",stage=\"1\",tp_rank=\"0\",device="
-			  "\"nvme0n1\"} 0.250000000");
 	expect_line(text,
-		"thaw_offload_read_seconds_count{model_name=\"plain\",stage=\"1\",tp_rank=\"0\",device=\"nvme0n1\"} 5");
-	expect_line(
-		text, "thaw_stage_bubble_seconds_total{model_name=\"plain\",stage=\"1\",tp_rank=\"0\"} 0.500000000");
+		"thaw_offload_read_bytes_total{model_name=\"plain\",node=\"host1\",stage=\"1\",tp_rank=\"0\",device="
+		"\"nvme0n1\"} 4096");
 	expect_line(text,
-		"thaw_memory_bytes{model_name=\"plain\",stage=\"1\",tp_rank=\"0\",device=\"CPU1\",tier=\"host\","
-		"component=\"kv\"} 4321");
+		"thaw_offload_read_seconds_sum{model_name=\"plain\",node=\"host1\",stage=\"1\",tp_rank=\"0\",device="
+		"\"nvme0n1\"} 0.250000000");
+	expect_line(text, "thaw_offload_read_seconds_count{model_name=\"plain\",node=\"host1\",stage=\"1\",tp_rank="
+			  "\"0\",device=\"nvme0n1\"} 5");
+	expect_line(text, "thaw_stage_bubble_seconds_total{model_name=\"plain\",node=\"host1\",stage=\"1\",tp_rank="
+			  "\"0\"} 0.500000000");
+	expect_line(text, "thaw_memory_bytes{model_name=\"plain\",node=\"host1\",stage=\"1\",tp_rank=\"0\",device="
+			  "\"CPU1\",tier=\"host\","
+			  "component=\"kv\"} 4321");
 	expect_line(text, "thaw_requests_rejected_total{model_name=\"plain\",reason=\"queue_full\"} 0");
 	expect_line(text, "thaw_requests_rejected_total{model_name=\"plain\",reason=\"too_long\"} 6");
 	expect_line(text, "thaw_waiting_bytes{model_name=\"plain\"} 8765");
 	expect_line(text, "thaw_link_bytes_total{model_name=\"plain\",op=\"send\"} 111");
 	expect_line(text, "thaw_link_bytes_total{model_name=\"plain\",op=\"receive\"} 222");
 	expect_line(text, "thaw_link_errors_total{model_name=\"plain\"} 2");
-	expect_line(text, "thaw_stage_busy_seconds_total{model_name=\"plain\",stage=\"1\",tp_rank=\"0\"} 1.500000000");
-	expect_line(text, "thaw_io_uring_available{model_name=\"plain\",stage=\"1\",tp_rank=\"0\"} 0");
+	expect_line(text, "thaw_stage_busy_seconds_total{model_name=\"plain\",node=\"host1\",stage=\"1\",tp_rank=\"0\"}"
+			  " 1.500000000");
+	expect_line(text, "thaw_io_uring_available{model_name=\"plain\",node=\"host1\",stage=\"1\",tp_rank=\"0\"} 0");
 	expect_line(text, "thaw_memory_plan_bytes{model_name=\"plain\",component=\"kv\"} 77");
 	expect_line(text, "thaw_inter_token_latency_seconds_bucket{model_name=\"plain\",le=\"0.001\"} 1");
 	expect_line(text, "thaw_inter_token_latency_seconds_bucket{model_name=\"plain\",le=\"100\"} 3");
@@ -326,6 +350,23 @@ static void the_text_is_well_formed(void **state)
 	expect_line(text, "thaw_pulled_bytes_total 1234567890123");
 	expect_line(text, "thaw_served_bytes_total 42");
 	expect_line(text, "thaw_measured_bytes_per_second{resource=\"disk\"} 2500000000");
+}
+
+static void a_rank_has_the_drive_of_its_own_node(void **state)
+{
+	struct server s = {.ready = true, .count = 1, .fleet = true};
+	_cleanup_free_ char *text = render(&s);
+	check_text(text);
+	expect_line(text, "thaw_offload_reads_total{model_name=\"plain\",node=\"head\",stage=\"0\",tp_rank=\"0\","
+			  "device=\"nvme0n1\"} 0");
+	expect_line(text, "thaw_offload_reads_total{model_name=\"plain\",node=\"other\",stage=\"1\",tp_rank=\"0\"} 5");
+	expect_line(text,
+		"thaw_offload_read_seconds_count{model_name=\"plain\",node=\"other\",stage=\"1\",tp_rank=\"0\"} 5");
+	expect_line(text,
+		"thaw_stage_busy_seconds_total{model_name=\"plain\",node=\"other\",stage=\"1\",tp_rank=\"0\"} "
+		"1.500000000");
+	expect_line(text, "thaw_peer_up{peer=\"head\"} 1");
+	expect_line(text, "thaw_peer_up{peer=\"other\"} 0");
 }
 
 static void a_scrape_works_while_loading_and_with_no_model(void **state)
@@ -436,6 +477,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_text_is_well_formed),
+		cmocka_unit_test(a_rank_has_the_drive_of_its_own_node),
 		cmocka_unit_test(a_scrape_works_while_loading_and_with_no_model),
 		cmocka_unit_test(http_answers_probes_and_scrapes),
 		cmocka_unit_test(connections_are_bounded),

@@ -42,6 +42,7 @@ static void admin_tells_about_the_server(void **state)
 		f->client, ADMIN "GetLoad", &l.base, &thaw__admin__v1__get_load_reply__descriptor, &s);
 	assert_int_equal(load->n_models, 1);
 	assert_int_equal(load->models[0]->n_ranks, 1);
+	assert_string_equal(load->models[0]->ranks[0]->node, "testhost");
 	assert_true(load->models[0]->time_to_first_token->p95_seconds == .01);
 	release(load);
 	Thaw__Admin__V1__GetTopologyRequest t = THAW__ADMIN__V1__GET_TOPOLOGY_REQUEST__INIT;
