@@ -467,6 +467,7 @@ static void all_ready(struct engine *e)
 	e->limit_tokens = scheduler_limit_tokens(e->scheduler);
 	e->load.data_loss[0] = '\0'; // these opened the files anew
 	pthread_mutex_unlock(&e->lock);
+	memset(e->losses, 0, sizeof e->losses); // what is bad in them is told again: it may have been mended
 	engine_emit_event(e, "notice", e->starts > 1 ? "rank_restarted" : "engine_ready", "epoch %llu, %u KV blocks",
 		(unsigned long long)e->epoch, blocks);
 	engine_set_state(e, ENGINE_READY, NULL);

@@ -20,6 +20,7 @@
 
 #define RETRY_NS (2 * BASE_NS_PER_SECOND)
 #define LOCK_NAME "thawd.lock"
+#define REPAIR_PAUSE_NS (600 * BASE_NS_PER_SECOND)
 #define STALE_TURN_NS (60 * BASE_NS_PER_SECOND) // an engine that did not come round for that long hangs
 
 const char *server_phase_name(enum server_phase p)
@@ -169,13 +170,14 @@ int server_create(const struct config *config, struct base_log *log, struct serv
 		return base_error_set(e, -ENOMEM, "no memory");
 	s->config = *config;
 	atomic_init(&s->drain_ns, config->daemon.drain_ns);
+	atomic_init(&s->repair_pause_ns, REPAIR_PAUSE_NS);
 	s->log = log;
 	s->lock_fd = -1;
 	s->started_wall_ns = base_clock_wall_ns();
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_mutex_init(&s->plan_lock, NULL);
 	pthread_mutex_init(&s->probe_lock, NULL);
-	pthread_cond_init(&s->changed, NULL);
+	server_cond_init(&s->changed);
 	int status = server_events_init(s);
 	if (status)
 		base_error_set(e, status, "no memory");
@@ -552,6 +554,11 @@ struct topology_bandwidths server_bandwidths(struct server *s)
 void server_set_drain(struct server *s, uint64_t drain_ns)
 {
 	atomic_store(&s->drain_ns, drain_ns);
+}
+
+void server_set_repair_pause(struct server *s, uint64_t pause_ns)
+{
+	atomic_store(&s->repair_pause_ns, pause_ns);
 }
 
 const char *server_store_drive(const struct server *s)

@@ -93,6 +93,8 @@ bool server_ready(struct server *s);
 /* Every engine's thread came round lately: the watchdog may be fed. */
 bool server_healthy(struct server *s);
 void server_set_drain(struct server *s, uint64_t drain_ns); // daemon.drain was reloaded
+/* Between two readings of a model's whole store, counted from the next repair on: ten minutes, but for tests. */
+void server_set_repair_pause(struct server *s, uint64_t pause_ns);
 struct cluster_coordinator;
 /* A node that computes joins its coordinator, which may be in this process: so after rpc listens. No-op for others. */
 int server_cluster_join(struct server *s, struct base_error *e);

@@ -8,14 +8,19 @@
 #include "base/clock.h"
 #include "daemon/server_internal.h"
 
-int server_events_init(struct server *s)
+void server_cond_init(pthread_cond_t *c)
 {
 	pthread_condattr_t attributes;
 	pthread_condattr_init(&attributes);
 	pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-	pthread_mutex_init(&s->events_lock, NULL);
-	pthread_cond_init(&s->events_changed, &attributes);
+	pthread_cond_init(c, &attributes);
 	pthread_condattr_destroy(&attributes);
+}
+
+int server_events_init(struct server *s)
+{
+	pthread_mutex_init(&s->events_lock, NULL);
+	server_cond_init(&s->events_changed);
 	s->events = calloc(SERVER_EVENTS, sizeof *s->events);
 	return s->events ? 0 : -ENOMEM;
 }

@@ -82,7 +82,7 @@ struct server {
 	uint64_t started_wall_ns;
 
 	pthread_mutex_t lock;
-	pthread_cond_t changed; // for the loader and the unloader
+	pthread_cond_t changed; // for the loader and the unloader; CLOCK_MONOTONIC
 	pthread_mutex_t
 		plan_lock; // before lock: of models that are planned over the nodes at once, each sees what the others take
 	pthread_mutex_t probe_lock; // before lock: measuring would disturb measuring
@@ -90,6 +90,7 @@ struct server {
 	uint64_t queued; // ever
 	_Atomic bool draining;
 	_Atomic uint64_t drain_ns; // reloadable
+	_Atomic uint64_t repair_pause_ns; // between two readings of a whole store
 	bool stop;
 	struct topology_bandwidths bandwidths;
 	pthread_t loader, unloader;
@@ -105,6 +106,7 @@ struct server {
 };
 
 /* server_events.c */
+void server_cond_init(pthread_cond_t *c); // CLOCK_MONOTONIC
 int server_events_init(struct server *s);
 void server_events_finish(struct server *s);
 

@@ -17,7 +17,6 @@
 #include "topology/scan.h"
 
 #define LOOK_NS 10000000 // between looks at an engine that loads
-#define REPAIR_PAUSE_NS (600 * BASE_NS_PER_SECOND) // between two readings of a whole store
 #define LOGITS_ROWS 64u // of a pass at most, when memory.workspace has room: what scores can fill
 #define MAX_RESTARTS 5u
 /* What the processes hold beside weights, KV and a rank's workspace: heaps, stacks, code, gRPC, page tables, the file's
@@ -616,10 +615,12 @@ static void on_engine_event(void *context, const char *severity, const char *kin
 	server_emit_event(x->server, severity, kind, x->info->name, text);
 	if (x->fleet && strcmp(kind, "store_corrupt") == 0)
 		server_fleet_mend(x->fleet);
-	if (strcmp(kind, "data_loss") != 0)
+	bool loss = strcmp(kind, "data_loss") == 0;
+	if (!loss &&
+		strcmp(kind, "rank_restarted") != 0) // these open the files anew, and tell anew what is bad in them
 		return;
 	pthread_mutex_lock(&x->server->lock);
-	x->damaged = true;
+	x->damaged = loss;
 	pthread_cond_broadcast(&x->server->changed);
 	pthread_mutex_unlock(&x->server->lock);
 }
@@ -874,12 +875,14 @@ static void repair_entry(struct server_entry *x)
 
 /* ---- the thread ---- */
 
-/* Lock held. Unloading comes first, since it makes room; but it does not wait for a load that is under way. */
-static struct server_entry *next_work(struct server *s)
+/* Lock held. Unloading comes first, since it makes room; but it does not wait for a load that is under way. With NULL: when a
+ * repair is due, or UINT64_MAX. */
+static struct server_entry *next_work(struct server *s, uint64_t *ret_wake_ns)
 {
 	struct server_entry *load = NULL, *damaged = NULL;
 	uint64_t now = base_clock_now_ns();
 	bool room = true;
+	*ret_wake_ns = UINT64_MAX;
 	for (uint32_t i = 0; i < SERVER_MAX_ENTRIES; i++) {
 		struct server_entry *x = s->entry[i];
 		if (!x || x->preparing)
@@ -888,21 +891,37 @@ static struct server_entry *next_work(struct server *s)
 			room = false;
 		else if (x->info->phase == SERVER_PHASE_QUEUED && (!load || x->queued < load->queued))
 			load = x;
-		else if (x->damaged && x->info->phase == SERVER_PHASE_READY && now >= x->repair_after_ns)
+		else if (!x->damaged || x->info->phase != SERVER_PHASE_READY)
+			continue;
+		else if (now >= x->repair_after_ns)
 			damaged = x;
+		else if (x->repair_after_ns < *ret_wake_ns)
+			*ret_wake_ns = x->repair_after_ns;
 	}
 	return load && room ? load : damaged;
+}
+
+/* Lock held. Nobody else ends the wait for a repair: a model that is not ready gets no requests, which would fail again. */
+static void wait_for_work(struct server *s, uint64_t wake_ns)
+{
+	struct timespec t = {
+		.tv_sec = (time_t)(wake_ns / BASE_NS_PER_SECOND), .tv_nsec = (long)(wake_ns % BASE_NS_PER_SECOND)};
+	if (wake_ns == UINT64_MAX)
+		pthread_cond_wait(&s->changed, &s->lock);
+	else
+		pthread_cond_timedwait(&s->changed, &s->lock, &t);
 }
 
 void *server_loader_thread(void *server)
 {
 	struct server *s = server;
+	uint64_t wake_ns;
 	pthread_setname_np(pthread_self(), "loader");
 	pthread_mutex_lock(&s->lock);
 	while (!s->stop) {
-		struct server_entry *x = next_work(s);
+		struct server_entry *x = next_work(s, &wake_ns);
 		if (!x) {
-			pthread_cond_wait(&s->changed, &s->lock);
+			wait_for_work(s, wake_ns);
 			continue;
 		}
 		bool damaged = x->info->phase == SERVER_PHASE_READY;
@@ -915,7 +934,7 @@ void *server_loader_thread(void *server)
 			load_entry(x);
 		pthread_mutex_lock(&s->lock);
 		if (damaged)
-			x->repair_after_ns = base_clock_now_ns() + REPAIR_PAUSE_NS;
+			x->repair_after_ns = base_clock_now_ns() + atomic_load(&s->repair_pause_ns);
 		x->busy = false;
 		pthread_cond_broadcast(&s->changed);
 	}
