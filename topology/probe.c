@@ -170,7 +170,7 @@ static int measure(const struct topology_machine *m, const struct topology_probe
 	if (source && source->drive)
 		r = source->drive(source->context, &b->drive_bytes_per_s);
 	if (r < 0)
-		return base_error_set(e, r, "probe: drive: %s", strerror(-r));
+		return base_error_set(e, r, "probe: drive: %s", strerrordesc_np(-r));
 	if (drive_only)
 		return 0;
 	r = topology_probe_memory(m, 0, &b->memory_bytes_per_s, e);
@@ -178,7 +178,7 @@ static int measure(const struct topology_machine *m, const struct topology_probe
 		return r;
 	if (source && source->compute)
 		r = source->compute(source->context, &b->compute_macs_per_s);
-	return r < 0 ? base_error_set(e, r, "probe: compute: %s", strerror(-r)) : 0;
+	return r < 0 ? base_error_set(e, r, "probe: compute: %s", strerrordesc_np(-r)) : 0;
 }
 
 int topology_probe(const struct topology_machine *m, const char *cache_path, const struct topology_probe_source *source,

@@ -217,7 +217,8 @@ int topology_probe_memory(
 	}
 	free(workers);
 	if (r < 0)
-		return base_error_set(e, r, "probe: memory bandwidth with %u threads: %s", threads, strerror(-r));
+		return base_error_set(
+			e, r, "probe: memory bandwidth with %u threads: %s", threads, strerrordesc_np(-r));
 	*ret_bytes_per_s = best;
 	return 0;
 }

@@ -49,7 +49,7 @@ int rpc_read_pem(const char *path, char **ret_text, struct base_error *e)
 	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
 	struct stat st;
 	if (fd < 0 || fstat(fd, &st) < 0)
-		return base_error_set(e, -errno, "%s: %s", path, strerror(errno));
+		return base_error_set(e, -errno, "%s: %s", path, strerrordesc_np(errno));
 	if (!S_ISREG(st.st_mode) || st.st_size == 0 || st.st_size > RPC_MAX_PEM_BYTES)
 		return base_error_set(e, -EINVAL, "%s: a PEM file of 1 to %u bytes is wanted", path, RPC_MAX_PEM_BYTES);
 	_cleanup_free_ char *text = calloc(1, (size_t)st.st_size + 1);
@@ -57,7 +57,7 @@ int rpc_read_pem(const char *path, char **ret_text, struct base_error *e)
 		return base_error_set(e, -ENOMEM, "%s: no memory", path);
 	ssize_t n = read(fd, text, (size_t)st.st_size);
 	if (n < 0)
-		return base_error_set(e, -errno, "%s: %s", path, strerror(errno));
+		return base_error_set(e, -errno, "%s: %s", path, strerrordesc_np(errno));
 	if (!strstr(text, "-----BEGIN "))
 		return base_error_set(e, -EINVAL, "%s: not a PEM file", path);
 	*ret_text = base_steal(text);

@@ -591,7 +591,7 @@ int rpc_queue_run(struct rpc_queue *q, struct base_error *e)
 {
 	int r = pthread_create(&q->thread, NULL, queue_run, q);
 	if (r)
-		return base_error_set(e, -r, "a thread for gRPC: %s", strerror(r));
+		return base_error_set(e, -r, "a thread for gRPC: %s", strerrordesc_np(r));
 	q->thread_runs = true;
 	return 0;
 }

@@ -95,7 +95,7 @@ static int take_lock(struct rpc_accept *a, struct base_error *e)
 	snprintf(path, sizeof(path), "%s.lock", a->path);
 	_cleanup_close_ int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0640);
 	if (fd < 0)
-		return base_error_set(e, -errno, "%s: %s", path, strerror(errno));
+		return base_error_set(e, -errno, "%s: %s", path, strerrordesc_np(errno));
 	if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
 		read_pid(fd, pid, sizeof(pid));
 		return base_error_set(e, -EADDRINUSE, "unix:%s is in use by another thawd (pid %s)", a->path,
@@ -103,7 +103,7 @@ static int take_lock(struct rpc_accept *a, struct base_error *e)
 	}
 	int n = snprintf(pid, sizeof(pid), "%ld\n", (long)getpid());
 	if (ftruncate(fd, 0) < 0 || pwrite(fd, pid, (size_t)n, 0) != n)
-		return base_error_set(e, -EIO, "%s: the pid cannot be written: %s", path, strerror(errno));
+		return base_error_set(e, -EIO, "%s: the pid cannot be written: %s", path, strerrordesc_np(errno));
 	a->lock_fd = base_steal_fd(fd);
 	return 0;
 }
@@ -113,7 +113,8 @@ static int clear_path(const struct sockaddr_un *address, struct base_error *e)
 {
 	struct stat st;
 	if (lstat(address->sun_path, &st) < 0)
-		return errno == ENOENT ? 0 : base_error_set(e, -errno, "%s: %s", address->sun_path, strerror(errno));
+		return errno == ENOENT ? 0
+				       : base_error_set(e, -errno, "%s: %s", address->sun_path, strerrordesc_np(errno));
 	if (!S_ISSOCK(st.st_mode))
 		return base_error_set(e, -EEXIST, "%s is there and is no socket: remove it, or change listen.grpc",
 			address->sun_path);
@@ -121,7 +122,7 @@ static int clear_path(const struct sockaddr_un *address, struct base_error *e)
 	if (fd >= 0 && (connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0 || errno == EAGAIN))
 		return base_error_set(e, -EADDRINUSE, "unix:%s is in use by another program", address->sun_path);
 	if (unlink(address->sun_path) < 0 && errno != ENOENT)
-		return base_error_set(e, -errno, "%s: %s", address->sun_path, strerror(errno));
+		return base_error_set(e, -errno, "%s: %s", address->sun_path, strerrordesc_np(errno));
 	return 0;
 }
 
@@ -145,9 +146,9 @@ static int bind_unix(struct rpc_accept *a, struct rpc_listener *l, const char *p
 	/* Linux makes the file with the mode of the socket's own inode: never wider than 0660, and without touching the
 	 * umask, which belongs to the whole process. What the umask then takes away comes back with chmod. */
 	if (fd < 0 || fchmod(fd, 0660) < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
-		return base_error_set(e, -errno, "listen.grpc: unix:%s: %s", path, strerror(errno));
+		return base_error_set(e, -errno, "listen.grpc: unix:%s: %s", path, strerrordesc_np(errno));
 	if (chmod(path, 0660) < 0 || listen(fd, LISTEN_BACKLOG) < 0)
-		return base_error_set(e, -errno, "listen.grpc: unix:%s: %s", path, strerror(errno));
+		return base_error_set(e, -errno, "listen.grpc: unix:%s: %s", path, strerrordesc_np(errno));
 	a->sockets[a->sockets_count++] = (struct socket){base_steal_fd(fd), l};
 	return 0;
 }
@@ -173,7 +174,7 @@ static int bind_tcp(struct rpc_accept *a, struct rpc_listener *l, const char *ad
 			bind(fd, i->ai_addr, i->ai_addrlen) < 0 || listen(fd, LISTEN_BACKLOG) < 0) {
 			if (errno == EADDRNOTAVAIL && i->ai_next)
 				continue;
-			r = base_error_set(e, -errno, "listen.tcp: %s: %s", address, strerror(errno));
+			r = base_error_set(e, -errno, "listen.tcp: %s: %s", address, strerrordesc_np(errno));
 			break;
 		}
 		struct sockaddr_in6 bound;
@@ -262,7 +263,7 @@ int rpc_listen_start(struct rpc_server *r, struct base_error *e)
 	a->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	a->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	if (a->stop_fd < 0 || a->spare_fd < 0)
-		return base_error_set(e, -errno, "no descriptors to listen: %s", strerror(errno));
+		return base_error_set(e, -errno, "no descriptors to listen: %s", strerrordesc_np(errno));
 	if (strncmp(c->listen.grpc, "unix:", 5))
 		return base_error_set(e, -EINVAL, "listen.grpc: %s is not unix:PATH", c->listen.grpc);
 	int status = bind_unix(a, &r->listeners[0], c->listen.grpc + 5, e);
@@ -316,7 +317,7 @@ static void accept_one(struct rpc_accept *a, const struct socket *s, grpc_server
 		return;
 	}
 	if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
-		base_log_warning(a->log, "rpc: a client was turned away: %s", strerror(errno));
+		base_log_warning(a->log, "rpc: a client was turned away: %s", strerrordesc_np(errno));
 		shed_client(a, s->fd);
 	}
 	/* The rest (EAGAIN, ECONNABORTED, errors of a network that accept passes on) concerns that client alone. */
@@ -348,7 +349,7 @@ int rpc_listen_accept(struct rpc_server *r, struct base_error *e)
 {
 	int status = pthread_create(&r->accept->thread, NULL, accept_run, r->accept);
 	if (status)
-		return base_error_set(e, -status, "a thread to accept: %s", strerror(status));
+		return base_error_set(e, -status, "a thread to accept: %s", strerrordesc_np(status));
 	r->accept->thread_runs = true;
 	return 0;
 }

@@ -137,7 +137,7 @@ static int bind_thread(pthread_t id, uint32_t cpu, struct base_error *e)
 	if (r)
 		return base_error_set(e, -r,
 			"cannot bind a compute thread to CPU %u: %s; is it online and in this process's cpuset?", cpu,
-			strerror(r));
+			strerrordesc_np(r));
 	return 0;
 }
 
@@ -153,8 +153,8 @@ static int start_workers(struct cpu_pool *p, const uint32_t *cpus, uint32_t cpus
 		*w = (struct worker){.pool = p, .thread = i + 1};
 		r = pthread_create(&w->id, NULL, worker_main, w);
 		if (r) {
-			r = base_error_set(
-				e, -r, "cannot start compute thread %u of %u: %s", i + 1, p->threads, strerror(r));
+			r = base_error_set(e, -r, "cannot start compute thread %u of %u: %s", i + 1, p->threads,
+				strerrordesc_np(r));
 			break;
 		}
 		p->started++;
