@@ -54,9 +54,11 @@ static int try_range(struct offload_store *s, uint64_t offset, uint64_t length, 
 		}
 		if (n < 0)
 			return -errno;
-		if (n == 0)
-			return -ENODATA;
 		at += (uint64_t)n;
+		if (s->direct && at < length) // a direct read may go on at a page's border only
+			at -= at % BASE_PAGE_BYTES;
+		if (at == *ret_done)
+			return -ENODATA;
 	}
 	if (!s->direct)
 		posix_fadvise(s->fd, (off_t)offset, (off_t)length, POSIX_FADV_DONTNEED);

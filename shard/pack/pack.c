@@ -357,9 +357,13 @@ static int check_data(struct packer *k, const struct offload_store *s)
 		for (uint32_t at = 0; at < x[i].length_bytes; at += (uint32_t)n) {
 			n = pread(offload_store_fd(s), data + at, x[i].length_bytes - at,
 				(off_t)(x[i].offset_bytes + at));
-			if (n < 0 && errno == EINTR)
+			if (n < 0 && errno == EINTR) {
 				n = 0;
-			else if (n <= 0)
+				continue;
+			}
+			if (n > 0 && at + (uint32_t)n < x[i].length_bytes)
+				n -= n % (ssize_t)BASE_PAGE_BYTES; // where a direct read may go on
+			if (n <= 0)
 				return -EBADMSG;
 		}
 		if (offload_hash(data, x[i].length_bytes) != x[i].xxh3)

@@ -10,6 +10,7 @@
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -19,6 +20,15 @@
 #define EXTENT (256u << 10)
 #define PIECES 40u
 #define PIECE_BYTES (250u << 10)
+
+static size_t read_most; // that a pread says it has read; 0: all
+
+// In the place of the C library's, for the store files' reader.
+ssize_t pread(int fd, void *data, size_t bytes, off_t offset)
+{
+	ssize_t n = syscall(SYS_pread64, fd, data, bytes, offset);
+	return read_most && n > (ssize_t)read_most ? (ssize_t)read_most : n;
+}
 
 // All bytes of a store file against what fixture_store wrote.
 static void check_whole(struct fixture *f, const char *name)
@@ -217,9 +227,38 @@ static void the_page_cache_stays_empty(void **state)
 	assert_true(cached <= 16);
 }
 
+// Signals and drives make short reads, which need not end at a page. The file is read to its end, and still past the page cache.
+static void short_reads_go_on(void **state)
+{
+	struct fixture *f = *state;
+	fixture_store(f->fd, "layer", 4096, 300, 3000, 5); // tables of many pages
+	struct offload_store *s;
+	struct base_error e = {0};
+	assert_int_equal(offload_store_open(f->fd, "layer", NULL, &s, &e), 0);
+	bool direct = offload_store_direct(s);
+	offload_store_close(s);
+	read_most = 4096 + 1000;
+	int status = offload_store_open(f->fd, "layer", NULL, &s, &e);
+	read_most = 0;
+	if (status)
+		fail_msg("%s", e.message);
+	assert_int_equal(offload_store_direct(s), direct);
+	uint32_t extents;
+	offload_store_extents(s, &extents);
+	assert_int_equal(extents, 300);
+	offload_store_close(s);
+	/* A read that brings nothing more than is there ends, too. */
+	read_most = 1000;
+	assert_int_equal(offload_store_open(f->fd, "layer", NULL, &s, &e), direct ? -ENODATA : 0);
+	read_most = 0;
+	if (!direct)
+		offload_store_close(s);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(short_reads_go_on, fixture_setup, fixture_teardown),
 		cmocka_unit_test_setup_teardown(
 			killed_writers_leave_nothing_that_opens, fixture_setup, fixture_teardown),
 		cmocka_unit_test_setup_teardown(zeroed_and_swapped_pages_are_found, fixture_setup, fixture_teardown),
