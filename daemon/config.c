@@ -178,6 +178,31 @@ static int check_etcd(const struct config *c, struct base_error *e)
 	return r;
 }
 
+/* What shows without a model and its nodes. */
+static int check_map(const struct config *c, struct base_error *e)
+{
+	bool is_explicit = strcmp(c->cluster.device_map, "explicit") == 0;
+	uint32_t parts = 1;
+	if (is_explicit && !c->cluster.map[0])
+		return base_error_set(
+			e, -EINVAL, "cluster.map: cluster.device_map is explicit: modules and their nodes are wanted");
+	if (c->cluster.map[0] && !is_explicit)
+		return base_error_set(e, -EINVAL, "cluster.map: is set, and cluster.device_map is %s, not explicit",
+			c->cluster.device_map);
+	if (c->cluster.pins[0] && strcmp(c->cluster.device_map, "auto") != 0)
+		return base_error_set(e, -EINVAL, "cluster.pins: is set, and cluster.device_map is %s, not auto",
+			c->cluster.device_map);
+	int r = is_explicit ? config_map_check(c->cluster.map, "cluster.map", 0, &parts, e) : 0;
+	if (r == 0 && c->cluster.pins[0])
+		r = config_map_check_pins(c->cluster.pins, "cluster.pins", e);
+	if (r == 0 && is_explicit && c->compute.tensor && c->compute.tensor != parts)
+		return base_error_set(e, -EINVAL,
+			"cluster.map: its layers are on %" PRIu32 " node%s each, and "
+			"compute.tensor is %" PRIu32,
+			parts, parts == 1 ? "" : "s", c->compute.tensor);
+	return r;
+}
+
 static int check_cluster(const struct config *c, struct base_error *e)
 {
 	enum cluster_role role = CLUSTER_ROLE_NONE;
@@ -185,7 +210,11 @@ static int check_cluster(const struct config *c, struct base_error *e)
 	if (c->store.sources[0] && c->store.sources[0] != '/')
 		return base_error_set(e, -EINVAL, "store.sources: \"%s\" is not an absolute path", c->store.sources);
 	if (role == CLUSTER_ROLE_NONE) {
-		const char *set = c->cluster.join[0] ? "cluster.join" : c->cluster.listen[0] ? "cluster.listen" : NULL;
+		const char *set = c->cluster.join[0]     ? "cluster.join"
+				  : c->cluster.listen[0] ? "cluster.listen"
+				  : c->cluster.map[0]    ? "cluster.map"
+				  : c->cluster.pins[0]   ? "cluster.pins"
+							 : NULL;
 		return set ? base_error_set(e, -EINVAL,
 				     "%s: is set, and cluster.role is none: coordinator, worker or both is wanted", set)
 			   : 0;
@@ -200,6 +229,8 @@ static int check_cluster(const struct config *c, struct base_error *e)
 		r = check_host_ports("cluster.join", c->cluster.join, &loopback, e);
 	if (r == 0 && cluster_role_coordinates(role))
 		r = check_etcd(c, e);
+	if (r == 0)
+		r = check_map(c, e);
 	if (r < 0)
 		return r;
 	if (cluster_role_coordinates(role) && !c->cluster.listen[0])

@@ -13,6 +13,7 @@
 #include <stdio.h>
 
 #include "base/error.h"
+#include "daemon/config_map.h"
 
 #define CONFIG_MAX_MODELS 16u
 #define CONFIG_TEXT_BYTES 512u
@@ -44,7 +45,9 @@ struct config {
 		char join[CONFIG_TEXT_BYTES]; // worker: HOST:PORT of the coordinators, with commas between
 		char address[256]; // of this node, for the other nodes' data; "": the one that it joins with
 		char tls_cert[CONFIG_TEXT_BYTES], tls_key[CONFIG_TEXT_BYTES], tls_ca[CONFIG_TEXT_BYTES];
-		char device_map[16]; // auto, balanced, sequential
+		char device_map[16]; // auto, balanced, sequential, explicit
+		char map[CONFIG_MAP_BYTES]; // of explicit: a line of YAML, see config_map.h; "" for none
+		char pins[CONFIG_MAP_BYTES]; // of auto, likewise
 		uint32_t nodes; // that compute, before a model is loaded
 		char state[8]; // coordinator: file or etcd
 		char etcd[CONFIG_TEXT_BYTES]; // its endpoints, HOST:PORT with commas between

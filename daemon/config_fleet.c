@@ -3,7 +3,6 @@
 #include "daemon/config_fleet.h"
 
 #include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,10 +16,9 @@
 #define MAX_CARDS 64u
 
 struct walk {
-	yaml_document_t document;
+	struct config_tree tree;
 	struct config_fleet *f;
 	uint32_t machines_room, devices_room;
-	struct base_error *e;
 };
 
 enum value {
@@ -94,34 +92,10 @@ static const struct key link_keys[] = {
 
 static int fail_at(struct walk *w, yaml_mark_t mark, const char *text)
 {
-	return base_error_set(w->e, -EINVAL, "%s:%zu:%zu: %s", w->f->name, mark.line + 1, mark.column + 1, text);
-}
-
-static int fail(struct walk *w, const yaml_node_t *n, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-static int fail(struct walk *w, const yaml_node_t *n, const char *fmt, ...)
-{
-	char text[320];
-	va_list args;
-	va_start(args, fmt);
-	vsnprintf(text, sizeof text, fmt, args);
-	va_end(args);
-	return fail_at(w, n->start_mark, text);
+	return base_error_set(w->tree.e, -EINVAL, "%s:%zu:%zu: %s", w->f->name, mark.line + 1, mark.column + 1, text);
 }
 
 /* ---- scalars ---- */
-
-// The text of a scalar without control characters or NUL, NULL for others.
-static const char *scalar(const yaml_node_t *n)
-{
-	if (!n || n->type != YAML_SCALAR_NODE)
-		return NULL;
-	const char *text = (const char *)n->data.scalar.value;
-	for (size_t i = 0; i < n->data.scalar.length; i++) {
-		if ((unsigned char)text[i] < 0x20 || text[i] == 0x7f)
-			return NULL;
-	}
-	return text;
-}
 
 // "2.5GB/s" without its last two characters.
 static int parse_rate(const char *text, double *ret)
@@ -178,12 +152,12 @@ static const char *example(enum value v)
 
 static int assign(struct walk *w, const yaml_node_t *n, const struct key *k, void *base)
 {
-	const char *text = scalar(n);
+	const char *text = config_tree_scalar(n);
 	void *at = (char *)base + k->offset;
 	uint64_t ns;
 	int r = -EINVAL;
 	if (!text || !text[0])
-		return fail(w, n, "%s: expected %s", k->name, example(k->value));
+		return config_tree_fail(&w->tree, n, "%s: expected %s", k->name, example(k->value));
 	switch (k->value) {
 	case VALUE_NAME:
 	case VALUE_PATH:
@@ -210,55 +184,32 @@ static int assign(struct walk *w, const yaml_node_t *n, const struct key *k, voi
 			*(double *)at = (double)ns;
 		break;
 	}
-	return r < 0 ? fail(w, n, "%s: \"%.60s\" is not %s", k->name, text, example(k->value)) : 0;
+	return r < 0 ? config_tree_fail(&w->tree, n, "%s: \"%.60s\" is not %s", k->name, text, example(k->value)) : 0;
 }
 
 /* ---- mappings ---- */
-
-static yaml_node_t *node(struct walk *w, int index)
-{
-	return yaml_document_get_node(&w->document, index);
-}
-
-// The key of a pair as text, after duplicates were looked for; NULL after a message.
-static const char *pair_key(struct walk *w, yaml_node_t *mapping, const yaml_node_pair_t *pair)
-{
-	const yaml_node_t *n = node(w, pair->key);
-	const char *text = scalar(n);
-	if (!text) {
-		fail(w, n, "a key must be a word");
-		return NULL;
-	}
-	for (const yaml_node_pair_t *p = mapping->data.mapping.pairs.start; p < pair; p++) {
-		const char *other = scalar(node(w, p->key));
-		if (other && strcmp(other, text) == 0) {
-			fail(w, n, "duplicate key \"%.60s\"", text);
-			return NULL;
-		}
-	}
-	return text;
-}
 
 // A mapping of the keys of a table. extra: a key whose value is handed back as a node.
 static int walk_keys(struct walk *w, yaml_node_t *mapping, const char *what, const struct key *keys, void *base,
 	const char *extra, yaml_node_t **ret_extra)
 {
 	if (mapping->type != YAML_MAPPING_NODE)
-		return fail(w, mapping, "%s must hold keys", what);
+		return config_tree_fail(&w->tree, mapping, "%s must hold keys", what);
 	for (yaml_node_pair_t *p = mapping->data.mapping.pairs.start; p < mapping->data.mapping.pairs.top; p++) {
-		const char *name = pair_key(w, mapping, p);
+		const char *name = config_tree_key(&w->tree, mapping, p);
 		if (!name)
 			return -EINVAL;
 		const struct key *k = keys;
 		while (k->name && strcmp(k->name, name) != 0)
 			k++;
 		if (extra && strcmp(name, extra) == 0) {
-			*ret_extra = node(w, p->value);
+			*ret_extra = config_tree_node(&w->tree, p->value);
 			continue;
 		}
 		if (!k->name)
-			return fail(w, node(w, p->key), "unknown key \"%.60s\" in %s", name, what);
-		int r = assign(w, node(w, p->value), k, base);
+			return config_tree_fail(&w->tree, config_tree_node(&w->tree, p->key),
+				"unknown key \"%.60s\" in %s", name, what);
+		int r = assign(w, config_tree_node(&w->tree, p->value), k, base);
 		if (r < 0)
 			return r;
 	}
@@ -271,12 +222,12 @@ static int add_device(struct walk *w, const yaml_node_t *n, const struct fleet_d
 {
 	struct config_fleet *f = w->f;
 	if (f->devices_count == FLEET_DEVICES)
-		return fail(w, n, "more than %u devices", FLEET_DEVICES);
+		return config_tree_fail(&w->tree, n, "more than %u devices", FLEET_DEVICES);
 	if (f->devices_count == w->devices_room) {
 		uint32_t room = w->devices_room ? w->devices_room * 2 : 16;
 		struct fleet_device *all = reallocarray(f->devices, room, sizeof *all);
 		if (!all)
-			return base_error_set(w->e, -ENOMEM, "%s: out of memory", f->name);
+			return base_error_set(w->tree.e, -ENOMEM, "%s: out of memory", f->name);
 		f->devices = all;
 		w->devices_room = room;
 	}
@@ -288,7 +239,9 @@ static int join_name(struct walk *w, const yaml_node_t *n, char out[FLEET_NAME_B
 	const char *number)
 {
 	int bytes = snprintf(out, FLEET_NAME_BYTES, "%s%c%s", base, between, number);
-	return bytes < 0 || bytes >= (int)FLEET_NAME_BYTES ? fail(w, n, "the name \"%.40s...\" is too long", base) : 0;
+	return bytes < 0 || bytes >= (int)FLEET_NAME_BYTES
+		       ? config_tree_fail(&w->tree, n, "the name \"%.40s...\" is too long", base)
+		       : 0;
 }
 
 // Devices of one machine; its drive's rate is shared by them all.
@@ -330,12 +283,12 @@ static int walk_cards(struct walk *w, const struct machine *m, struct card *card
 {
 	uint32_t count = 0;
 	if (m->cards && m->cards->type != YAML_SEQUENCE_NODE)
-		return fail(w, m->cards, "cards must be a list");
+		return config_tree_fail(&w->tree, m->cards, "cards must be a list");
 	for (yaml_node_item_t *i = m->cards ? m->cards->data.sequence.items.start : NULL;
 		m->cards && i < m->cards->data.sequence.items.top; i++) {
-		yaml_node_t *n = node(w, *i);
+		yaml_node_t *n = config_tree_node(&w->tree, *i);
 		if (count == MAX_CARDS)
-			return fail(w, n, "more than %u entries in cards", MAX_CARDS);
+			return config_tree_fail(&w->tree, n, "more than %u entries in cards", MAX_CARDS);
 		struct card *c = &cards[count];
 		*c = (struct card){.count = 1};
 		snprintf(c->name, sizeof c->name, "gpu%u", count++);
@@ -343,7 +296,7 @@ static int walk_cards(struct walk *w, const struct machine *m, struct card *card
 		if (r < 0)
 			return r;
 		if (!c->d.memory_bytes)
-			return fail(w, n, "card %s: memory is missing", c->name);
+			return config_tree_fail(&w->tree, n, "card %s: memory is missing", c->name);
 	}
 	*ret_count = count;
 	return 0;
@@ -352,11 +305,12 @@ static int walk_cards(struct walk *w, const struct machine *m, struct card *card
 static int check_machine(struct walk *w, const yaml_node_t *n, const struct machine *m)
 {
 	if (!m->m.name[0])
-		return fail(w, n, "a machine without a name");
+		return config_tree_fail(&w->tree, n, "a machine without a name");
 	if (!m->m.memory_bytes && !m->m.topology[0])
-		return fail(w, n, "machine %s: memory is missing (or topology, a recorded machine)", m->m.name);
+		return config_tree_fail(
+			&w->tree, n, "machine %s: memory is missing (or topology, a recorded machine)", m->m.name);
 	if (w->f->machines_count == CONFIG_FLEET_MACHINES)
-		return fail(w, n, "more than %u entries in machines", CONFIG_FLEET_MACHINES);
+		return config_tree_fail(&w->tree, n, "more than %u entries in machines", CONFIG_FLEET_MACHINES);
 	return 0;
 }
 
@@ -366,7 +320,7 @@ static int walk_machine(struct walk *w, yaml_node_t *n)
 	uint32_t cards_count = 0;
 	_cleanup_free_ struct card *cards = calloc(MAX_CARDS, sizeof *cards);
 	if (!cards)
-		return base_error_set(w->e, -ENOMEM, "%s: out of memory", w->f->name);
+		return base_error_set(w->tree.e, -ENOMEM, "%s: out of memory", w->f->name);
 	int r = walk_keys(w, n, "a machine", machine_keys, &m, "cards", &m.cards);
 	if (r == 0)
 		r = check_machine(w, n, &m);
@@ -396,9 +350,9 @@ static int walk_machine(struct walk *w, yaml_node_t *n)
 static int walk_machines(struct walk *w, yaml_node_t *n)
 {
 	if (n->type != YAML_SEQUENCE_NODE || n->data.sequence.items.start == n->data.sequence.items.top)
-		return fail(w, n, "machines must be a list: lines that start with \"- name: ...\"");
+		return config_tree_fail(&w->tree, n, "machines must be a list: lines that start with \"- name: ...\"");
 	for (yaml_node_item_t *i = n->data.sequence.items.start; i < n->data.sequence.items.top; i++) {
-		int r = walk_machine(w, node(w, *i));
+		int r = walk_machine(w, config_tree_node(&w->tree, *i));
 		if (r < 0)
 			return r;
 	}
@@ -410,68 +364,19 @@ static int walk_machines(struct walk *w, yaml_node_t *n)
 static int walk_links(struct walk *w, yaml_node_t *n)
 {
 	if (n->type != YAML_MAPPING_NODE)
-		return fail(w, n, "links must hold host, rack or cluster");
+		return config_tree_fail(&w->tree, n, "links must hold host, rack or cluster");
 	for (yaml_node_pair_t *p = n->data.mapping.pairs.start; p < n->data.mapping.pairs.top; p++) {
-		const char *name = pair_key(w, n, p);
+		const char *name = config_tree_key(&w->tree, n, p);
 		if (!name)
 			return -EINVAL;
 		int c = 0;
 		while (c < FLEET_LINK_CLASSES && strcmp(fleet_link_class_name((enum fleet_link_class)c), name) != 0)
 			c++;
 		if (c == FLEET_LINK_CLASSES)
-			return fail(w, node(w, p->key), "link class \"%.40s\" is none of host, rack, cluster", name);
-		int r = walk_keys(w, node(w, p->value), "a link", link_keys, &w->f->links[c], NULL, NULL);
-		if (r < 0)
-			return r;
-	}
-	return 0;
-}
-
-static int add_rule_device(struct walk *w, const yaml_node_t *n, struct config_rule *rule)
-{
-	const char *name = scalar(n);
-	if (!name || !name[0] || strlen(name) >= FLEET_NAME_BYTES)
-		return fail(w, n, "expected the name of a device");
-	if (rule->devices_count == FLEET_TP)
-		return fail(w, n, "more than %u devices for one entry", FLEET_TP);
-	snprintf(rule->devices[rule->devices_count++], FLEET_NAME_BYTES, "%s", name);
-	return 0;
-}
-
-static int walk_rule_devices(struct walk *w, yaml_node_t *n, struct config_rule *rule)
-{
-	if (n->type != YAML_SEQUENCE_NODE)
-		return add_rule_device(w, n, rule);
-	for (yaml_node_item_t *i = n->data.sequence.items.start; i < n->data.sequence.items.top; i++) {
-		int r = add_rule_device(w, node(w, *i), rule);
-		if (r < 0)
-			return r;
-	}
-	return 0;
-}
-
-// NAME, [NAME, NAME], or {devices: ..., tier: ...}
-static int walk_rule(struct walk *w, yaml_node_t *n, struct config_rule *rule)
-{
-	if (n->type != YAML_MAPPING_NODE)
-		return walk_rule_devices(w, n, rule);
-	for (yaml_node_pair_t *p = n->data.mapping.pairs.start; p < n->data.mapping.pairs.top; p++) {
-		const char *name = pair_key(w, n, p);
-		yaml_node_t *value = node(w, p->value);
-		int r;
-		if (!name)
-			return -EINVAL;
-		if (strcmp(name, "devices") == 0 || strcmp(name, "device") == 0) {
-			r = walk_rule_devices(w, value, rule);
-		} else if (strcmp(name, "tier") == 0) {
-			struct base_error inner = {0};
-			const char *tier = scalar(value);
-			r = fleet_map_parse_tier(tier ? tier : "", &rule->tier, &inner);
-			if (r < 0)
-				return fail(w, value, "%s", inner.message);
-		} else {
-			return fail(w, node(w, p->key), "unknown key \"%.60s\"; devices and tier are known", name);
-		}
+			return config_tree_fail(&w->tree, config_tree_node(&w->tree, p->key),
+				"link class \"%.40s\" is none of host, rack, cluster", name);
+		int r = walk_keys(
+			w, config_tree_node(&w->tree, p->value), "a link", link_keys, &w->f->links[c], NULL, NULL);
 		if (r < 0)
 			return r;
 	}
@@ -481,37 +386,21 @@ static int walk_rule(struct walk *w, yaml_node_t *n, struct config_rule *rule)
 static int walk_rules(struct walk *w, yaml_node_t *n, const char *what)
 {
 	struct config_fleet *f = w->f;
-	if (n->type != YAML_MAPPING_NODE)
-		return fail(w, n, "%s must hold modules: \"layers.0-9: NAME\"", what);
 	if (f->rules_count)
-		return fail(w, n, "pins are for device_map: auto");
-	for (yaml_node_pair_t *p = n->data.mapping.pairs.start; p < n->data.mapping.pairs.top; p++) {
-		const char *name = pair_key(w, n, p);
-		if (!name)
-			return -EINVAL;
-		if (f->rules_count == CONFIG_FLEET_RULES)
-			return fail(w, node(w, p->key), "more than %u entries in %s", CONFIG_FLEET_RULES, what);
-		struct config_rule *rule = &f->rules[f->rules_count++];
-		if (strlen(name) >= sizeof rule->modules)
-			return fail(w, node(w, p->key), "module \"%.40s...\" is too long", name);
-		snprintf(rule->modules, sizeof rule->modules, "%s", name);
-		rule->line = (unsigned)node(w, p->key)->start_mark.line + 1;
-		int r = walk_rule(w, node(w, p->value), rule);
-		if (r < 0)
-			return r;
-	}
-	return 0;
+		return config_tree_fail(&w->tree, n, "pins are for device_map: auto");
+	return config_map_walk(&w->tree, n, what, f->rules, &f->rules_count);
 }
 
 static int walk_map(struct walk *w, yaml_node_t *n)
 {
-	const char *text = scalar(n);
+	const char *text = config_tree_scalar(n);
 	if (!text) {
 		w->f->map = FLEET_MAP_EXPLICIT;
 		return walk_rules(w, n, "device_map");
 	}
 	if (fleet_map_find(text, &w->f->map) < 0 || w->f->map == FLEET_MAP_EXPLICIT)
-		return fail(w, n, "device_map: \"%.40s\" is none of auto, balanced, sequential, and no map", text);
+		return config_tree_fail(
+			&w->tree, n, "device_map: \"%.40s\" is none of auto, balanced, sequential, and no map", text);
 	return 0;
 }
 
@@ -519,10 +408,10 @@ static int walk_top(struct walk *w, yaml_node_t *root)
 {
 	bool machines = false;
 	if (!root || root->type != YAML_MAPPING_NODE)
-		return base_error_set(w->e, -EINVAL, "%s: expected \"machines:\" at the top", w->f->name);
+		return base_error_set(w->tree.e, -EINVAL, "%s: expected \"machines:\" at the top", w->f->name);
 	for (yaml_node_pair_t *p = root->data.mapping.pairs.start; p < root->data.mapping.pairs.top; p++) {
-		const char *name = pair_key(w, root, p);
-		yaml_node_t *value = node(w, p->value);
+		const char *name = config_tree_key(&w->tree, root, p);
+		yaml_node_t *value = config_tree_node(&w->tree, p->value);
 		int r;
 		if (!name)
 			return -EINVAL;
@@ -535,27 +424,27 @@ static int walk_top(struct walk *w, yaml_node_t *root)
 		else if (strcmp(name, "pins") == 0)
 			r = walk_rules(w, value, "pins");
 		else
-			return fail(w, node(w, p->key),
+			return config_tree_fail(&w->tree, config_tree_node(&w->tree, p->key),
 				"unknown key \"%.60s\"; machines, links, device_map and pins are known", name);
 		if (r < 0)
 			return r;
 		machines |= strcmp(name, "machines") == 0;
 	}
-	return machines ? 0 : base_error_set(w->e, -EINVAL, "%s: no machines", w->f->name);
+	return machines ? 0 : base_error_set(w->tree.e, -EINVAL, "%s: no machines", w->f->name);
 }
 
 static int load(struct walk *w, const char *text, size_t bytes)
 {
 	yaml_parser_t parser;
 	if (!yaml_parser_initialize(&parser))
-		return base_error_set(w->e, -ENOMEM, "%s: out of memory", w->f->name);
+		return base_error_set(w->tree.e, -ENOMEM, "%s: out of memory", w->f->name);
 	yaml_parser_set_input_string(&parser, (const unsigned char *)text, bytes);
 	int r = 0;
-	if (!yaml_parser_load(&parser, &w->document)) {
+	if (!yaml_parser_load(&parser, w->tree.document)) {
 		r = fail_at(w, parser.problem_mark, parser.problem ? parser.problem : "not YAML");
 	} else {
-		r = walk_top(w, yaml_document_get_root_node(&w->document));
-		yaml_document_delete(&w->document);
+		r = walk_top(w, yaml_document_get_root_node(w->tree.document));
+		yaml_document_delete(w->tree.document);
 	}
 	yaml_parser_delete(&parser);
 	return r;
@@ -570,7 +459,8 @@ int config_fleet_parse(
 	snprintf(f.name, sizeof f.name, "%s", name);
 	f.machines = calloc(CONFIG_FLEET_MACHINES, sizeof *f.machines);
 	f.rules = calloc(CONFIG_FLEET_RULES, sizeof *f.rules);
-	struct walk w = {.f = &f, .e = e};
+	yaml_document_t document;
+	struct walk w = {.tree = {&document, f.name, e}, .f = &f};
 	int r = f.machines && f.rules ? load(&w, text, bytes) : base_error_set(e, -ENOMEM, "%s: out of memory", name);
 	if (r < 0) {
 		config_fleet_finish(&f);
@@ -619,14 +509,9 @@ int config_fleet_resolve(const struct config_fleet *f, uint32_t layers, struct f
 	uint32_t *ret_count, struct base_error *e)
 {
 	for (uint32_t i = 0; i < f->rules_count; i++) {
-		const struct config_rule *rule = &f->rules[i];
-		struct fleet_map_entry *x = &ret_entries[i];
-		*x = (struct fleet_map_entry){.tier = rule->tier, .devices_count = rule->devices_count};
-		int r = fleet_map_parse_modules(rule->modules, layers, x, e);
-		for (uint32_t k = 0; k < rule->devices_count && r == 0; k++)
-			r = config_fleet_find(f, rule->devices[k], &x->devices[k], e);
+		int r = config_map_resolve(&f->rules[i], layers, f->devices, f->devices_count, &ret_entries[i], e);
 		if (r < 0) {
-			base_error_prefix(e, "%s:%u", f->name, rule->line);
+			base_error_prefix(e, "%s:%u", f->name, f->rules[i].line);
 			return -EINVAL;
 		}
 	}

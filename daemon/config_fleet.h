@@ -7,7 +7,7 @@
 #include <stddef.h>
 
 #include "base/error.h"
-#include "topology/fleet/fleet.h"
+#include "daemon/config_map.h"
 
 #define CONFIG_FLEET_MACHINES 1024u // entries; each may count for many
 #define CONFIG_FLEET_RULES FLEET_ENTRIES
@@ -18,14 +18,6 @@ struct config_machine { // an entry of `machines`
 	char topology[CONFIG_FLEET_PATH_BYTES]; // recorded hwloc XML, as written; "" for none
 	uint32_t count, first_device, devices; // devices: of each of them, the machine's own included
 	uint64_t memory_bytes; // 0: not given
-};
-
-struct config_rule { // of the device map, or a pin
-	char modules[64];
-	char devices[FLEET_TP][FLEET_NAME_BYTES];
-	uint32_t devices_count;
-	enum fleet_tier tier;
-	unsigned line;
 };
 
 struct config_fleet {

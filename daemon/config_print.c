@@ -7,8 +7,9 @@
 #include "daemon/config.h"
 #include "daemon/config_table.h"
 
-// Every character of a value can need a backslash.
-#define VALUE_BYTES (2 * CONFIG_TEXT_BYTES + 8)
+#define VALUE_BYTES CONFIG_MAP_BYTES
+// Every character of a text can need a backslash.
+_Static_assert(VALUE_BYTES >= 2 * CONFIG_TEXT_BYTES + 8);
 
 static int section_bytes(const char *path)
 {
@@ -56,6 +57,7 @@ static struct json_object *json_value(const struct config_key *k, const void *ba
 	case CONFIG_TYPE_TEXT:
 	case CONFIG_TYPE_PATH:
 	case CONFIG_TYPE_CHOICE:
+	case CONFIG_TYPE_MAP:
 		return json_object_new_string(at);
 	case CONFIG_TYPE_BOOL:
 		return json_object_new_boolean(*(const bool *)at);

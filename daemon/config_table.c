@@ -25,7 +25,7 @@
 static const char *const backends[] = {"cpu", "reference", NULL};
 static const char *const kv_types[] = {"f16", "q8", NULL};
 static const char *const engines[] = {"auto", "uring", "sync", NULL};
-static const char *const device_maps[] = {"auto", "balanced", "sequential", NULL};
+static const char *const device_maps[] = {"auto", "balanced", "sequential", "explicit", NULL};
 static const char *const states[] = {"file", "etcd", NULL};
 static const char *const roles[] = {"none", "coordinator", "worker", "both", NULL};
 static const char *const log_levels[] = {"error", "warning", "notice", "info", "debug", NULL};
@@ -78,6 +78,10 @@ const struct config_key config_keys[] = {
 		.help = "PEM file with the authority that the nodes' certificates come from."},
 	{.path = "cluster.device_map", .type = CONFIG_TYPE_CHOICE, AT(cluster.device_map), .value = "auto",
 		.choices = device_maps, .help = "Coordinator: how layers go to nodes. auto: what is fastest, which may leave nodes out."},
+	{.path = "cluster.map", .type = CONFIG_TYPE_MAP, AT(cluster.map), .value = "",
+		.help = "Coordinator, device_map explicit: modules to nodes, as in thaw-fleet.yaml(5): {layers.0-9: a, layers.10-29: b}."},
+	{.path = "cluster.pins", .type = CONFIG_TYPE_MAP, AT(cluster.pins), .value = "",
+		.help = "Coordinator, device_map auto: modules that must be on a node, written in the same way."},
 	{.path = "cluster.nodes", .type = CONFIG_TYPE_COUNT, AT(cluster.nodes), .value = "1", .min = 1, .max = 64,
 		.help = "Coordinator: nodes that compute which have to be there before a model is loaded."},
 	{.path = "cluster.state", .type = CONFIG_TYPE_CHOICE, AT(cluster.state), .value = "file", .choices = states,
@@ -179,6 +183,8 @@ const char *config_type_name(enum config_type t)
 		return "size";
 	case CONFIG_TYPE_DURATION:
 		return "time";
+	case CONFIG_TYPE_MAP:
+		return "map";
 	}
 	return "";
 }
@@ -374,6 +380,8 @@ int config_key_assign(const struct config_key *k, const char *text, void *base, 
 	case CONFIG_TYPE_BYTES:
 	case CONFIG_TYPE_DURATION:
 		return assign_measure(k, text, at, e);
+	case CONFIG_TYPE_MAP:
+		return config_map_normalise(text, k->path, at, e);
 	}
 	return base_error_set(e, -EINVAL, "%s: no such type", k->path);
 }
@@ -443,6 +451,9 @@ void config_key_format(const struct config_key *k, const void *base, char *out, 
 		else
 			format_measure(number, k->type == CONFIG_TYPE_BYTES, out, room);
 		return;
+	case CONFIG_TYPE_MAP:
+		snprintf(out, room, "%s", *(const char *)at ? (const char *)at : "{}");
+		return;
 	}
 }
 
@@ -453,6 +464,7 @@ bool config_key_equal(const struct config_key *k, const void *a, const void *b)
 	case CONFIG_TYPE_TEXT:
 	case CONFIG_TYPE_PATH:
 	case CONFIG_TYPE_CHOICE:
+	case CONFIG_TYPE_MAP:
 		return strcmp(x, y) == 0;
 	case CONFIG_TYPE_BOOL:
 		return *(const bool *)x == *(const bool *)y;

@@ -17,6 +17,7 @@ enum config_type {
 	CONFIG_TYPE_COUNT, // uint32_t
 	CONFIG_TYPE_BYTES, // uint64_t, written with a unit
 	CONFIG_TYPE_DURATION, // uint64_t nanoseconds, written with a unit
+	CONFIG_TYPE_MAP, // of modules to nodes, as a line of text: config_map.h
 };
 
 struct config_key {

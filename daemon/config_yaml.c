@@ -13,6 +13,7 @@
 
 #define MAX_BYTES (1u << 20)
 #define SECTION_BYTES 32
+#define MAX_DEEP 3u // of a map: its entries, what an entry holds, a list of nodes
 
 struct walk {
 	yaml_parser_t parser;
@@ -128,6 +129,60 @@ static int assign_here(struct walk *w, const struct config_key *k, void *base)
 	return 0;
 }
 
+/* The value at the current event as a tree, for what is deeper than a key and its value. */
+static int take_node(struct walk *w, yaml_document_t *d, unsigned deep, int *ret_id);
+
+static int take_items(struct walk *w, yaml_document_t *d, unsigned deep, bool mapping, int id)
+{
+	for (;;) {
+		int first = 0, second = 0;
+		int r = next(w);
+		if (r == 0 && w->event.type == (mapping ? YAML_MAPPING_END_EVENT : YAML_SEQUENCE_END_EVENT))
+			return 0;
+		r = r < 0 ? r : take_node(w, d, deep + 1, &first);
+		r = r < 0 || !mapping ? r : next(w);
+		r = r < 0 || !mapping ? r : take_node(w, d, deep + 1, &second);
+		if (r < 0)
+			return r;
+		if (!(mapping ? yaml_document_append_mapping_pair(d, id, first, second)
+			      : yaml_document_append_sequence_item(d, id, first)))
+			return base_error_set(w->e, -ENOMEM, "%s: out of memory", w->name);
+	}
+}
+
+static int take_node(struct walk *w, yaml_document_t *d, unsigned deep, int *ret_id)
+{
+	const yaml_event_t *v = &w->event;
+	bool mapping = v->type == YAML_MAPPING_START_EVENT;
+	if (deep > MAX_DEEP)
+		return fail(w, "nested too deeply");
+	int id = v->type == YAML_SCALAR_EVENT ? yaml_document_add_scalar(d, NULL, v->data.scalar.value,
+							(int)v->data.scalar.length, v->data.scalar.style)
+		 : mapping                    ? yaml_document_add_mapping(d, NULL, YAML_ANY_MAPPING_STYLE)
+					      : yaml_document_add_sequence(d, NULL, YAML_ANY_SEQUENCE_STYLE);
+	if (!id)
+		return base_error_set(w->e, -ENOMEM, "%s: out of memory", w->name);
+	yaml_document_get_node(d, id)->start_mark = v->start_mark;
+	*ret_id = id;
+	return v->type == YAML_SCALAR_EVENT ? 0 : take_items(w, d, deep, mapping, id);
+}
+
+static int assign_map(struct walk *w, const struct config_key *k)
+{
+	yaml_document_t document;
+	int id = 0;
+	if (is_empty_plain(w))
+		return fail(w, "%s: no value; leave the key out for the default", k->path);
+	if (!yaml_document_initialize(&document, NULL, NULL, NULL, 1, 1))
+		return base_error_set(w->e, -ENOMEM, "%s: out of memory", w->name);
+	const struct config_tree t = {&document, w->name, w->e};
+	int r = take_node(w, &document, 0, &id);
+	if (r == 0)
+		r = config_map_take(&t, yaml_document_get_node(&document, id), k->path, (char *)w->config + k->offset);
+	yaml_document_delete(&document);
+	return r;
+}
+
 // At a key scalar of a section; leaves the value's event current.
 static int walk_key(struct walk *w, const char *section)
 {
@@ -149,7 +204,7 @@ static int walk_key(struct walk *w, const char *section)
 	int r = next(w);
 	if (r < 0)
 		return r;
-	r = assign_here(w, k, w->config);
+	r = k->type == CONFIG_TYPE_MAP ? assign_map(w, k) : assign_here(w, k, w->config);
 	if (r == 0 && w->origins)
 		origin_here(w, mark, w->origins->key[index]);
 	return r;

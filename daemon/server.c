@@ -443,12 +443,15 @@ int server_unload_model(struct server *s, const char *name, struct base_error *e
 	return status;
 }
 
-int server_plan_model(struct server *s, const char *path, uint64_t weights_bytes, uint64_t kv_bytes,
-	struct server_model_info *ret_info, struct base_error *e)
+int server_plan_model(struct server *s, const char *path, const char *device_map, uint64_t weights_bytes,
+	uint64_t kv_bytes, struct server_model_info *ret_info, struct base_error *e)
 {
 	struct config_model model = {0};
 	if (strlen(path) >= sizeof model.path)
 		return base_error_set(e, -ENAMETOOLONG, "path: longer than %zu bytes", sizeof model.path - 1);
+	if (device_map[0] && !s->coordinator)
+		return base_error_set(
+			e, -EINVAL, "device_map: is the coordinator's of a cluster, which this daemon is not");
 	snprintf(model.path, sizeof model.path, "%s", path);
 	int status = config_model_finish(&model, e);
 	struct server_entry *x = status ? NULL : server_entry_create(s, &model);
@@ -456,7 +459,7 @@ int server_plan_model(struct server *s, const char *path, uint64_t weights_bytes
 		return status ? status : base_error_set(e, -ENOMEM, "no memory for model %s", path);
 	status = server_entry_prepare(x, weights_bytes, kv_bytes, e);
 	if (!status && s->coordinator)
-		status = server_fleet_plan(x, weights_bytes, kv_bytes, e);
+		status = server_fleet_plan(x, device_map, weights_bytes, kv_bytes, e);
 	if (!status)
 		*ret_info = *x->info;
 	server_entry_destroy(x);

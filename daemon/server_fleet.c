@@ -39,6 +39,11 @@ struct server_fleet {
 	struct cluster_fleet *fleet;
 	struct plan_model sizes;
 	bool has_sizes, context_fixed;
+	enum fleet_map map;
+	struct config_rule *rules; // (FLEET_ENTRIES): the map if it is explicit, else pins
+	uint32_t rules_count;
+	uint32_t parts; // explicit: ranks of each stage
+	struct fleet_map_entry *entries; // (FLEET_ENTRIES), plan_lock: the rules, of the devices that are planned with
 	uint64_t weights_bytes, kv_bytes; // asked for on each node, instead of its budgets; 0: as they are
 	struct cluster_view_links links; // plan_lock; of the last plan
 	struct summary next; // lock; of the last plan
@@ -211,22 +216,25 @@ static void fill_input(
 		.overhead_ns = PLAN_MODEL_PASS_NS + 2 * link.latency_ns, // the engine is on another host than the ranks
 		.objective = FLEET_OBJECTIVE_FULL,
 		.sequences = f->entry->rank.sequences,
+		.map = f->map,
+		.entries = f->entries,
+		.entries_count = f->rules_count,
 	};
-	fleet_map_find(f->entry->server->config.cluster.device_map, &ret_input->map);
 }
 
 /* As many ranks in a stage as compute.tensor says; where there are not so many nodes, fewer are better than none. The other maps are
- * of whole layers, unless it says how many share them. */
+ * of whole layers, unless it says how many share them, and an explicit one says that itself. */
 static int build(struct server_fleet *f, const struct fleet_device *devices, uint32_t count,
 	struct fleet_device *ret_planned, struct fleet_plan *ret_plan, struct base_error *e)
 {
-	uint32_t wanted = f->entry->server->config.compute.tensor;
+	bool is_explicit = f->map == FLEET_MAP_EXPLICIT;
+	uint32_t wanted = is_explicit ? f->parts : f->entry->server->config.compute.tensor;
 	struct base_error why;
 	struct fleet_input in;
 	fill_input(f, devices, count, &in);
 	in.tp_least = in.tp_most = wanted || in.map == FLEET_MAP_AUTO ? wanted : 1;
 	int status = fleet_plan_build_even(&in, ret_planned, ret_plan, &why);
-	if (status == -ENOMEM && wanted > 1) {
+	if (status == -ENOMEM && wanted > 1 && !is_explicit) {
 		if (!f->told_tensor)
 			server_emit_event(
 				f->entry->server, "warning", "fewer_parts", f->entry->info->name, why.message);
@@ -239,8 +247,8 @@ static int build(struct server_fleet *f, const struct fleet_device *devices, uin
 	}
 	if (status && e)
 		*e = why;
-	if (status == -EINVAL && wanted > 1)
-		base_error_prefix(e, "compute.tensor");
+	if (status == -EINVAL && (wanted > 1 || is_explicit))
+		base_error_prefix(e, is_explicit ? "cluster.map" : "compute.tensor");
 	return status;
 }
 
@@ -351,19 +359,50 @@ static uint64_t room_of(const struct fleet_device *d)
 										    : d->memory_bytes;
 }
 
-/* A group has so many stages at most: of more nodes those are taken that the last plan had, then those with the most room. */
+static bool is_named(const struct server_fleet *f, const char *node)
+{
+	for (uint32_t i = 0; i < f->rules_count; i++) {
+		for (uint32_t k = 0; k < f->rules[i].devices_count; k++) {
+			if (strcmp(f->rules[i].devices[k], node) == 0)
+				return true;
+		}
+	}
+	return false;
+}
+
+/* Who goes next: with the least room of those that the last plan had not, else of all; never a node that a rule names. */
+static uint32_t least_of(const struct server_fleet *f, const struct fleet_device *devices, uint32_t used, uint32_t n)
+{
+	uint32_t least = n;
+	for (uint32_t from = used; least == n; from = 0) {
+		for (uint32_t i = from; i < n; i++) {
+			if (!is_named(f, devices[i].name) &&
+				(least == n || room_of(&devices[i]) < room_of(&devices[least])))
+				least = i;
+		}
+		if (from == 0)
+			break;
+	}
+	return least;
+}
+
+/* A group has so many stages at most: of more nodes those are taken that the last plan had, then those with the most room. An explicit
+ * map has those that it names, which are not more. */
 static uint32_t leave_out(
 	struct server_fleet *f, struct fleet_device *devices, uint32_t *order, uint32_t used, uint32_t n)
 {
 	char names[sizeof f->left_out] = "", text[sizeof names + 96];
 	size_t at = 0;
-	for (uint32_t least; n > CLUSTER_MAX_STAGES; n--) {
-		least = used;
-		for (uint32_t i = used; i < n; i++)
-			least = room_of(&devices[i]) < room_of(&devices[least]) ? i : least;
-		if (at < sizeof names)
+	bool is_explicit = f->map == FLEET_MAP_EXPLICIT;
+	_Static_assert(CONFIG_MAP_NODES <= CLUSTER_MAX_STAGES);
+	for (uint32_t least; n > CLUSTER_MAX_STAGES || is_explicit; n--) {
+		least = least_of(f, devices, used, n);
+		if (least == n)
+			break;
+		if (at < sizeof names && !is_explicit)
 			at += (size_t)snprintf(
 				names + at, sizeof names - at, "%s%s", at ? ", " : "", devices[least].name);
+		used -= least < used;
 		memmove(devices + least, devices + least + 1, (n - least - 1) * sizeof *devices);
 		memmove(order + least, order + least + 1, (n - least - 1) * sizeof *order);
 	}
@@ -374,6 +413,31 @@ static uint32_t leave_out(
 	}
 	memcpy(f->left_out, names, sizeof f->left_out);
 	return n;
+}
+
+/* What a rule names is there, or there is no plan: it is a constraint. */
+static int find_named(struct server_fleet *f, const struct fleet_device *devices, uint32_t count, struct base_error *e)
+{
+	const char *key = f->map == FLEET_MAP_EXPLICIT ? "cluster.map" : "cluster.pins";
+	for (uint32_t i = 0; i < f->rules_count; i++) {
+		const struct config_rule *r = &f->rules[i];
+		int status = config_map_resolve(r, f->entry->program->config.layers, devices, count, &f->entries[i], e);
+		for (uint32_t k = 0; status == -ENOENT && k < r->devices_count; k++) {
+			uint32_t at = 0;
+			while (at < count && strcmp(devices[at].name, r->devices[k]) != 0)
+				at++;
+			if (at == count)
+				return base_error_set(e, -EHOSTDOWN,
+					"%s: %s is on node %s, which is not there, is drained or cannot do it: thawctl "
+					"nodes",
+					key, r->modules, r->devices[k]);
+		}
+		if (status) {
+			base_error_prefix(e, "%s", key);
+			return status;
+		}
+	}
+	return 0;
 }
 
 /* plan_lock held. */
@@ -391,7 +455,9 @@ static int plan_alone(
 	for (uint32_t i = 0; i < view->count; i++)
 		others += fill_device(f, &view->nodes[order[i]], &devices[i]);
 	uint32_t n = leave_out(f, devices, order, used, view->count);
-	int status = plan_for(f, devices, n, planned, &p, e);
+	int status = find_named(f, devices, n, e);
+	if (!status)
+		status = plan_for(f, devices, n, planned, &p, e);
 	if (status == -ENOMEM && others)
 		base_error_prefix(e, "beside the models that are loaded");
 	if (!status) {
@@ -649,10 +715,38 @@ void server_fleet_destroy(struct server_fleet *f)
 		close(f->listen_fd);
 	if (f->cancel_fd >= 0)
 		close(f->cancel_fd);
+	free(f->rules);
+	free(f->entries);
 	free(f);
 }
 
-int server_fleet_create(struct server_entry *x, struct server_fleet **ret_fleet, struct base_error *e)
+/* device_map "": as configured. What is wrong with a map of this model is said before any node is waited for. */
+static int choose_map(struct server_fleet *f, const char *device_map, struct base_error *e)
+{
+	const struct config *c = &f->entry->server->config;
+	const char *name = device_map[0] ? device_map : c->cluster.device_map, *text = "", *key = "cluster.pins";
+	if (fleet_map_find(name, &f->map) < 0)
+		return base_error_set(
+			e, -EINVAL, "device_map: \"%.40s\" is none of auto, balanced, sequential, explicit", name);
+	if (f->map == FLEET_MAP_EXPLICIT) {
+		key = "cluster.map";
+		text = c->cluster.map;
+		int status = text[0] ? config_map_check(text, key, f->entry->program->config.layers, &f->parts, e)
+				     : base_error_set(e, -EINVAL, "device_map: explicit: cluster.map is not set");
+		if (status)
+			return status;
+	} else if (f->map == FLEET_MAP_AUTO) {
+		text = c->cluster.pins;
+	}
+	f->rules = calloc(FLEET_ENTRIES, sizeof *f->rules);
+	f->entries = calloc(FLEET_ENTRIES, sizeof *f->entries);
+	if (!f->rules || !f->entries)
+		return base_error_set(e, -ENOMEM, "no memory");
+	return config_map_parse(text, key, f->rules, &f->rules_count, e);
+}
+
+int server_fleet_create(
+	struct server_entry *x, const char *device_map, struct server_fleet **ret_fleet, struct base_error *e)
 {
 	struct server_fleet *f = calloc(1, sizeof *f);
 	if (!f)
@@ -675,7 +769,9 @@ int server_fleet_create(struct server_entry *x, struct server_fleet **ret_fleet,
 	};
 	memcpy(c.digest, x->rank.digest, sizeof c.digest);
 	int status = f->cancel_fd < 0 ? base_error_set(e, -errno, "no eventfd: %s", strerrordesc_np(errno))
-				      : set_context(f, x->rank.context_tokens, e);
+				      : choose_map(f, device_map, e);
+	if (!status)
+		status = set_context(f, x->rank.context_tokens, e);
 	if (!status)
 		status = cluster_fleet_create(x->server->coordinator, &c, &f->fleet, e);
 	if (status)
@@ -706,10 +802,11 @@ int server_fleet_wait(struct server_fleet *f, bool (*cancelled)(struct server_en
 	}
 }
 
-int server_fleet_plan(struct server_entry *x, uint64_t weights_bytes, uint64_t kv_bytes, struct base_error *e)
+int server_fleet_plan(
+	struct server_entry *x, const char *device_map, uint64_t weights_bytes, uint64_t kv_bytes, struct base_error *e)
 {
 	struct server_fleet *f;
-	int status = server_fleet_create(x, &f, e);
+	int status = server_fleet_create(x, device_map, &f, e);
 	if (status)
 		return status;
 	f->weights_bytes = weights_bytes;

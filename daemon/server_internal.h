@@ -144,7 +144,9 @@ void server_cluster_stop(struct server *s); // after all models are gone
 
 /* server_fleet.c: a model over the nodes of the cluster. The loader's thread. */
 struct server_fleet;
-int server_fleet_create(struct server_entry *x, struct server_fleet **ret_fleet, struct base_error *e);
+/* device_map: a mode instead of the configured one, "" for that. -EINVAL: an explicit map that is not one of this model, by layer. */
+int server_fleet_create(
+	struct server_entry *x, const char *device_map, struct server_fleet **ret_fleet, struct base_error *e);
 void server_fleet_destroy(struct server_fleet *f); // after the engine; NULL is fine
 /* Until the nodes are there and a plan fits: says what is waited for. -ECANCELED, -ENOMEM with the numbers. */
 int server_fleet_wait(struct server_fleet *f, bool (*cancelled)(struct server_entry *x), struct base_error *e);
@@ -158,7 +160,8 @@ void server_fleet_keep(struct server_entry *x);
 void server_fleet_replace(struct server_entry *x, const struct server_entry *old);
 struct engine_starter server_fleet_starter(struct server_fleet *f);
 /* Only to see what would come of it: the plan with what the nodes have now, into the entry's info. Any thread. -EHOSTDOWN, -ENOMEM. */
-int server_fleet_plan(struct server_entry *x, uint64_t weights_bytes, uint64_t kv_bytes, struct base_error *e);
+int server_fleet_plan(struct server_entry *x, const char *device_map, uint64_t weights_bytes, uint64_t kv_bytes,
+	struct base_error *e);
 
 /* server_probe.c */
 int server_probe_drive(const char *directory, const char *engine, double *ret_bytes_per_s);

@@ -775,7 +775,7 @@ static int start_and_wait(struct server_entry *x, const char *directory, struct 
 static int load_fleet(struct server_entry *x, struct base_error *e)
 {
 	server_set_phase(x, SERVER_PHASE_LOAD, NULL);
-	int status = server_fleet_create(x, &x->fleet, e);
+	int status = server_fleet_create(x, "", &x->fleet, e);
 	if (!status)
 		status = server_fleet_wait(x->fleet, cancelled, e);
 	if (!status)

@@ -23,7 +23,7 @@ static const char *option_words(const struct ctl_option *o, const struct ctl_ver
 	if (strcmp(o->name, "chat-template") == 0)
 		return "chatml llama2 llama3 mistral";
 	if (strcmp(o->name, "device-map") == 0)
-		return "auto balanced sequential";
+		return "auto balanced sequential explicit";
 	if (strcmp(o->name, "priority") == 0)
 		return "high normal low";
 	return NULL;

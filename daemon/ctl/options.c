@@ -58,7 +58,7 @@ const struct ctl_option ctl_option_table[] = {
 	{"kv", 0, CTL_OPTION_BYTES, AT(kv_bytes), false, "SIZE", "budget for the KV cache"},
 	{"fleet", 0, CTL_OPTION_TEXT, AT(fleet), false, "FILE", "plan for, or show, the machines of this file, without a daemon; see thaw-fleet.yaml(5)"},
 	{"topology", 0, CTL_OPTION_LIST, AT(topologies), false, "FILE", "a machine that lstopo recorded as XML, without a daemon; can be repeated"},
-	{"device-map", 0, CTL_OPTION_TEXT, AT(device_map), false, "MODE", "auto, balanced or sequential, instead of what the file says"},
+	{"device-map", 0, CTL_OPTION_TEXT, AT(device_map), false, "MODE", "auto, balanced or sequential, instead of what the file or the coordinator says; explicit: its cluster.map"},
 	{"max-memory", 0, CTL_OPTION_LIST, AT(max_memory), false, "DEVICE=SIZE", "memory that a device may use; can be repeated"},
 	{"pin", 0, CTL_OPTION_LIST, AT(pins), false, "MODULES=DEVICE", "layers.0-3=node-a, for example; can be repeated"},
 	{"one-stream", 0, CTL_OPTION_FLAG, AT(one_stream), false, NULL, "plan for the speed of one stream instead of a full batch"},

@@ -185,8 +185,7 @@ static void print_plan(struct ctl *c, const void *message)
 
 int ctl_verb_plan(struct ctl *c)
 {
-	static const char *const for_files[] = {
-		"device-map", "max-memory", "pin", "one-stream", "simulate", "context", "streams"};
+	static const char *const for_files[] = {"max-memory", "pin", "one-stream", "simulate", "context", "streams"};
 	if (c->options.fleet)
 		return ctl_plan_offline(c);
 	for (size_t i = 0; i < base_array_size(for_files); i++) {
@@ -203,6 +202,8 @@ int ctl_verb_plan(struct ctl *c)
 	request.path = path;
 	request.weights_bytes = c->options.weights_bytes;
 	request.kv_bytes = c->options.kv_bytes;
+	if (c->options.device_map)
+		request.device_map = (char *)c->options.device_map;
 	return ctl_call_show(
 		c, "Admin/PlanPlacement", &request, &thaw__admin__v1__plan_placement_reply__descriptor, print_plan);
 }

@@ -165,9 +165,10 @@ static void plan_placement(struct rpc_call *c, const ProtobufCMessage *request)
 	_cleanup_free_ struct rpc_convert_placement *place = info ? admin_alloc(c, 1, sizeof(*place)) : NULL;
 	if (!place)
 		return;
-	int r = server_plan_model(daemon_of(c), m->path, m->weights_bytes, m->kv_bytes, info, &e);
+	int r = server_plan_model(daemon_of(c), m->path, m->device_map, m->weights_bytes, m->kv_bytes, info, &e);
 	if (r < 0) {
-		fail_from(c, r, &e, "path");
+		bool map = strncmp(e.message, "device_map", strlen("device_map")) == 0;
+		fail_from(c, r, &e, map ? "device_map" : "path");
 		return;
 	}
 	rpc_convert_placement(info, server_machine(daemon_of(c)), place);

@@ -99,6 +99,40 @@ class Fleet(unittest.TestCase):
         a.ctl("unload", "tiny")
         wait_for("its memory", lambda: not a.ctl("plan", model, check=False).returncode)
 
+    def test_explicit_map(self):
+        """Layers go where cluster.map has them. A node that it names is waited for, and missed when it is lost: nobody else gets its layers.
+        Maps that are not the model's are refused by layer: its FAILED model, or the dry run."""
+        c = self.cluster()
+        a = c.node("a", "cluster.device_map=explicit", "cluster.map={layers.0-1: b, layers.2-7: a}")
+        model = a.make_model()
+        a.sets.append(f"models.0.path={model}")
+        b = c.node("b")
+        c.run(a)
+        missing = "cluster.map: layers.0-1 is on node b, which is not there"
+        wait_for("word of what is missing", lambda: missing in a.log() and "event=waits_for_nodes" in a.log())
+        c.run(b)
+        a.wait_ready()
+        shards = json.loads(a.ctl("placement").stdout)["placements"][0]["shards"]
+        self.assertEqual([(s["node"], s["first_layer"], s["last_layer"]) for s in shards], [("b", 0, 1), ("a", 2, 7)])
+        want = a.generate("some words", 10)
+        small = ["plan", model, "--weights", "4MiB", "--kv", "2MiB", "--explain"]
+        self.assertRegex(a.ctl(*small, json_output=False).stdout, r"0-1 +b ")
+        self.assertNotRegex(a.ctl(*small, "--device-map", "balanced", json_output=False).stdout, r"0-1 +b ")
+        p = a.ctl(*small, "--device-map", "zigzag", check=False)
+        self.assertIn("none of auto, balanced, sequential, explicit", p.stderr)
+        b.process.kill()
+        b.process.wait()
+        wait_for("the event", lambda: "event=fleet_down" in a.log())
+        self.assertIn(missing, a.ctl("generate", "x", "-n", "1", check=False).stderr)
+        c.run(b)
+        a.wait_ready()
+        self.assertEqual(a.generate("some words", 10), want)
+        d = self.cluster().node("d", "cluster.device_map=explicit", "cluster.map={layers.0-5: elsewhere}", f"models.0.path={model}")
+        refusal = "cluster.map: device_map: layers 6-"
+        d.start()
+        wait_for("the refusal", lambda: refusal in d.log() and "event=model_failed" in d.log())
+        self.assertIn(refusal, d.ctl("models").stdout)
+
     @unittest.skipUnless(MODEL, "THAW_TEST_MODEL is not set")
     def test_real_model(self):
         """SmolLM2 over two and three hosts: greedy tokens as on one."""

@@ -120,6 +120,11 @@ struct fleet_map_entry { // modules and where they go; a pin of mode auto is one
 /* "embed", "head", "layers.7", "layers.0-9", also "model.layers.7", "model.embed_tokens", "lm_head", and "" for all. */
 int fleet_map_parse_modules(const char *text, uint32_t layers, struct fleet_map_entry *ret, struct base_error *e);
 int fleet_map_parse_tier(const char *text, enum fleet_tier *ret_tier, struct base_error *e);
+const char *fleet_tier_name(enum fleet_tier t);
+
+struct fleet_input;
+/* What is wrong with the entries as an explicit map, as far as it shows without sizes; input: devices and entries. -EINVAL, by name. */
+int fleet_map_check_layers(const struct fleet_input *input, uint32_t layers, struct base_error *e);
 
 enum fleet_objective { FLEET_OBJECTIVE_FULL, FLEET_OBJECTIVE_ONE }; // tokens/s of a full batch, of one stream
 

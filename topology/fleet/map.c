@@ -38,6 +38,11 @@ int fleet_map_parse_tier(const char *text, enum fleet_tier *ret_tier, struct bas
 	return base_error_set(e, -EINVAL, "tier \"%.40s\" is none of auto, device, host, nvme", text);
 }
 
+const char *fleet_tier_name(enum fleet_tier t)
+{
+	return (unsigned)t < base_array_size(tier_names) ? tier_names[t] : "?";
+}
+
 static bool parse_number(const char **at, uint32_t *ret)
 {
 	uint32_t v = 0;
@@ -206,8 +211,9 @@ static int check_contiguous(
 	return 0;
 }
 
-int fleet_map_explicit(
-	const struct fleet_work *f, struct fleet_cut *ret_stages, uint32_t *ret_count, struct base_error *e)
+// sizes: there is a model beyond its number of layers.
+static int cut(
+	const struct fleet_work *f, bool sizes, struct fleet_cut *ret_stages, uint32_t *ret_count, struct base_error *e)
 {
 	const struct fleet_map_entry *owner[FLEET_LAYERS] = {NULL};
 	uint32_t count = 0;
@@ -219,7 +225,7 @@ int fleet_map_explicit(
 			ret_stages[count - 1].end = l + 1;
 			continue;
 		}
-		r = check_tp(f, owner[l], e);
+		r = sizes ? check_tp(f, owner[l], e) : 0;
 		struct fleet_cut *s = &ret_stages[count++];
 		*s = (struct fleet_cut){.first = l, .end = l + 1, .tp = owner[l]->devices_count};
 		memcpy(s->devices, owner[l]->devices, sizeof s->devices);
@@ -229,6 +235,29 @@ int fleet_map_explicit(
 	if (r == 0)
 		*ret_count = count;
 	return r;
+}
+
+int fleet_map_explicit(
+	const struct fleet_work *f, struct fleet_cut *ret_stages, uint32_t *ret_count, struct base_error *e)
+{
+	return cut(f, true, ret_stages, ret_count, e);
+}
+
+int fleet_map_check_layers(const struct fleet_input *in, uint32_t layers, struct base_error *e)
+{
+	const struct fleet_model model = {.layers_count = layers};
+	struct fleet_input given = *in;
+	struct fleet_work f = {.given = &given, .in = &given, .layers = layers};
+	_cleanup_free_ struct fleet_cut *stages = calloc(FLEET_STAGES, sizeof *stages);
+	uint32_t count = 0;
+	if (!stages)
+		return base_error_set(e, -ENOMEM, "plan: out of memory");
+	if (layers == 0 || layers > FLEET_LAYERS)
+		return base_error_set(e, -EINVAL, "plan: a model of 1 to %u layers is needed", FLEET_LAYERS);
+	given.model = &model;
+	given.map = FLEET_MAP_EXPLICIT;
+	int r = fleet_map_check(&given, e);
+	return r == 0 ? cut(&f, false, stages, &count, e) : r;
 }
 
 /* ---- balanced and sequential ---- */

@@ -13,6 +13,8 @@
 #include "base/cleanup.h"
 #include "daemon/config.h"
 
+#define COORDINATOR "cluster:\n  role: both\n  listen: localhost:1\n  tls_cert: /c\n  tls_key: /k\n  tls_ca: /a\n"
+
 static const struct {
 	const char *what;
 	const char *yaml;
@@ -118,6 +120,47 @@ static const struct {
 		"t.yaml: models: a worker has none: the coordinator says what it computes"},
 	{"sources that are no path", "store:\n  sources: models\n",
 		"t.yaml: store.sources: \"models\" is not an absolute path"},
+	{"map without a role", "cluster:\n  device_map: explicit\n  map: {layers: a}\n",
+		"t.yaml: cluster.map: is set, and cluster.role is none: coordinator, worker or both is wanted"},
+	{"map that is a list", "cluster:\n  map: [a, b]\n",
+		"t.yaml:2:8: cluster.map must hold modules: \"layers.0-9: NAME\""},
+	{"map without a value", "cluster:\n  map:\n",
+		"t.yaml:2:7: cluster.map: no value; leave the key out for the default"},
+	{"module of a map", "cluster:\n  map:\n    layers.0-3: a\n    blocks.4: b\n",
+		"t.yaml:4:5: device_map: module \"blocks.4\" is none of embed, layers.N, layers.N-M, head"},
+	{"node of a map", "cluster:\n  map:\n    layers.0-3: A_b\n",
+		"t.yaml:3:5: layers.0-3: \"A_b\" is no name: 1 to 63 of a-z, 0-9, '-' and '.', with a letter or "
+		"digit at both ends"},
+	{"tier of a map", "cluster:\n  map:\n    head: {device: a, tier: tape}\n",
+		"t.yaml:3:29: tier \"tape\" is none of auto, device, host, nvme"},
+	{"key of an entry", "cluster:\n  map:\n    head: {node: a}\n",
+		"t.yaml:3:12: unknown key \"node\"; devices and tier are known"},
+	{"module twice", "cluster:\n  map:\n    head: a\n    head: b\n", "t.yaml:4:5: duplicate key \"head\""},
+	{"anchor in a map", "cluster:\n  map:\n    head: &x a\n", "t.yaml:3:11: anchors (&x) are not accepted"},
+	{"map that is deep", "cluster:\n  map: {head: {devices: [[[a]]]}}\n", "t.yaml:2:27: nested too deeply"},
+	{"key after a map", "cluster:\n  map: {head: a}\n  nod: 2\n",
+		"t.yaml:3:3: unknown key \"nod\" in \"cluster\"; did you mean \"node\"?"},
+	{"explicit without a map", COORDINATOR "  device_map: explicit\n",
+		"t.yaml: cluster.map: cluster.device_map is explicit: modules and their nodes are wanted"},
+	{"map of another mode", COORDINATOR "  device_map: balanced\n  map: {layers: a}\n",
+		"t.yaml: cluster.map: is set, and cluster.device_map is balanced, not explicit"},
+	{"pins of another mode", COORDINATOR "  device_map: balanced\n  pins: {head: a}\n",
+		"t.yaml: cluster.pins: is set, and cluster.device_map is balanced, not auto"},
+	{"pin on two", COORDINATOR "  pins: {layers.3: [a, b]}\n",
+		"t.yaml: cluster.pins: layers.3: a pin names one node"},
+	{"map with a gap", COORDINATOR "  device_map: explicit\n  map: {layers.0-3: a, layers.6-9: b}\n",
+		"t.yaml: cluster.map: device_map: layers 4-5 are on no device"},
+	{"map with an overlap", COORDINATOR "  device_map: explicit\n  map: {layers.0-3: a, layers.3-9: b}\n",
+		"t.yaml: cluster.map: device_map: layer 3 is on a and on b"},
+	{"map of no layers", COORDINATOR "  device_map: explicit\n  map: {head: a}\n",
+		"t.yaml: cluster.map: device_map: layers 0-0 are on no device"},
+	{"map with the head elsewhere", COORDINATOR "  device_map: explicit\n  map: {layers.0-3: a, head: b}\n",
+		"t.yaml: cluster.map: device_map: head is on b, but it goes with layer 3, on a"},
+	{"map that is uneven", COORDINATOR "  device_map: explicit\n  map: {layers.0-3: a, layers.4-5: [b, c]}\n",
+		"t.yaml: cluster.map: layers 0-3 are on 1 nodes and layers 4-5 on 2: it has to be as many for all"},
+	{"map against compute.tensor",
+		"compute:\n  tensor: 2\n" COORDINATOR "  device_map: explicit\n  map: {layers.0-3: a}\n",
+		"t.yaml: cluster.map: its layers are on 1 node each, and compute.tensor is 2"},
 	{"batch smaller than sequences", "scheduler:\n  batch_tokens: 8\n  max_sequences: 16\n",
 		"t.yaml: scheduler.batch_tokens (8) is less than scheduler.max_sequences (16): a pass could not hold "
 		"one token "
@@ -212,6 +255,49 @@ static void what_is_printed_reads_back(void **state)
 		fail_msg("%s\n%s", base_error_text(&e), text);
 	assert_memory_equal(&c, &again, sizeof c);
 	free(text);
+}
+
+static void maps_are_kept_as_a_line(void **state)
+{
+	static const char text[] = COORDINATOR "  device_map: explicit\n"
+					       "  map:\n"
+					       "    embed: [a, b]\n"
+					       "    model.layers.0-3: [a, b]  # Accelerate's name\n"
+					       "    \"layers.4-9\": {devices: [c, d], tier: nvme}\n";
+	static const char line[] =
+		"{embed: [a, b], model.layers.0-3: [a, b], layers.4-9: {devices: [c, d], tier: nvme}}";
+	struct config c, again;
+	struct base_error e = {0};
+	config_defaults(&c);
+	if (config_parse(text, sizeof text - 1, "t.yaml", &c, &e) < 0)
+		fail_msg("%s", base_error_text(&e));
+	assert_string_equal(c.cluster.map, line);
+	char *printed = NULL;
+	size_t bytes = 0;
+	FILE *out = open_memstream(&printed, &bytes);
+	config_print(&c, NULL, out);
+	fclose(out);
+	config_defaults(&again);
+	if (config_parse(printed, bytes, "printed", &again, &e) < 0)
+		fail_msg("%s\n%s", base_error_text(&e), printed);
+	free(printed);
+	assert_string_equal(again.cluster.map, line);
+	assert_null(config_first_fixed_change(&c, &again));
+	snprintf(again.cluster.map, sizeof again.cluster.map, "{layers: a}");
+	assert_string_equal(config_first_fixed_change(&c, &again), "cluster.map");
+
+	/* As --set and the environment give it; with the model's layers. */
+	uint32_t parts = 0;
+	assert_int_equal(config_map_normalise("layers.0-3: a", "cluster.map", again.cluster.map, &e), 0);
+	assert_string_equal(again.cluster.map, "{layers.0-3: a}");
+	assert_int_equal(config_map_check(again.cluster.map, "cluster.map", 4, &parts, &e), 0);
+	assert_int_equal(parts, 1);
+	assert_int_equal(config_map_check(again.cluster.map, "cluster.map", 6, &parts, &e), -EINVAL);
+	assert_string_equal(e.message, "cluster.map: device_map: layers 4-5 are on no device");
+	assert_int_equal(config_map_check(again.cluster.map, "cluster.map", 3, &parts, &e), -EINVAL);
+	assert_string_equal(e.message, "cluster.map: device_map: layers.0-3: the model has layers 0 to 2");
+	assert_int_equal(config_map_normalise("{layers.0-3: [a", "cluster.map", again.cluster.map, &e), -EINVAL);
+	assert_memory_equal(e.message, "cluster.map:", 12);
 }
 
 struct place {
@@ -404,6 +490,7 @@ int main(void)
 		cmocka_unit_test(a_good_file_sets_what_it_says),
 		cmocka_unit_test(empty_files_are_the_defaults),
 		cmocka_unit_test(what_is_printed_reads_back),
+		cmocka_unit_test(maps_are_kept_as_a_line),
 		cmocka_unit_test_setup_teardown(later_sources_win_and_origins_tell, make_place, drop_place),
 		cmocka_unit_test_setup_teardown(other_sources_are_as_strict, make_place, drop_place),
 		cmocka_unit_test(two_models_of_one_name_are_refused),

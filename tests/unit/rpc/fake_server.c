@@ -477,15 +477,18 @@ int server_unload_model(struct server *s, const char *name, struct base_error *e
 	return strcmp(name, "fake") ? base_error_set(e, -ENOENT, "there is no model \"%s\"", name) : 0;
 }
 
-int server_plan_model(struct server *s, const char *path, uint64_t weights_bytes, uint64_t kv_bytes,
-	struct server_model_info *ret_info, struct base_error *e)
+int server_plan_model(struct server *s, const char *path, const char *device_map, uint64_t weights_bytes,
+	uint64_t kv_bytes, struct server_model_info *ret_info, struct base_error *e)
 {
 	int code = atomic_load(&s->fake.plan_error);
+	if (strcmp(device_map, "diagonal") == 0)
+		return base_error_set(e, -EINVAL, "device_map: \"diagonal\" is no map");
 	if (code)
 		return base_error_set(e, code, "memory.weights is 12 bytes short");
 	fill_info(s, ret_info);
 	ret_info->load.stages = ret_info->load.ranks = 0;
 	ret_info->plan.weights_bytes = weights_bytes;
+	snprintf(ret_info->explanation, sizeof(ret_info->explanation), "an explanation\n");
 	return 0;
 }
 
@@ -580,14 +583,4 @@ const char *server_phase_name(enum server_phase p)
 {
 	static const char *const names[] = {"queued", "digest", "pack", "load", "ready", "failed", "unloaded"};
 	return names[p];
-}
-
-void topology_plan_explain(const struct topology_plan_input *input, const struct topology_plan *p, FILE *out)
-{
-	fprintf(out, "an explanation\n");
-}
-
-const char *topology_resource_name(enum topology_resource r)
-{
-	return r == TOPOLOGY_RESOURCE_DISK ? "disk" : "memory";
 }

@@ -284,9 +284,9 @@ static void test_refusals(void **state)
 	snprintf(pid, sizeof pid, "%d", (int)getpid());
 	assert_non_null(strstr(e.message, pid));
 	static struct server_model_info info;
-	assert_int_equal(server_plan_model(h.server, h.model, 4096, 0, &info, &e), -ENOMEM);
+	assert_int_equal(server_plan_model(h.server, h.model, "", 4096, 0, &info, &e), -ENOMEM);
 	assert_non_null(strstr(e.message, "short"));
-	assert_int_equal(server_plan_model(h.server, h.model, 0, 0, &info, &e), 0);
+	assert_int_equal(server_plan_model(h.server, h.model, "", 0, 0, &info, &e), 0);
 	assert_int_equal(info.layers, 4);
 	assert_true(info.plan.kv_blocks > 0);
 	assert_int_equal(server_list_models(h.server, &info, 1), 0);
@@ -318,16 +318,16 @@ static void test_plan_beside_a_model(void **state)
 	struct base_error e = {0};
 	static struct server_model_info info;
 	house_open(&h);
-	assert_int_equal(server_plan_model(h.server, h.model, 0, 0, &info, &e), 0);
+	assert_int_equal(server_plan_model(h.server, h.model, "", 0, 0, &info, &e), 0);
 	uint64_t all = info.plan_input.weights_all_bytes;
 	house_close(&h);
 	house_open_with(&h, all, 0);
 	assert_int_equal(load(&h, h.model, "tiny", &e), 0);
 	assert_int_equal(wait_phase(&h, "tiny", SERVER_PHASE_READY), SERVER_PHASE_READY);
-	assert_int_equal(server_plan_model(h.server, h.model, 0, 0, &info, &e), -ENOMEM);
+	assert_int_equal(server_plan_model(h.server, h.model, "", 0, 0, &info, &e), -ENOMEM);
 	assert_non_null(strstr(e.message, "of memory.weights ("));
 	assert_non_null(strstr(e.message, "the loaded models hold "));
-	assert_int_equal(server_plan_model(h.server, h.model, all, 0, &info, &e), 0);
+	assert_int_equal(server_plan_model(h.server, h.model, "", all, 0, &info, &e), 0);
 	assert_int_equal(info.plan.weights_bytes, all);
 	house_close(&h);
 }
@@ -415,7 +415,7 @@ static void test_cold_data_is_mended(void **state)
 	char path[128];
 	house_open(&h);
 	assert_int_equal(tiny_model_save(&large, h.model), 0);
-	assert_int_equal(server_plan_model(h.server, h.model, 0, 0, &info, &e), 0);
+	assert_int_equal(server_plan_model(h.server, h.model, "", 0, 0, &info, &e), 0);
 	uint64_t least = info.plan_input.weights_min_bytes;
 	house_close(&h);
 	house_open_with(&h, least, 0);
@@ -577,7 +577,7 @@ static uint64_t workspace_of(uint32_t stages)
 	server_destroy(h.server);
 	h.config.compute.stages = stages;
 	assert_int_equal(server_create(&h.config, NULL, &h.server, &e), 0);
-	assert_int_equal(server_plan_model(h.server, h.model, 0, 0, &info, &e), 0);
+	assert_int_equal(server_plan_model(h.server, h.model, "", 0, 0, &info, &e), 0);
 	house_close(&h);
 	return info.plan.workspace_bytes;
 }
