@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
-#include "daemon/cluster/coordinator.h"
+#include "daemon/cluster/coordinator_internal.h"
 #include "daemon/rpc/client.h"
 #include "daemon/server.h"
 #include "offload/hash.h"
@@ -154,6 +154,44 @@ static int take(struct rpc_client_stream *s, const struct message *m, struct bas
 	status = cluster_session_message(s->session, (const Thaw__Node__V1__NodeMessage *)p, e);
 	protobuf_c_message_free_unpacked(p, &budget.allocator);
 	return status;
+}
+
+/* A node is told to prepare, or to start, only while it is there and stays, and to start only what it has prepared. The coordinator's
+ * lock is held, so all is as it is now. */
+static void check_order(const struct cluster_session *s, const Thaw__Node__V1__CoordinatorMessage *m)
+{
+	bool assign = m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_ASSIGN && !m->assign->spare;
+	bool start = m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_START;
+	const struct cluster_node *n = s->node;
+	if (!assign && !start)
+		return;
+	if (!n || n->state != CLUSTER_NODE_READY || n->draining || n->leaving)
+		sim_fail("node %s is told to %s, and is %s", n ? n->name : "?", start ? "start" : "prepare",
+			!n || n->state != CLUSTER_NODE_READY ? "gone"
+			: n->draining                        ? "drained"
+							     : "leaving");
+	for (const struct cluster_fleet *f = s->coordinator->fleets; f && start; f = f->next) {
+		for (uint32_t i = 0; i < f->running.parts; i++) {
+			const struct fleet_part *p = &f->running.part[i];
+			if (p->assignment == m->start->assignment && (!p->ready || p->node != n))
+				sim_fail("node %s is told to start what it has not prepared", n->name);
+		}
+	}
+}
+
+__typeof__(cluster_session_post) __wrap_cluster_session_post, __real_cluster_session_post;
+int __wrap_cluster_session_post(struct cluster_session *s, uint8_t *data, size_t bytes)
+{
+	struct proto_budget budget;
+	ProtobufCMessage *m;
+	if (data && s->state == SESSION_JOINED) {
+		if (proto_unpack(
+			    &thaw__node__v1__coordinator_message__descriptor, data, bytes, &budget, &m, NULL, NULL))
+			sim_fail("the coordinator says what is no message");
+		check_order(s, (const Thaw__Node__V1__CoordinatorMessage *)m);
+		protobuf_c_message_free_unpacked(m, &budget.allocator);
+	}
+	return __real_cluster_session_post(s, data, bytes);
 }
 
 static int give(struct rpc_client_stream *s, struct base_error *e)

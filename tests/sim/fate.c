@@ -79,20 +79,24 @@ static struct {
 } fate;
 
 /* Drives are read all the time where weights are cold. */
-static uint32_t weight(uint32_t kind, bool cold)
+static uint32_t weight(uint32_t kind, bool cold, const char *only)
 {
+	if (only && strncmp(kinds[kind].name, only, strlen(only)) != 0)
+		return 0;
 	bool drive = kind == DRIVE_FAILS || kind == DRIVE_SLOW || kind == DRIVE_BAD;
 	return kinds[kind].weight * (cold && drive ? 2 : 1);
 }
 
-static enum kind draw_kind(bool cold)
+static enum kind draw_kind(bool cold, const char *only)
 {
 	uint32_t sum = 0, k;
 	for (k = 0; k < KINDS; k++)
-		sum += weight(k, cold);
+		sum += weight(k, cold, only);
+	if (!sum)
+		sim_fail("no fault is called %s", only);
 	uint32_t at = (uint32_t)sim_draw(sum);
-	for (k = 0; at >= weight(k, cold); k++)
-		at -= weight(k, cold);
+	for (k = 0; at >= weight(k, cold, only); k++)
+		at -= weight(k, cold, only);
 	return (enum kind)k;
 }
 
@@ -301,16 +305,27 @@ static void *fault_run(void *argument)
 	return NULL;
 }
 
-void sim_fate_start(const struct sim_setup *setup, uint32_t faults)
+/* All of them: whatever a seed draws, there are bad reads, and some are so twice. */
+static void make_drives(struct sim_drives how)
+{
+	for (uint32_t i = 0; i < fate.nodes; i++)
+		sim_drives[i] = how;
+	if (how.error)
+		sim_clients_expect_loss();
+}
+
+void sim_fate_start(const struct sim_setup *setup, uint32_t faults, const char *only)
 {
 	uint32_t nodes = setup->nodes;
 	uint64_t at = sim_between(0, 2000) * SIM_MS;
 	fate.nodes = nodes;
+	if (only && strncmp(only, "drive", 5) == 0)
+		make_drives((struct sim_drives){.error = 70, .cut = 50, .flip = 70});
 	for (uint32_t i = 0; i < faults; i++) {
 		struct fault *f = calloc(1, sizeof *f);
 		if (!f)
 			sim_fail("no memory for a fault");
-		f->kind = draw_kind(setup->cold);
+		f->kind = draw_kind(setup->cold, only);
 		bool head = f->kind == HEAD_DIES || f->kind == HEAD_RESTARTS;
 		bool worker = f->kind == NODE_DIES || f->kind == HOST_DIES || f->kind == NODE_LEAVES;
 		f->node = head ? 0 : worker ? 1 + (uint32_t)sim_draw(nodes - 1) : (uint32_t)sim_draw(nodes);
@@ -332,6 +347,7 @@ void sim_fate_wait(void)
 {
 	while (fate.left)
 		sim_sleep(50 * SIM_MS);
+	make_drives((struct sim_drives){0});
 	for (uint32_t i = 0; i < fate.nodes; i++)
 		drain(i, false);
 }

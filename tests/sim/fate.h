@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 struct sim_setup;
-void sim_fate_start(const struct sim_setup *setup, uint32_t faults);
+void sim_fate_start(
+	const struct sim_setup *setup, uint32_t faults, const char *only); // only: kinds whose names begin so, or NULL
 bool sim_fate_over(void);
 void sim_fate_wait(void); // for the end of the last one; everything is well from then on

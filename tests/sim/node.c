@@ -135,6 +135,26 @@ int __wrap_cluster_coordinator_create(const struct cluster_coordinator_config *c
 	return __real_cluster_coordinator_create(&c, state, ret_coordinator, e);
 }
 
+/* Planning takes a while, in which nodes come and go. */
+static int (*real_plan)(void *, const struct cluster_view *, struct cluster_plan *, struct base_error *);
+
+static int slow_plan(
+	void *context, const struct cluster_view *view, struct cluster_plan *ret_plan, struct base_error *e)
+{
+	sim_sleep(sim_draw(setup.plan_ns));
+	return real_plan(context, view, ret_plan, e);
+}
+
+__typeof__(cluster_fleet_create) __wrap_cluster_fleet_create, __real_cluster_fleet_create;
+int __wrap_cluster_fleet_create(struct cluster_coordinator *c, const struct cluster_fleet_config *config,
+	struct cluster_fleet **ret_fleet, struct base_error *e)
+{
+	struct cluster_fleet_config x = *config;
+	real_plan = x.plan;
+	x.plan = slow_plan;
+	return __real_cluster_fleet_create(c, &x, ret_fleet, e);
+}
+
 uint32_t sim_node_at(const char *address)
 {
 	char text[32];
@@ -513,8 +533,9 @@ void sim_node_stop(uint32_t node)
 	sim_say("node %u stops", node);
 	sim_go(node);
 	server_drain(x->server, true);
+	server_cluster_drain(x->server);
 	uint64_t until = base_clock_now_ns() + DRAIN_NS;
-	while (x->references[x->life % MAX_LIFE] && base_clock_now_ns() < until)
+	while ((x->references[x->life % MAX_LIFE] || server_cluster_leaves(x->server)) && base_clock_now_ns() < until)
 		sim_sleep(20 * SIM_MS);
 	x->up = false;
 	end(node);

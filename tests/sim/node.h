@@ -21,6 +21,7 @@ struct sim_setup { // of a run
 	uint32_t tensor; // ranks that share each layer, where there are enough nodes
 	uint32_t replicas; // store.replicas
 	uint64_t spare_ns; // that a group runs before its spares are asked for
+	uint64_t plan_ns; // that a plan takes, at most
 	uint32_t max_sequences, batch_tokens;
 	uint64_t kv_bytes;
 	int null_fd; // what is logged goes there, unless it is to be seen
