@@ -155,7 +155,7 @@ static bool take_output(struct engine *e, const struct scheduler_pass *p, const 
 }
 
 /* One event for each place in a while, not for each request that meets it. */
-static void tell_loss(struct engine *e, const struct engine_stream *s, const char *reason)
+static void tell_loss(struct engine *e, const struct engine_stream *s, const char *kind, const char *reason)
 {
 	uint64_t place = 0xcbf29ce484222325ull, now = base_clock_now_ns();
 	for (const char *c = reason; *c; c++)
@@ -181,20 +181,23 @@ static void tell_loss(struct engine *e, const struct engine_stream *s, const cha
 	char others[48] = "";
 	if (quiet)
 		snprintf(others, sizeof others, " (and %u since the last event)", quiet);
-	engine_emit_event(e, "error", "data_loss", "request %s%s: %s", s->request->id, others, reason);
+	engine_emit_event(e, "error", kind, "request %s%s: %s", s->request->id, others, reason);
 }
 
+/* What is bad, or has a place that cannot be read, can be mended, and the model is not ready until then. Of a drive that does not
+ * answer nothing is known, and reading the whole store would hang, too: a new rank is tried (check_reads). */
 static void entry_failed(struct engine *e, struct scheduler_sequence *q, int status)
 {
 	struct base_error reason = e->in.result.e;
+	bool bad = status == -EBADMSG, silent = status == -ETIMEDOUT;
 	if (!reason.message[0])
 		base_error_set(&reason, status, "%s",
-			status == -EBADMSG ? "their checksum does not match, also when read again"
-					   : strerrordesc_np(-status));
-	base_error_prefix(&reason, "weights on the drive are bad");
-	memcpy(e->data_loss, reason.message, sizeof e->data_loss);
-	mark_over(e, q->job->user, -EBADMSG, reason.message);
-	tell_loss(e, q->job->user, reason.message);
+			bad ? "their checksum does not match, also when read again" : strerrordesc_np(-status));
+	base_error_prefix(&reason, bad ? "weights on the drive are bad" : "weights on the drive cannot be read");
+	if (!silent)
+		memcpy(e->data_loss, reason.message, sizeof e->data_loss);
+	mark_over(e, q->job->user, bad ? -EBADMSG : -EIO, reason.message);
+	tell_loss(e, q->job->user, silent ? "drive_silent" : "data_loss", reason.message);
 	scheduler_finish(e->scheduler, q);
 }
 
@@ -215,7 +218,7 @@ static void pass_refused(struct engine *e, const struct scheduler_pass *p)
 		base_error_text(&e->in.result.e));
 	for (uint32_t i = 0; i < p->pass.entries_count; i++) {
 		if (p->entries[i].sequence)
-			mark_over(e, p->entries[i].sequence->job->user, -EIO, base_error_text(&e->in.result.e));
+			mark_over(e, p->entries[i].sequence->job->user, -EPROTO, base_error_text(&e->in.result.e));
 	}
 }
 
@@ -225,7 +228,7 @@ static bool check_reads(struct engine *e, const struct scheduler_pass *p)
 {
 	bool all = !e->in.result.status;
 	for (uint32_t i = 0; i < p->pass.entries_count && all; i++)
-		all = e->in.result.entry_status[i] == -EIO;
+		all = e->in.result.entry_status[i] == -EIO || e->in.result.entry_status[i] == -ETIMEDOUT;
 	e->io_failures = all ? e->io_failures + 1 : 0;
 	if (!all)
 		e->restarts_in_a_row = e->killers_in_a_row = 0;
@@ -249,16 +252,18 @@ void engine_pass_result(struct engine *e)
 	scheduler_complete(e->scheduler, p);
 	e->fresh_count = 0;
 	e->data_loss[0] = '\0';
-	bool good = true;
+	bool good = true, silent = false;
 	if (e->in.result.status) {
 		pass_refused(e, p);
 	} else {
 		for (uint32_t i = 0; i < p->pass.entries_count; i++) {
 			struct scheduler_sequence *q = p->entries[i].sequence;
+			silent = silent || e->in.result.entry_status[i] == -ETIMEDOUT;
 			if (e->in.result.entry_status[i] && q && q->state != SCHEDULER_DONE)
 				entry_failed(e, q, e->in.result.entry_status[i]);
 		}
-		publish_data_loss(e);
+		if (!silent) // else nothing is known that was not before
+			publish_data_loss(e);
 		for (uint32_t i = 0; i < e->in.result.outputs_count && good; i++)
 			good = take_output(e, p, &e->in.result.outputs[i]);
 	}

@@ -31,7 +31,7 @@ int offload_check_error(const char *path, uint64_t offset_bytes, uint32_t length
 			"remove the file to have it packed again",
 			path, length_bytes, at);
 	if (why == -ETIMEDOUT)
-		return base_error_set(e, -EIO,
+		return base_error_set(e, -ETIMEDOUT,
 			"%s: no answer to a read of %u bytes at %llu for %llu s: the drive hangs", path, length_bytes,
 			at, OFFLOAD_CHECK_PATIENCE_NS / 1000000000ull);
 	return base_error_set(e, -EIO, "%s: cannot read %u bytes at %llu, tried twice: %s", path, length_bytes, at,

@@ -18,5 +18,5 @@
 int offload_check_read(const struct offload_read *read, const void *data, uint32_t hashed, uint64_t xxh3,
 	uint8_t *tries, bool *ret_again);
 
-/* The text of a read that was given up: -EBADMSG or -EIO. */
+/* The text of a read that was given up: -EBADMSG (not what was written), -ETIMEDOUT (no answer) or -EIO. */
 int offload_check_error(const char *path, uint64_t offset_bytes, uint32_t length_bytes, int why, struct base_error *e);

@@ -62,7 +62,7 @@ int offload_stream_create(const struct offload_stream_config *config, struct off
 /* At any time, slots held or not; waits for the reads in flight. Not while another thread is in a call. */
 void offload_stream_destroy(struct offload_stream *s);
 
-/* Stage thread: the next extent of the ring. 0 with data and a slot number; -EBADMSG or -EIO when the extent cannot
+/* Stage thread: the next extent of the ring. 0 with data and a slot number; -EBADMSG, -ETIMEDOUT or -EIO when the extent cannot
  * be had (no slot is held then and the ring has moved on), with text in e that names file and place. -EIO at every
  * call once the engine itself has failed, or where a read does not come back in time (the later ones are then not waited
  * for until one has come back); -EDEADLK when all slots are held, where waiting would never end. */

@@ -144,14 +144,14 @@ int rank_start_stream(struct rank *r, struct base_error *e);
 /* plan.c: the ops, runs and parts of a pass, and with them the ring. */
 int rank_plan_pass(struct rank *r, struct base_error *e);
 
-/* rows.c: embedding rows of tokens into y. -EBADMSG, -EIO with text. */
+/* rows.c: embedding rows of tokens into y. -EBADMSG, -EIO, -ETIMEDOUT with text. */
 int rank_rows_create(struct rank *r, struct base_error *e);
 int rank_rows_embed(struct rank *r, const uint32_t *tokens, uint32_t count, float *y, struct base_error *e);
 
 /* tensor.c: what the parts of a layer do together. Each returns 0, or the error that ended the group, with text. */
 #define RANK_TAIL_BYTES (BASE_ERROR_BYTES + 64u)
 struct rank_tail { // of a pass of one member; after the exchange, at member 0, of all
-	int status; // 0, -EINVAL (refused), -EBADMSG or -EIO (cold data)
+	int status; // 0, -EINVAL (refused), -EBADMSG, -EIO or -ETIMEDOUT (cold data)
 	struct base_error e;
 	uint64_t total_ns, stall_ns, cold_bytes;
 };

@@ -175,7 +175,7 @@ static void cold_failed(struct walk *k, uint32_t layer, int status, const struct
 {
 	if (k->failed)
 		return;
-	k->failed = status == -EBADMSG ? -EBADMSG : -EIO;
+	k->failed = status == -EBADMSG || status == -ETIMEDOUT ? status : -EIO;
 	if (layer < k->r->program->config.layers)
 		base_error_set(k->e, k->failed, "layer %u: %s", layer, base_error_text(e));
 	else

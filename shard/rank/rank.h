@@ -112,7 +112,7 @@ struct rank_pass_result {
 	struct rank_output *outputs; // caller's room: logits_rows of them; NULL where tp_rank is not 0
 	uint32_t outputs_count;
 	float *hidden_out; // (tokens, width): room for the next stage; NULL on the last stage
-	int *entry_status; // caller's room, (entries): 0 or -EBADMSG, -EIO (the pass failed for this entry)
+	int *entry_status; // caller's room, (entries): 0 or -EBADMSG, -EIO, -ETIMEDOUT (the pass failed for this entry)
 	uint64_t total_ns, stall_ns, cold_bytes; // of this pass
 };
 

@@ -182,7 +182,7 @@ static bool pass(struct life *l)
 	}
 	l->io_dead = l->io_dead || number == atomic_load(&f->io_dies_at);
 	for (uint32_t i = 0; i < p->entries_count && l->io_dead; i++)
-		status[i] = -EIO;
+		status[i] = f->io_error ? f->io_error : -EIO;
 	if (l->io_dead)
 		count = 0;
 	l->reply = (struct rank_message){.type = RANK_MESSAGE_RESULT,
@@ -193,6 +193,10 @@ static bool pass(struct life *l)
 			.outputs = outputs,
 			.total_ns = 1000,
 			.cold_bytes = f->cold_bytes}};
+	if (number == atomic_load(&f->refuse_at)) {
+		l->reply.result.entries_count = l->reply.result.outputs_count = 0;
+		l->reply.result.status = base_error_set(&l->reply.result.e, -EINVAL, "sequence 0 is not open");
+	}
 	if (status[0])
 		base_error_set(&l->reply.result.e, status[0], "layer 5: /store/layer-0005: checksum does not match");
 	bool good = send_reply(l);

@@ -30,6 +30,8 @@ struct fake_ranks {
 	/* May be set while it runs; count passes of the last stage over all lives. */
 	_Atomic uint32_t die_at, hang_at, corrupt_at, garbage_at; // 0: never
 	_Atomic uint32_t io_dies_at; // from that pass to the end of that life nothing can be read
+	int io_error; // what it says then; 0: -EIO
+	_Atomic uint32_t refuse_at; // that pass
 	_Atomic bool die_always; // at the first pass of every life
 	_Atomic uint32_t mute_starts; // so many ranks that are started next say nothing, not even hello
 	_Atomic bool die_next; // once, at the next pass

@@ -384,12 +384,59 @@ static void test_reads_that_fail_for_good(void **state)
 	for (uint32_t i = 0; i < 3; i++) {
 		assert_int_equal(submit(b, make_request(b, i, 10, 30)), 0);
 		wait_reader(&b->reader[i], 0);
-		assert_int_equal(b->reader[i].error.code, -EBADMSG);
+		assert_int_equal(b->reader[i].error.code, -EIO);
+		assert_non_null(strstr(b->reader[i].error.message, "cannot be read: layer 5"));
 	}
 	assert_int_equal(submit(b, make_request(b, 3, 10, 30)), 0);
 	wait_reader(&b->reader[3], 0);
 	check_hash_output(b, 3, 10, 30);
 	assert_int_equal(b->ranks.starts, 2);
+	assert_int_equal(atomic_load(&b->losses), 1); // which the server mends
+	bench_destroy(b);
+}
+
+/* Nobody knows that data is lost, so nothing is mended, and requests still come, so that a new rank is tried. */
+static void test_drive_that_is_silent(void **state)
+{
+	struct bench *b = bench_create();
+	struct engine_load load;
+	b->ranks.io_dies_at = 2;
+	b->ranks.io_error = -ETIMEDOUT;
+	start(b);
+	for (uint32_t i = 0; i < 3; i++) {
+		assert_int_equal(submit(b, make_request(b, i, 10, 30)), 0);
+		wait_reader(&b->reader[i], 0);
+		assert_int_equal(b->reader[i].error.code, -EIO);
+		assert_non_null(strstr(b->reader[i].error.message, "cannot be read: layer 5"));
+		engine_get_load(b->engine, &load);
+		assert_string_equal(load.data_loss, "");
+	}
+	assert_int_equal(submit(b, make_request(b, 3, 10, 30)), 0);
+	wait_reader(&b->reader[3], 0);
+	check_hash_output(b, 3, 10, 30);
+	assert_int_equal(b->ranks.starts, 2);
+	assert_int_equal(atomic_load(&b->losses), 0);
+	bench_destroy(b);
+}
+
+/* A bug, and no data that is lost: the requests of the pass end with it, and the next ones find everything well. */
+static void test_pass_is_refused(void **state)
+{
+	struct bench *b = bench_create();
+	struct engine_load load;
+	b->ranks.refuse_at = 2;
+	start(b);
+	assert_int_equal(submit(b, make_request(b, 0, 10, 30)), 0);
+	wait_reader(&b->reader[0], 0);
+	assert_int_equal(b->reader[0].error.code, -EPROTO); // INTERNAL
+	assert_non_null(strstr(b->reader[0].error.message, "sequence 0 is not open"));
+	assert_int_equal(submit(b, make_request(b, 1, 10, 30)), 0);
+	wait_reader(&b->reader[1], 0);
+	check_hash_output(b, 1, 10, 30);
+	engine_get_load(b->engine, &load);
+	assert_string_equal(load.data_loss, "");
+	assert_int_equal(atomic_load(&b->losses), 0);
+	assert_int_equal(b->ranks.starts, 1);
 	bench_destroy(b);
 }
 
@@ -613,6 +660,8 @@ int main(void)
 		cmocka_unit_test(test_data_loss_is_told_once),
 		cmocka_unit_test(test_regather_on_one_host),
 		cmocka_unit_test(test_reads_that_fail_for_good),
+		cmocka_unit_test(test_drive_that_is_silent),
+		cmocka_unit_test(test_pass_is_refused),
 		cmocka_unit_test(test_token_without_text),
 		cmocka_unit_test(test_poor_machine_is_told),
 		cmocka_unit_test(test_one_request_kills),
