@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What the files of the server share. Only daemon/server*.c include this.
+ * What the files of the server share. Only daemon/server*.c and tests include this.
  *
  *   server.c         create, destroy, table of models, getters
  *   server_load.c    the loader thread: checks, pack, plan, engine; repair of the store
@@ -17,6 +17,7 @@
 
 #include "daemon/server.h"
 #include "daemon/supervisor.h"
+#include "offload/engine.h"
 #include "shard/format/gguf.h"
 #include "shard/pack/pack.h"
 #include "shard/program/program.h"
@@ -86,6 +87,7 @@ struct server {
 	pthread_mutex_t
 		plan_lock; // before lock: of models that are planned over the nodes at once, each sees what the others take
 	pthread_mutex_t probe_lock; // before lock: measuring would disturb measuring
+	struct server_drive *drive_left; // probe_lock
 	struct server_entry *entry[SERVER_MAX_ENTRIES];
 	uint64_t queued; // ever
 	_Atomic bool draining;
@@ -164,6 +166,15 @@ int server_fleet_plan(struct server_entry *x, const char *device_map, uint64_t w
 	struct base_error *e);
 
 /* server_probe.c */
-int server_probe_drive(const char *directory, const char *engine, double *ret_bytes_per_s);
+struct server_drive; // reads that did not come back, with all that they need
+struct server_drive_config {
+	const char *directory; // files in it are read
+	const char *engine;
+	const struct offload_engine_ops *ops; // instead, for tests
+	uint64_t patience_ns; // 0: five seconds
+};
+/* -ETIMEDOUT: the drive does not answer. *left (NULL at first) has then what the kernel may still write to; the next call, of the same
+ * thread, looks whether it came back before it reads again. It is never waited for, so it may be there when the process ends. */
+int server_probe_drive(const struct server_drive_config *c, struct server_drive **left, double *ret_bytes_per_s);
 int server_probe_compute(
 	const struct topology_machine *m, const char *backend, uint32_t threads, double *ret_macs_per_s);

@@ -565,7 +565,8 @@ struct probe {
 static int probe_drive(void *context, double *ret_bytes_per_s)
 {
 	const struct probe *p = context;
-	return server_probe_drive(p->directory, p->server->config.offload.engine, ret_bytes_per_s);
+	const struct server_drive_config c = {.directory = p->directory, .engine = p->server->config.offload.engine};
+	return server_probe_drive(&c, &p->server->drive_left, ret_bytes_per_s);
 }
 
 static int probe_compute(void *context, double *ret_macs_per_s)

@@ -23,7 +23,7 @@
 #define DRIVE_SLOW_NS 500000000ull
 #define DRIVE_SLOW_WINDOWS 3u
 #define DRIVE_AGREES 1.25
-#define DRIVE_REAP_NS (5 * BASE_NS_PER_SECOND)
+#define DRIVE_PATIENCE_NS (5 * BASE_NS_PER_SECOND)
 #define DRIVE_DEPTH 16u
 #define DRIVE_BLOCK_BYTES (1u << 20)
 #define COMPUTE_NS 100000000ull
@@ -64,15 +64,18 @@ static void find_largest(int fd, unsigned depth, struct largest *l)
 	closedir(d);
 }
 
-struct drive {
+struct server_drive {
 	struct offload_engine *engine;
+	struct offload_memory memory;
+	int fd;
 	struct offload_read read[DRIVE_DEPTH];
+	uint32_t in_flight;
 	uint64_t offset, end;
 	uint32_t block;
 	uint64_t done_bytes;
 };
 
-static int submit_next(struct drive *d, struct offload_read *r)
+static int submit_next(struct server_drive *d, struct offload_read *r)
 {
 	if (d->offset + d->block > d->end)
 		d->offset = 0;
@@ -80,6 +83,7 @@ static int submit_next(struct drive *d, struct offload_read *r)
 	r->length_bytes = d->block;
 	d->offset += d->block;
 	int n = d->engine->ops->submit(d->engine, &r, 1);
+	d->in_flight += n == 1;
 	return n == 1 ? 0 : n < 0 ? n : -EAGAIN;
 }
 
@@ -117,20 +121,29 @@ static bool look(struct window *w, uint64_t now, uint64_t bytes, double *ret_byt
 	return true;
 }
 
-static int read_for(struct drive *d, double *ret_bytes_per_s)
+/* What came back; 0 of it: nothing did in that time. */
+static int reap(struct server_drive *d, struct offload_read **ret_reads, uint64_t timeout_ns)
+{
+	uint64_t until = base_clock_now_ns() + timeout_ns, now = until - timeout_ns;
+	int n = 0;
+	for (; !n && now <= until; now = base_clock_now_ns()) // an engine may be woken for nothing
+		n = d->engine->ops->reap(d->engine, ret_reads, DRIVE_DEPTH, until - now);
+	d->in_flight -= n > 0 ? (uint32_t)n : 0;
+	return n;
+}
+
+static int read_for(struct server_drive *d, uint64_t patience_ns, double *ret_bytes_per_s)
 {
 	struct window w = {.warm_ns = base_clock_now_ns() + DRIVE_WARM_NS};
-	uint32_t in_flight = 0;
 	bool over = false;
 	int status = 0;
-	for (uint32_t i = 0; i < DRIVE_DEPTH && !status; i++, in_flight += !status)
+	for (uint32_t i = 0; i < DRIVE_DEPTH && !status; i++)
 		status = submit_next(d, &d->read[i]);
-	while (in_flight) {
+	while (d->in_flight) {
 		struct offload_read *done[DRIVE_DEPTH];
-		int n = d->engine->ops->reap(d->engine, done, DRIVE_DEPTH, DRIVE_REAP_NS);
+		int n = reap(d, done, patience_ns);
 		if (n <= 0)
 			return n ? n : -ETIMEDOUT;
-		in_flight -= (uint32_t)n;
 		for (int i = 0; i < n; i++) {
 			if (done[i]->result < 0)
 				status = done[i]->result;
@@ -138,45 +151,82 @@ static int read_for(struct drive *d, double *ret_bytes_per_s)
 				d->done_bytes += (uint64_t)done[i]->result;
 		}
 		over = over || look(&w, base_clock_now_ns(), d->done_bytes, ret_bytes_per_s);
-		for (int i = 0; i < n && !status && !over; i++, in_flight += !status)
+		for (int i = 0; i < n && !status && !over; i++)
 			status = submit_next(d, done[i]);
 	}
 	return status;
 }
 
-int server_probe_drive(const char *directory, const char *engine, double *ret_bytes_per_s)
+static void drive_free(struct server_drive *d)
 {
+	if (d->engine)
+		d->engine->ops->destroy(d->engine);
+	offload_memory_unmap(&d->memory);
+	close(d->fd);
+	free(d);
+}
+
+static int drive_open(const struct server_drive_config *c, int fd, uint64_t bytes, struct server_drive **ret_drive)
+{
+	struct server_drive *d = calloc(1, sizeof *d);
+	struct base_error fallback;
+	if (!d) {
+		close(fd);
+		return -ENOMEM;
+	}
+	d->fd = fd;
+	d->end = bytes;
+	d->block = DRIVE_BLOCK_BYTES;
+	while (d->block > bytes / 2)
+		d->block /= 2;
+	int status = offload_memory_map((size_t)d->block * DRIVE_DEPTH, &d->memory, NULL);
+	for (uint32_t i = 0; i < DRIVE_DEPTH && !status; i++)
+		d->read[i].buffer = (char *)d->memory.data + (size_t)i * d->block;
+	const struct offload_engine_config engine = {.depth = DRIVE_DEPTH,
+		.files = &d->fd,
+		.files_count = 1,
+		.buffers = d->memory.data,
+		.buffers_bytes = d->memory.bytes};
+	if (!status)
+		status = c->ops ? c->ops->create(&engine, &d->engine, NULL)
+				: offload_engine_create(c->engine, &engine, &d->engine, &fallback, NULL);
+	if (status) {
+		drive_free(d);
+		return status;
+	}
+	*ret_drive = d;
+	return 0;
+}
+
+int server_probe_drive(const struct server_drive_config *c, struct server_drive **left, double *ret_bytes_per_s)
+{
+	struct offload_read *back[DRIVE_DEPTH];
 	struct largest l = {.fd = -1};
-	int at = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	*ret_bytes_per_s = 0;
+	while (*left && (*left)->in_flight) {
+		if (reap(*left, back, 0) <= 0)
+			return -ETIMEDOUT; // it is as it was
+	}
+	if (*left)
+		drive_free(*left);
+	*left = NULL;
+	int at = open(c->directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (at >= 0)
 		find_largest(at, 1, &l);
-	_cleanup_close_ int fd = l.fd;
-	uint64_t bytes = l.bytes;
-	if (bytes < 64 * BASE_PAGE_BYTES)
+	if (l.bytes < 64 * BASE_PAGE_BYTES) {
+		if (l.fd >= 0)
+			close(l.fd);
 		return 0;
-	struct drive d = {.block = DRIVE_BLOCK_BYTES};
-	while (d.block > bytes / 2)
-		d.block /= 2;
-	d.end = bytes;
-	struct offload_memory memory;
-	int status = offload_memory_map((size_t)d.block * DRIVE_DEPTH, &memory, NULL);
+	}
+	struct server_drive *d;
+	int status = drive_open(c, l.fd, l.bytes, &d);
 	if (status)
 		return status;
-	for (uint32_t i = 0; i < DRIVE_DEPTH; i++)
-		d.read[i].buffer = (char *)memory.data + (size_t)i * d.block;
-	const struct offload_engine_config c = {.depth = DRIVE_DEPTH,
-		.files = &fd,
-		.files_count = 1,
-		.buffers = memory.data,
-		.buffers_bytes = memory.bytes};
-	struct base_error fallback;
-	status = offload_engine_create(engine, &c, &d.engine, &fallback, NULL);
-	if (!status) {
-		status = read_for(&d, ret_bytes_per_s);
-		d.engine->ops->destroy(d.engine);
-	}
-	offload_memory_unmap(&memory);
+	status = read_for(d, c->patience_ns ? c->patience_ns : DRIVE_PATIENCE_NS, ret_bytes_per_s);
+	if (d->in_flight) // the kernel may still write to its memory, and destroy would wait for that
+		*left = d;
+	else
+		drive_free(d);
 	return status;
 }
 

@@ -170,7 +170,8 @@ static int measure(const struct topology_machine *m, const struct topology_probe
 	if (source && source->drive)
 		r = source->drive(source->context, &b->drive_bytes_per_s);
 	if (r < 0)
-		return base_error_set(e, r, "probe: drive: %s", strerrordesc_np(-r));
+		return base_error_set(e, r, "probe: drive: %s",
+			r == -ETIMEDOUT ? "no answer to a read: it hangs" : strerrordesc_np(-r));
 	if (drive_only)
 		return 0;
 	r = topology_probe_memory(m, 0, &b->memory_bytes_per_s, e);
