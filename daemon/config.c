@@ -210,11 +210,12 @@ static int check_cluster(const struct config *c, struct base_error *e)
 	if (c->store.sources[0] && c->store.sources[0] != '/')
 		return base_error_set(e, -EINVAL, "store.sources: \"%s\" is not an absolute path", c->store.sources);
 	if (role == CLUSTER_ROLE_NONE) {
-		const char *set = c->cluster.join[0]     ? "cluster.join"
-				  : c->cluster.listen[0] ? "cluster.listen"
-				  : c->cluster.map[0]    ? "cluster.map"
-				  : c->cluster.pins[0]   ? "cluster.pins"
-							 : NULL;
+		const char *set = c->cluster.join[0]      ? "cluster.join"
+				  : c->cluster.listen[0]  ? "cluster.listen"
+				  : c->cluster.map[0]     ? "cluster.map"
+				  : c->cluster.pins[0]    ? "cluster.pins"
+				  : c->cluster.reserve[0] ? "cluster.reserve"
+							  : NULL;
 		return set ? base_error_set(e, -EINVAL,
 				     "%s: is set, and cluster.role is none: coordinator, worker or both is wanted", set)
 			   : 0;

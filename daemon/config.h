@@ -48,6 +48,7 @@ struct config {
 		char device_map[16]; // auto, balanced, sequential, explicit
 		char map[CONFIG_MAP_BYTES]; // of explicit: a line of YAML, see config_map.h; "" for none
 		char pins[CONFIG_MAP_BYTES]; // of auto, likewise
+		char reserve[CONFIG_MAP_BYTES]; // nodes and bytes that stay free there
 		uint32_t nodes; // that compute, before a model is loaded
 		char state[8]; // coordinator: file or etcd
 		char etcd[CONFIG_TEXT_BYTES]; // its endpoints, HOST:PORT with commas between

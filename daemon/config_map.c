@@ -2,6 +2,7 @@
 #include "daemon/config_map.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +11,7 @@
 #include <yaml.h>
 
 #include "base/cleanup.h"
+#include "base/units.h"
 #include "daemon/cluster/identity.h"
 
 /* ---- the tree ---- */
@@ -222,14 +224,86 @@ int config_map_take(
 	return r < 0 ? r : print_rules(t, what, rules, count, ret_text);
 }
 
-/* Calls one of the two with the text as a tree. */
-static int with_tree(const char *text, const char *what, struct config_rule *ret_rules, uint32_t *ret_count,
-	char *ret_text, struct base_error *e)
+/* ---- nodes and sizes ---- */
+
+static int walk_sizes(const struct config_tree *t, yaml_node_t *n, const char *what,
+	struct config_size ret_sizes[static CONFIG_SIZES], uint32_t *ret_count)
+{
+	uint32_t count = 0;
+	if (n->type != YAML_MAPPING_NODE)
+		return config_tree_fail(t, n, "%s must hold nodes: \"NAME: 4GiB\"", what);
+	for (yaml_node_pair_t *p = n->data.mapping.pairs.start; p < n->data.mapping.pairs.top; p++) {
+		const char *name = config_tree_key(t, n, p), *size = config_tree_scalar(config_tree_node(t, p->value));
+		struct base_error inner = {0};
+		if (!name)
+			return -EINVAL;
+		if (count == CONFIG_SIZES)
+			return config_tree_fail(
+				t, config_tree_node(t, p->key), "more than %u nodes in %s", CONFIG_SIZES, what);
+		if (cluster_name_check(what, name, &inner) < 0)
+			return config_tree_fail(t, config_tree_node(t, p->key), "%s", inner.message);
+		struct config_size *x = &ret_sizes[count++];
+		snprintf(x->node, sizeof x->node, "%s", name);
+		if (!size || base_units_parse_bytes(size, &x->bytes) < 0)
+			return config_tree_fail(t, config_tree_node(t, p->value),
+				"%s: \"%.60s\" is not a size, 4GiB for example", name, size ? size : "");
+	}
+	*ret_count = count;
+	return 0;
+}
+
+int config_sizes_take(
+	const struct config_tree *t, yaml_node_t *n, const char *what, char ret_text[static CONFIG_MAP_BYTES])
+{
+	struct config_size sizes[CONFIG_SIZES];
+	uint32_t count = 0;
+	char text[CONFIG_MAP_BYTES] = "";
+	size_t at = 0;
+	int r = n ? walk_sizes(t, n, what, sizes, &count) : 0;
+	for (uint32_t i = 0; i < count && r == 0 && at < sizeof text; i++) {
+		static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+		uint64_t v = sizes[i].bytes;
+		size_t unit = 0;
+		for (; v && v % 1024 == 0 && unit + 1 < base_array_size(units); v /= 1024)
+			unit++;
+		at += (size_t)snprintf(text + at, sizeof text - at, "%s%s: %" PRIu64 "%s%s", i ? ", " : "{",
+			sizes[i].node, v, units[unit], i + 1 == count ? "}" : "");
+	}
+	if (r == 0 && at >= sizeof text)
+		r = base_error_set(t->e, -E2BIG, "%s: %s: at most %u bytes fit", t->name, what, CONFIG_MAP_BYTES - 1);
+	if (r == 0)
+		memcpy(ret_text, text, at + 1);
+	return r;
+}
+
+/* ---- from text ---- */
+
+struct reader { // one of its outputs is wanted
+	struct config_rule *rules;
+	struct config_size *sizes;
+	uint32_t *count;
+	char *text;
+	bool is_sizes;
+};
+
+static int read_root(const struct config_tree *t, yaml_node_t *root, const struct reader *r)
+{
+	if (r->text)
+		return r->is_sizes ? config_sizes_take(t, root, t->name, r->text)
+				   : config_map_take(t, root, t->name, r->text);
+	*r->count = 0;
+	if (!root)
+		return 0;
+	return r->is_sizes ? walk_sizes(t, root, t->name, r->sizes, r->count)
+			   : config_map_walk(t, root, t->name, r->rules, r->count);
+}
+
+static int with_tree(const char *text, const char *what, const struct reader *reader, struct base_error *e)
 {
 	yaml_parser_t parser;
 	yaml_document_t document;
-	struct config_tree t = {&document, what, e};
-	int r = 0;
+	const struct config_tree t = {&document, what, e};
+	int r;
 	if (!yaml_parser_initialize(&parser))
 		return base_error_set(e, -ENOMEM, "%s: out of memory", what);
 	yaml_parser_set_input_string(&parser, (const unsigned char *)text, strlen(text));
@@ -237,12 +311,7 @@ static int with_tree(const char *text, const char *what, struct config_rule *ret
 		r = base_error_set(e, -EINVAL, "%s:%zu:%zu: %s", what, parser.problem_mark.line + 1,
 			parser.problem_mark.column + 1, parser.problem ? parser.problem : "not YAML");
 	} else {
-		yaml_node_t *root = yaml_document_get_root_node(&document);
-		if (!ret_text && !root)
-			*ret_count = 0;
-		else
-			r = ret_text ? config_map_take(&t, root, what, ret_text)
-				     : config_map_walk(&t, root, what, ret_rules, ret_count);
+		r = read_root(&t, yaml_document_get_root_node(&document), reader);
 		yaml_document_delete(&document);
 	}
 	yaml_parser_delete(&parser);
@@ -252,13 +321,26 @@ static int with_tree(const char *text, const char *what, struct config_rule *ret
 int config_map_normalise(
 	const char *text, const char *what, char ret_text[static CONFIG_MAP_BYTES], struct base_error *e)
 {
-	return with_tree(text, what, NULL, NULL, ret_text, e);
+	return with_tree(text, what, &(const struct reader){.text = ret_text}, e);
 }
 
 int config_map_parse(
 	const char *text, const char *what, struct config_rule *ret_rules, uint32_t *ret_count, struct base_error *e)
 {
-	return with_tree(text, what, ret_rules, ret_count, NULL, e);
+	return with_tree(text, what, &(const struct reader){.rules = ret_rules, .count = ret_count}, e);
+}
+
+int config_sizes_normalise(
+	const char *text, const char *what, char ret_text[static CONFIG_MAP_BYTES], struct base_error *e)
+{
+	return with_tree(text, what, &(const struct reader){.text = ret_text, .is_sizes = true}, e);
+}
+
+int config_sizes_parse(const char *text, const char *what, struct config_size ret_sizes[static CONFIG_SIZES],
+	uint32_t *ret_count, struct base_error *e)
+{
+	return with_tree(
+		text, what, &(const struct reader){.sizes = ret_sizes, .count = ret_count, .is_sizes = true}, e);
 }
 
 /* ---- what shows without the nodes ---- */

@@ -11,6 +11,7 @@
 
 #define CONFIG_MAP_BYTES 4096u // of a map as a line
 #define CONFIG_MAP_NODES 16u // in a map
+#define CONFIG_SIZES 64u // nodes with a size
 
 struct config_rule { // of a map, or a pin
 	char modules[64];
@@ -18,6 +19,11 @@ struct config_rule { // of a map, or a pin
 	uint32_t devices_count;
 	enum fleet_tier tier;
 	unsigned line, column;
+};
+
+struct config_size { // of a node
+	char node[FLEET_NAME_BYTES];
+	uint64_t bytes;
 };
 
 /* ---- libyaml's tree; only config*.c ---- */
@@ -57,6 +63,13 @@ int config_map_normalise(
 /* ret_rules: (FLEET_ENTRIES). */
 int config_map_parse(
 	const char *text, const char *what, struct config_rule *ret_rules, uint32_t *ret_count, struct base_error *e);
+/* The same two of nodes and sizes: {node-a: 4GiB}. */
+int config_sizes_take(
+	const struct config_tree *t, struct yaml_node_s *n, const char *what, char ret_text[static CONFIG_MAP_BYTES]);
+int config_sizes_normalise(
+	const char *text, const char *what, char ret_text[static CONFIG_MAP_BYTES], struct base_error *e);
+int config_sizes_parse(const char *text, const char *what, struct config_size ret_sizes[static CONFIG_SIZES],
+	uint32_t *ret_count, struct base_error *e);
 /* What an explicit map lacks, or has twice: of a model of so many layers; 0: as far as that shows without one. ret_parts: nodes that
  * share each layer. -EINVAL. */
 int config_map_check(const char *text, const char *what, uint32_t layers, uint32_t *ret_parts, struct base_error *e);

@@ -58,6 +58,7 @@ static struct json_object *json_value(const struct config_key *k, const void *ba
 	case CONFIG_TYPE_PATH:
 	case CONFIG_TYPE_CHOICE:
 	case CONFIG_TYPE_MAP:
+	case CONFIG_TYPE_SIZES:
 		return json_object_new_string(at);
 	case CONFIG_TYPE_BOOL:
 		return json_object_new_boolean(*(const bool *)at);

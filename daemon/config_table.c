@@ -82,6 +82,8 @@ const struct config_key config_keys[] = {
 		.help = "Coordinator, device_map explicit: modules to nodes, as in thaw-fleet.yaml(5): {layers.0-9: a, layers.10-29: b}."},
 	{.path = "cluster.pins", .type = CONFIG_TYPE_MAP, AT(cluster.pins), .value = "",
 		.help = "Coordinator, device_map auto: modules that must be on a node, written in the same way."},
+	{.path = "cluster.reserve", .type = CONFIG_TYPE_SIZES, AT(cluster.reserve), .value = "",
+		.help = "Coordinator: memory that plans leave free on a node: {node-a: 4GiB}."},
 	{.path = "cluster.nodes", .type = CONFIG_TYPE_COUNT, AT(cluster.nodes), .value = "1", .min = 1, .max = 64,
 		.help = "Coordinator: nodes that compute which have to be there before a model is loaded."},
 	{.path = "cluster.state", .type = CONFIG_TYPE_CHOICE, AT(cluster.state), .value = "file", .choices = states,
@@ -185,6 +187,8 @@ const char *config_type_name(enum config_type t)
 		return "time";
 	case CONFIG_TYPE_MAP:
 		return "map";
+	case CONFIG_TYPE_SIZES:
+		return "map of sizes";
 	}
 	return "";
 }
@@ -382,6 +386,8 @@ int config_key_assign(const struct config_key *k, const char *text, void *base, 
 		return assign_measure(k, text, at, e);
 	case CONFIG_TYPE_MAP:
 		return config_map_normalise(text, k->path, at, e);
+	case CONFIG_TYPE_SIZES:
+		return config_sizes_normalise(text, k->path, at, e);
 	}
 	return base_error_set(e, -EINVAL, "%s: no such type", k->path);
 }
@@ -452,6 +458,7 @@ void config_key_format(const struct config_key *k, const void *base, char *out, 
 			format_measure(number, k->type == CONFIG_TYPE_BYTES, out, room);
 		return;
 	case CONFIG_TYPE_MAP:
+	case CONFIG_TYPE_SIZES:
 		snprintf(out, room, "%s", *(const char *)at ? (const char *)at : "{}");
 		return;
 	}
@@ -465,6 +472,7 @@ bool config_key_equal(const struct config_key *k, const void *a, const void *b)
 	case CONFIG_TYPE_PATH:
 	case CONFIG_TYPE_CHOICE:
 	case CONFIG_TYPE_MAP:
+	case CONFIG_TYPE_SIZES:
 		return strcmp(x, y) == 0;
 	case CONFIG_TYPE_BOOL:
 		return *(const bool *)x == *(const bool *)y;

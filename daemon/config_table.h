@@ -18,6 +18,7 @@ enum config_type {
 	CONFIG_TYPE_BYTES, // uint64_t, written with a unit
 	CONFIG_TYPE_DURATION, // uint64_t nanoseconds, written with a unit
 	CONFIG_TYPE_MAP, // of modules to nodes, as a line of text: config_map.h
+	CONFIG_TYPE_SIZES, // of nodes, likewise
 };
 
 struct config_key {

@@ -177,8 +177,11 @@ static int assign_map(struct walk *w, const struct config_key *k)
 		return base_error_set(w->e, -ENOMEM, "%s: out of memory", w->name);
 	const struct config_tree t = {&document, w->name, w->e};
 	int r = take_node(w, &document, 0, &id);
+	char *at = (char *)w->config + k->offset;
+	yaml_node_t *n = r == 0 ? yaml_document_get_node(&document, id) : NULL;
 	if (r == 0)
-		r = config_map_take(&t, yaml_document_get_node(&document, id), k->path, (char *)w->config + k->offset);
+		r = k->type == CONFIG_TYPE_SIZES ? config_sizes_take(&t, n, k->path, at)
+						 : config_map_take(&t, n, k->path, at);
 	yaml_document_delete(&document);
 	return r;
 }
@@ -204,7 +207,8 @@ static int walk_key(struct walk *w, const char *section)
 	int r = next(w);
 	if (r < 0)
 		return r;
-	r = k->type == CONFIG_TYPE_MAP ? assign_map(w, k) : assign_here(w, k, w->config);
+	r = k->type == CONFIG_TYPE_MAP || k->type == CONFIG_TYPE_SIZES ? assign_map(w, k)
+								       : assign_here(w, k, w->config);
 	if (r == 0 && w->origins)
 		origin_here(w, mark, w->origins->key[index]);
 	return r;

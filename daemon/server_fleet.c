@@ -43,6 +43,8 @@ struct server_fleet {
 	struct config_rule *rules; // (FLEET_ENTRIES): the map if it is explicit, else pins
 	uint32_t rules_count;
 	uint32_t parts; // explicit: ranks of each stage
+	struct config_size reserve[CONFIG_SIZES];
+	uint32_t reserve_count;
 	struct fleet_map_entry *entries; // (FLEET_ENTRIES), plan_lock: the rules, of the devices that are planned with
 	uint64_t weights_bytes, kv_bytes; // asked for on each node, instead of its budgets; 0: as they are
 	struct cluster_view_links links; // plan_lock; of the last plan
@@ -140,6 +142,15 @@ static uint32_t order_nodes(
 	return n;
 }
 
+static uint64_t reserve_of(const struct server_fleet *f, const char *node)
+{
+	for (uint32_t i = 0; i < f->reserve_count; i++) {
+		if (strcmp(f->reserve[i].node, node) == 0)
+			return f->reserve[i].bytes;
+	}
+	return 0;
+}
+
 /* Explicit budgets are taken at their word, against the limit; without them it is what the node has now, where all ranks' own
  * memory is counted as free: what other models have of it is not this one's. Returns that. */
 static uint64_t fill_device(const struct server_fleet *f, const struct cluster_view_node *n, struct fleet_device *d)
@@ -156,6 +167,7 @@ static uint64_t fill_device(const struct server_fleet *f, const struct cluster_v
 	d->memory_bytes = d->weights_budget_bytes && d->kv_budget_bytes
 				  ? minus(n->facts->memory_limit_bytes, held)
 				  : minus(n->memory_available_bytes - n->memory_available_bytes / 16, held);
+	d->memory_bytes = minus(d->memory_bytes, reserve_of(f, n->name));
 	snprintf(d->name, sizeof d->name, "%s", n->name);
 	snprintf(d->host, sizeof d->host, "%s", n->name);
 	return held;
@@ -742,7 +754,8 @@ static int choose_map(struct server_fleet *f, const char *device_map, struct bas
 	f->entries = calloc(FLEET_ENTRIES, sizeof *f->entries);
 	if (!f->rules || !f->entries)
 		return base_error_set(e, -ENOMEM, "no memory");
-	return config_map_parse(text, key, f->rules, &f->rules_count, e);
+	int status = config_sizes_parse(c->cluster.reserve, "cluster.reserve", f->reserve, &f->reserve_count, e);
+	return status ? status : config_map_parse(text, key, f->rules, &f->rules_count, e);
 }
 
 int server_fleet_create(

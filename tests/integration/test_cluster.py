@@ -132,6 +132,10 @@ class Fleet(unittest.TestCase):
         d.start()
         wait_for("the refusal", lambda: refusal in d.log() and "event=model_failed" in d.log())
         self.assertIn(refusal, d.ctl("models").stdout)
+        d = self.cluster().node("d", "cluster.reserve={d: 100TiB}", f"models.0.path={model}")
+        d.start()
+        wait_for("the refusal", lambda: "event=model_failed" in d.log())
+        self.assertRegex(d.log(), "does not fit: .* short")
 
     @unittest.skipUnless(MODEL, "THAW_TEST_MODEL is not set")
     def test_real_model(self):

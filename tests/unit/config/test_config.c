@@ -161,6 +161,13 @@ static const struct {
 	{"map against compute.tensor",
 		"compute:\n  tensor: 2\n" COORDINATOR "  device_map: explicit\n  map: {layers.0-3: a}\n",
 		"t.yaml: cluster.map: its layers are on 1 node each, and compute.tensor is 2"},
+	{"reserve without a unit", "cluster:\n  reserve: {a: 4}\n",
+		"t.yaml:2:16: a: \"4\" is not a size, 4GiB for example"},
+	{"reserve of no name", "cluster:\n  reserve:\n    A_b: 4GiB\n",
+		"t.yaml:3:5: cluster.reserve: \"A_b\" is no name: 1 to 63 of a-z, 0-9, '-' and '.', with a letter or "
+		"digit at both ends"},
+	{"reserve that is a list", "cluster:\n  reserve: [4GiB]\n",
+		"t.yaml:2:12: cluster.reserve must hold nodes: \"NAME: 4GiB\""},
 	{"batch smaller than sequences", "scheduler:\n  batch_tokens: 8\n  max_sequences: 16\n",
 		"t.yaml: scheduler.batch_tokens (8) is less than scheduler.max_sequences (16): a pass could not hold "
 		"one token "
@@ -260,6 +267,7 @@ static void what_is_printed_reads_back(void **state)
 static void maps_are_kept_as_a_line(void **state)
 {
 	static const char text[] = COORDINATOR "  device_map: explicit\n"
+					       "  reserve: {a: 4GiB, b: 1.5MiB}\n"
 					       "  map:\n"
 					       "    embed: [a, b]\n"
 					       "    model.layers.0-3: [a, b]  # Accelerate's name\n"
@@ -272,6 +280,7 @@ static void maps_are_kept_as_a_line(void **state)
 	if (config_parse(text, sizeof text - 1, "t.yaml", &c, &e) < 0)
 		fail_msg("%s", base_error_text(&e));
 	assert_string_equal(c.cluster.map, line);
+	assert_string_equal(c.cluster.reserve, "{a: 4GiB, b: 1536KiB}");
 	char *printed = NULL;
 	size_t bytes = 0;
 	FILE *out = open_memstream(&printed, &bytes);
@@ -282,6 +291,11 @@ static void maps_are_kept_as_a_line(void **state)
 		fail_msg("%s\n%s", base_error_text(&e), printed);
 	free(printed);
 	assert_string_equal(again.cluster.map, line);
+	struct config_size sizes[CONFIG_SIZES];
+	uint32_t count = 0;
+	assert_int_equal(config_sizes_parse(again.cluster.reserve, "cluster.reserve", sizes, &count, &e), 0);
+	assert_int_equal(count, 2);
+	assert_int_equal(sizes[1].bytes, 3 << 19);
 	assert_null(config_first_fixed_change(&c, &again));
 	snprintf(again.cluster.map, sizeof again.cluster.map, "{layers: a}");
 	assert_string_equal(config_first_fixed_change(&c, &again), "cluster.map");
