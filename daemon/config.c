@@ -237,8 +237,14 @@ static int check_cluster(const struct config *c, struct base_error *e)
 	if (cluster_role_coordinates(role) && !c->cluster.listen[0])
 		return base_error_set(e, -EINVAL, "cluster.listen: a coordinator needs it");
 	bool others = role == CLUSTER_ROLE_BOTH && strcmp(c->cluster.state, "etcd") == 0; // may coordinate instead
-	if ((role == CLUSTER_ROLE_WORKER) != (c->cluster.join[0] != '\0') && !others)
-		return base_error_set(e, -EINVAL, "cluster.join: a worker needs it, and nobody else has it");
+	if (role == CLUSTER_ROLE_WORKER && !c->cluster.join[0])
+		return base_error_set(e, -EINVAL,
+			"cluster.join: a worker needs it: where its coordinator listens (cluster.listen there)");
+	if (role != CLUSTER_ROLE_WORKER && c->cluster.join[0] && !others)
+		return base_error_set(e, -EINVAL,
+			"cluster.join: is set, and cluster.role is %s: only a worker joins another node, or both where "
+			"cluster.state is etcd",
+			c->cluster.role);
 	if (!c->cluster.tls_cert[0] || !c->cluster.tls_key[0] || !c->cluster.tls_ca[0])
 		return base_error_set(e, -EINVAL,
 			"cluster.tls_cert: a node needs tls_cert, tls_key and tls_ca; `thawctl pki` makes them");
@@ -267,6 +273,16 @@ int config_validate(const struct config *c, struct base_error *e)
 		return base_error_set(e, -EINVAL,
 			"offload.depth (%" PRIu32 ") is more than offload.slots (%" PRIu32 ")", c->offload.depth,
 			c->offload.slots);
+	return 0;
+}
+
+int config_check_files(const struct config *c, struct base_error *e)
+{
+	struct stat st;
+	for (uint32_t i = 0; i < c->models_count; i++)
+		if (stat(c->models[i].path, &st) == 0 && S_ISDIR(st.st_mode))
+			return base_error_set(e, -EISDIR, "models: path %s is a directory: the GGUF file is wanted",
+				c->models[i].path);
 	return 0;
 }
 

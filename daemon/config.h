@@ -108,6 +108,8 @@ void config_defaults(struct config *ret_config);
 int config_model_finish(struct config_model *m, struct base_error *e);
 /* Combinations that no single key shows: addresses, TLS beyond loopback, names of models. */
 int config_validate(const struct config *c, struct base_error *e);
+/* What models name: a file that is not there may still come, but a directory is none. -EISDIR. */
+int config_check_files(const struct config *c, struct base_error *e);
 /* As YAML that config_load reads back to the same values; origins as comments if given. */
 void config_print(const struct config *c, const struct config_origins *o, FILE *out);
 void config_print_json(const struct config *c, const struct config_origins *o, FILE *out);

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/nearest.h"
 #include "base/units.h"
 
 #define KIB 1024ull
@@ -217,71 +218,29 @@ bool config_section_exists(const char *name, size_t bytes)
 	return bytes == strlen("models") && memcmp(name, "models", bytes) == 0;
 }
 
-#define WORD_BYTES 48
-
-// Levenshtein distance of two short words; words too long to be a slip of the finger are far away.
-static unsigned distance(const char *a, const char *b)
-{
-	size_t la = strlen(a), lb = strlen(b);
-	if (la >= WORD_BYTES || lb >= WORD_BYTES)
-		return UINT8_MAX;
-	uint8_t row[WORD_BYTES];
-	for (size_t j = 0; j <= lb; j++)
-		row[j] = (uint8_t)j;
-	for (size_t i = 1; i <= la; i++) {
-		uint8_t diagonal = row[0];
-		row[0] = (uint8_t)i;
-		for (size_t j = 1; j <= lb; j++) {
-			uint8_t change = (uint8_t)(diagonal + (a[i - 1] != b[j - 1]));
-			diagonal = row[j];
-			uint8_t shorter = (uint8_t)((row[j - 1] < row[j] ? row[j - 1] : row[j]) + 1);
-			row[j] = change < shorter ? change : shorter;
-		}
-	}
-	return row[lb];
-}
-
-struct nearest {
-	const char *word; // what the user wrote
-	char best[WORD_BYTES];
-	unsigned far;
-};
-
-static void consider(struct nearest *n, const char *candidate, const char *shown)
-{
-	unsigned d = distance(n->word, candidate);
-	if (d >= n->far)
-		return;
-	n->far = d;
-	snprintf(n->best, sizeof n->best, "%s", shown);
-}
-
 void config_key_suggest(const char *word, const char *section, char *hint, size_t room)
 {
-	size_t length = strlen(word);
-	// About one slip in three letters; more than that is another word.
-	struct nearest n = {.word = word, .far = (unsigned)(length / 3) + 2};
-	if (n.far > 4)
-		n.far = 4;
+	struct base_nearest n;
+	base_nearest_init(&n, word);
 	hint[0] = '\0';
 	if (section && strcmp(section, "models") == 0) {
 		for (size_t i = 0; i < CONFIG_MODEL_KEYS; i++)
-			consider(&n, config_model_keys[i].path, config_model_keys[i].path);
+			base_nearest_consider(&n, config_model_keys[i].path, config_model_keys[i].path);
 	} else if (section && !section[0]) {
 		for (size_t i = 0; i < config_keys_count; i++) {
-			char name[WORD_BYTES];
+			char name[BASE_NEAREST_BYTES];
 			snprintf(
 				name, sizeof name, "%.*s", (int)strcspn(config_keys[i].path, "."), config_keys[i].path);
-			consider(&n, name, name);
+			base_nearest_consider(&n, name, name);
 		}
-		consider(&n, "models", "models");
+		base_nearest_consider(&n, "models", "models");
 	} else {
 		size_t s = section ? strlen(section) : 0;
 		for (size_t i = 0; section && i < config_keys_count; i++)
 			if (strncmp(config_keys[i].path, section, s) == 0 && config_keys[i].path[s] == '.')
-				consider(&n, config_keys[i].path + s + 1, config_keys[i].path + s + 1);
+				base_nearest_consider(&n, config_keys[i].path + s + 1, config_keys[i].path + s + 1);
 		for (size_t i = 0; !section && i < config_keys_count; i++)
-			consider(&n, config_keys[i].path, config_keys[i].path);
+			base_nearest_consider(&n, config_keys[i].path, config_keys[i].path);
 	}
 	// The right word in the wrong place.
 	for (size_t i = 0; !n.best[0] && i < config_keys_count; i++) {

@@ -335,6 +335,8 @@ int main(int argc, char **argv)
 	status = read_config(&d.arguments, &d.config, &e);
 	if (!status && d.arguments.check)
 		status = server_check_store(d.config.store.path, &e);
+	if (!status && d.arguments.check)
+		status = config_check_files(&d.config, &e);
 	if (status || d.arguments.check) {
 		fprintf(status ? stderr : stdout, "thawd: %s\n",
 			status ? base_error_text(&e) : "the configuration is good");

@@ -52,8 +52,15 @@ void cluster_spares_step(struct cluster_fleet *f)
 		return;
 	f->spared_epoch = f->running_epoch;
 	f->spares.parts = 0;
-	if (!is_pipeline(&f->running))
+	if (!is_pipeline(&f->running)) {
+		if (f->running.parts > 1)
+			cluster_coordinator_emit(f->coordinator, "warning", "spares_skipped", f->model,
+				"store.replicas is %u, and nodes keep no spare layers: they have parts of layers, "
+				"which another "
+				"plan would cut otherwise",
+				c->config.replicas);
 		return;
+	}
 	for (uint32_t i = 0; i < f->running.parts; i++)
 		stages[i] = f->running.part[i].slice;
 	for (uint32_t i = 0; i < f->running.parts; i++) {

@@ -2,7 +2,6 @@
 // status, models, load, unload, drain, undrain, reload, events.
 #include <errno.h>
 #include <inttypes.h>
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -127,10 +126,10 @@ static int print_loaded(struct ctl *c, const char *model, const char *phase)
 
 int ctl_verb_load(struct ctl *c)
 {
-	// The daemon may have another working directory; a path that is only there is sent as it is.
-	char path[PATH_MAX];
-	if (!realpath(c->args[0], path))
-		snprintf(path, sizeof path, "%s", c->args[0]);
+	_cleanup_free_ char *path = NULL;
+	int r = ctl_daemon_path(c, c->args[0], &path);
+	if (r != CTL_OK)
+		return r;
 	Thaw__Admin__V1__LoadModelRequest request = THAW__ADMIN__V1__LOAD_MODEL_REQUEST__INIT;
 	request.path = path;
 	if (c->options.name)
@@ -138,7 +137,7 @@ int ctl_verb_load(struct ctl *c)
 	if (c->options.chat_template)
 		request.chat_template = (char *)c->options.chat_template;
 	struct ctl_stream s;
-	int r = ctl_stream_open(c, "Admin/LoadModel", &request, &thaw__admin__v1__load_model_progress__descriptor, &s);
+	r = ctl_stream_open(c, "Admin/LoadModel", &request, &thaw__admin__v1__load_model_progress__descriptor, &s);
 	if (r != CTL_OK)
 		return r;
 	struct ctl_progress progress = {.ctl = c};

@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -18,6 +19,28 @@ int ctl_connect(struct ctl *c, struct rpc_client **ret_client)
 	struct base_error e = {0};
 	int r = rpc_client_create(c->address, tls.ca ? &tls : NULL, ret_client, &e);
 	return r < 0 ? ctl_fail(c, CTL_USAGE, "%s", base_error_text(&e)) : CTL_OK;
+}
+
+int ctl_daemon_path(struct ctl *c, const char *path, char **ret_path)
+{
+	bool local = strncmp(c->address, "unix:", strlen("unix:")) == 0;
+	const char *slash = strrchr(path, '/');
+	struct stat st;
+	if (path[0] == '/') { // as the daemon sees it, which may be in a container
+		*ret_path = strdup(path);
+		return *ret_path ? CTL_OK : ctl_fail(c, CTL_ERROR, "no memory");
+	}
+	if (stat(path, &st) < 0) {
+		int exit = errno == ENOENT || errno == ENOTDIR ? CTL_NOT_FOUND : CTL_ERROR;
+		return ctl_fail(c, exit, "%s: %s%s%s%s", path, strerrordesc_np(errno), local ? "" : "; of a file that ",
+			local ? "" : c->address, local ? "" : " has, give the absolute path");
+	}
+	// Of the folder alone: a link to the file has the name that the model gets.
+	_cleanup_free_ char *folder = slash ? strndup(path, (size_t)(slash - path)) : strdup(".");
+	_cleanup_free_ char *whole = folder ? realpath(folder, NULL) : NULL;
+	if (!whole || asprintf(ret_path, "%s/%s", whole[1] ? whole : "", slash ? slash + 1 : path) < 0)
+		return ctl_fail(c, CTL_ERROR, "%s: %s", path, strerrordesc_np(errno));
+	return CTL_OK;
 }
 
 // "Admin/GetLoad" -> "/thaw.admin.v1.Admin/GetLoad"

@@ -21,6 +21,8 @@ static int check(struct ctl *c)
 	struct config config;
 	struct base_error e = {0};
 	int r = load(c, &config, NULL, &e);
+	if (r == 0)
+		r = config_check_files(&config, &e);
 	if (c->output == CTL_OUTPUT_JSON) {
 		struct json_object *o = ctl_json_new();
 		json_object_object_add(o, "valid", json_object_new_boolean(r == 0));

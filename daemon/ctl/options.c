@@ -7,6 +7,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "base/nearest.h"
 #include "base/units.h"
 #include "daemon/ctl/ctl.h"
 
@@ -186,6 +187,22 @@ static const struct ctl_option *find_option(const char *name, size_t bytes, char
 	return NULL;
 }
 
+static int refuse_option(struct ctl *c, const char *arg)
+{
+	char name[BASE_NEAREST_BYTES] = "";
+	if (arg[1] == '-')
+		snprintf(name, sizeof name, "%.*s", (int)strcspn(arg + 2, "="), arg + 2);
+	struct base_nearest n;
+	base_nearest_init(&n, name);
+	for (size_t i = 0; name[0] && i < ctl_option_count; i++)
+		if (!c->verb || ctl_option_of_verb(&ctl_option_table[i], c->verb))
+			base_nearest_consider(&n, ctl_option_table[i].name, ctl_option_table[i].name);
+	if (n.best[0])
+		return ctl_fail(c, CTL_USAGE, "unknown option %s; did you mean --%s?", arg, n.best);
+	return ctl_fail(c, CTL_USAGE, "unknown option %s; see thawctl help%s%s", arg, c->verb ? " " : "",
+		c->verb ? c->verb->name : "");
+}
+
 // argv[*i] is an option: takes it and its value.
 static int parse_option(struct ctl *c, int argc, char **argv, int *i)
 {
@@ -203,8 +220,7 @@ static int parse_option(struct ctl *c, int argc, char **argv, int *i)
 			value = arg + 2 + (arg[2] == '=');
 	}
 	if (!o)
-		return ctl_fail(c, CTL_USAGE, "unknown option %s; see thawctl help%s%s", arg, c->verb ? " " : "",
-			c->verb ? c->verb->name : "");
+		return refuse_option(c, arg);
 	if (o->kind == CTL_OPTION_FLAG && value)
 		return ctl_fail(c, CTL_USAGE, "--%s takes no value", o->name);
 	if (o->kind != CTL_OPTION_FLAG && o->kind != CTL_OPTION_WATCH && !value) {
@@ -216,12 +232,25 @@ static int parse_option(struct ctl *c, int argc, char **argv, int *i)
 	return assign(c, o, value);
 }
 
+static bool is_format(const char *text)
+{
+	static const char *const formats[] = {"table", "wide", "json", "svg"};
+	for (size_t i = 0; i < base_array_size(formats); i++)
+		if (strcmp(formats[i], text) == 0)
+			return true;
+	return false;
+}
+
 static int check_options(struct ctl *c)
 {
 	for (size_t i = 0; i < ctl_option_count; i++)
 		if (c->given[i] && !ctl_option_of_verb(&ctl_option_table[i], c->verb))
 			return ctl_fail(c, CTL_USAGE, "%s does not take --%s; see thawctl help %s", c->verb->name,
 				ctl_option_table[i].name, c->verb->name);
+	if (c->verb->file && c->options.output && is_format(c->options.output))
+		return ctl_fail(c, CTL_USAGE,
+			"--output: of %s it names the file, and \"%s\" is a format; ./%s is a file of that name",
+			c->verb->name, c->options.output, c->options.output);
 	const char *output = c->verb->file ? NULL : c->options.output;
 	if (output && strcmp(output, "json") == 0)
 		c->output = CTL_OUTPUT_JSON;
@@ -243,7 +272,7 @@ static int take_word(struct ctl *c, const char *word)
 {
 	if (!c->verb) {
 		c->verb = ctl_verb_find(word);
-		return c->verb ? CTL_OK : ctl_fail(c, CTL_USAGE, "no verb \"%s\"; see thawctl help", word);
+		return c->verb ? CTL_OK : ctl_refuse_verb(c, word);
 	}
 	if (c->args_count == CTL_MAX_ARGS)
 		return ctl_fail(c, CTL_USAGE, "more than %u arguments", CTL_MAX_ARGS);
@@ -280,6 +309,10 @@ int ctl_parse(struct ctl *c, int argc, char **argv)
 			r = take_word(c, arg);
 		if (r != CTL_OK)
 			return r;
+	}
+	if (!c->verb && !c->options.help) {
+		ctl_print_help(c->err);
+		return CTL_USAGE;
 	}
 	if (!c->verb)
 		c->verb = ctl_verb_find("help");

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // placement, plan, top.
 #include <inttypes.h>
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -195,9 +194,10 @@ int ctl_verb_plan(struct ctl *c)
 	if (c->output == CTL_OUTPUT_SVG)
 		return ctl_fail(
 			c, CTL_USAGE, "-o svg is for plan --fleet FILE; thawctl placement -o svg draws what is loaded");
-	char path[PATH_MAX];
-	if (!realpath(c->args[0], path))
-		snprintf(path, sizeof path, "%s", c->args[0]);
+	_cleanup_free_ char *path = NULL;
+	int r = ctl_daemon_path(c, c->args[0], &path);
+	if (r != CTL_OK)
+		return r;
 	Thaw__Admin__V1__PlanPlacementRequest request = THAW__ADMIN__V1__PLAN_PLACEMENT_REQUEST__INIT;
 	request.path = path;
 	request.weights_bytes = c->options.weights_bytes;

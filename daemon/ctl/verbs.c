@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/nearest.h"
 #include "daemon/ctl/ctl.h"
 
 #define SAMPLING                                                                                                       \
@@ -86,6 +87,17 @@ const struct ctl_verb *ctl_verb_find(const char *name)
 	return NULL;
 }
 
+int ctl_refuse_verb(struct ctl *c, const char *word)
+{
+	struct base_nearest n;
+	base_nearest_init(&n, word);
+	for (size_t i = 0; i < ctl_verbs_count; i++)
+		base_nearest_consider(&n, ctl_verbs[i].name, ctl_verbs[i].name);
+	if (n.best[0])
+		return ctl_fail(c, CTL_USAGE, "no verb \"%s\"; did you mean \"%s\"?", word, n.best);
+	return ctl_fail(c, CTL_USAGE, "no verb \"%s\"; see thawctl help", word);
+}
+
 static void print_option(const struct ctl_option *o, FILE *out)
 {
 	char left[48];
@@ -132,7 +144,7 @@ int ctl_verb_help(struct ctl *c)
 	}
 	const struct ctl_verb *v = ctl_verb_find(c->args[0]);
 	if (!v)
-		return ctl_fail(c, CTL_USAGE, "no verb \"%s\"; see thawctl help", c->args[0]);
+		return ctl_refuse_verb(c, c->args[0]);
 	ctl_print_verb_help(v, c->out);
 	return CTL_OK;
 }

@@ -94,6 +94,8 @@ static int take_lock(struct rpc_accept *a, struct base_error *e)
 	char path[sizeof(a->path) + 8], pid[16];
 	snprintf(path, sizeof(path), "%s.lock", a->path);
 	_cleanup_close_ int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0640);
+	if (fd < 0 && errno == ENOENT)
+		return base_error_set(e, -ENOENT, "the folder of %s is not there", a->path);
 	if (fd < 0)
 		return base_error_set(e, -errno, "%s: %s", path, strerrordesc_np(errno));
 	if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
@@ -116,7 +118,7 @@ static int clear_path(const struct sockaddr_un *address, struct base_error *e)
 		return errno == ENOENT ? 0
 				       : base_error_set(e, -errno, "%s: %s", address->sun_path, strerrordesc_np(errno));
 	if (!S_ISSOCK(st.st_mode))
-		return base_error_set(e, -EEXIST, "%s is there and is no socket: remove it, or change listen.grpc",
+		return base_error_set(e, -EEXIST, "%s is there and is no socket: remove it, or choose another path",
 			address->sun_path);
 	_cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd >= 0 && (connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0 || errno == EAGAIN))
@@ -140,6 +142,7 @@ static int bind_unix(struct rpc_accept *a, struct rpc_listener *l, const char *p
 		r = clear_path(&address, e);
 	if (r < 0) {
 		a->path[0] = 0; // not ours to remove
+		base_error_prefix(e, "listen.grpc");
 		return r;
 	}
 	_cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);

@@ -358,6 +358,10 @@ int rpc_wire_score(const Thaw__V1__ScoreRequest *s, const struct server_model *m
 	uint32_t kept = q->prompt_tokens;
 	if (q->truncate_prompt_tokens && q->truncate_prompt_tokens < kept)
 		kept = q->truncate_prompt_tokens;
+	if (kept < 2)
+		return rpc_fault_set(f, GRPC_STATUS_INVALID_ARGUMENT, "INVALID", "prompt",
+			"prompt: %u token%s: a score needs two, as the first comes after nothing", kept,
+			kept == 1 ? "" : "s");
 	if (q->score_first >= kept)
 		return rpc_fault_set(f, GRPC_STATUS_INVALID_ARGUMENT, "INVALID", "first_token",
 			"first_token: %u of a prompt of %u tokens leaves nothing to score", q->score_first, kept);

@@ -196,8 +196,10 @@ class DaemonTest(unittest.TestCase):
         p = subprocess.run([THAWD, "--no-such-option"], capture_output=True, text=True, timeout=PATIENCE, check=False)
         self.assertEqual(p.returncode, 64)
         self.assertIn("--help", p.stderr)
-        p = subprocess.run(d.command() + ["--check"], capture_output=True, text=True, timeout=PATIENCE, check=False)
-        self.assertEqual(p.returncode, 0, p.stderr)
+        for bad, code, named in (((), 0, ""), ((f"models.0.path={d.folder}",), 78, "is a directory")):
+            p = subprocess.run(d.command(*bad) + ["--check"], capture_output=True, text=True, timeout=PATIENCE, check=False)
+            self.assertEqual(p.returncode, code, p.stderr)
+            self.assertIn(named, p.stderr)
 
     def test_stages(self):
         """Two stages, two processes: the tokens of one stage. One of them is killed: the same again."""

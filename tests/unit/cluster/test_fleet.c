@@ -35,7 +35,7 @@ struct scene {
 	uint32_t most; // nodes that the plan uses; 0: all
 	uint32_t parts; // of them in a stage; 0: 1
 	bool too_small;
-	_Atomic uint32_t regathers, broken, plans;
+	_Atomic uint32_t regathers, broken, plans, skipped;
 	char previous[256]; // nodes of the plan before, as plan() saw them
 	struct cluster_group group;
 };
@@ -72,6 +72,12 @@ static void broken(void *context)
 	atomic_fetch_add(&((struct scene *)context)->broken, 1);
 }
 
+static void on_event(void *context, const char *severity, const char *kind, const char *model, const char *text)
+{
+	if (strcmp(kind, "spares_skipped") == 0)
+		atomic_fetch_add(&((struct scene *)context)->skipped, 1);
+}
+
 static struct scene *scene_create_with(uint32_t nodes, uint32_t replicas)
 {
 	struct scene *s = calloc(1, sizeof *s);
@@ -81,6 +87,7 @@ static struct scene *scene_create_with(uint32_t nodes, uint32_t replicas)
 	s->world.config.nodes = nodes;
 	s->world.config.replicas = replicas;
 	s->world.config.spare_ns = 1000000;
+	s->world.config.events = (struct cluster_events){on_event, s};
 	world_open(&s->world);
 	return s;
 }
@@ -339,6 +346,22 @@ static void spares_of_a_group(void **state)
 	assert_int_equal(n[2].releases, 2); // of its part, and of the spare that was under way
 	expect_spare(&n[2], last); // of the new group
 	assert_int_equal(n[2].spare_slice.layers, 12);
+	scene_destroy(s);
+}
+
+/* Parts of layers are cut otherwise by another plan: nobody keeps any, and that is said once for each group. */
+static void parts_have_no_spares(void **state)
+{
+	struct scene *s = scene_create_with(2, 2);
+	s->parts = 2;
+	for (uint32_t i = 0; i < 2; i++)
+		join(s, i);
+	for (uint32_t groups = 1; groups <= 2; groups++) {
+		run(s, (uint32_t[]){0, 1}, 2);
+		testing_wait_until(atomic_load(&s->skipped) == groups);
+		cluster_fleet_scatter(s->world.fleet);
+	}
+	assert_int_equal(s->node[0].spare, 0);
 	scene_destroy(s);
 }
 
@@ -828,6 +851,7 @@ int main(void)
 		cmocka_unit_test(stores_are_mended),
 		cmocka_unit_test(spares_are_what_a_loss_needs),
 		cmocka_unit_test(spares_of_a_group),
+		cmocka_unit_test(parts_have_no_spares),
 		cmocka_unit_test(spares_are_forgotten),
 		cmocka_unit_test(pullers_are_told_who_has_a_copy),
 		cmocka_unit_test(a_node_that_cannot),

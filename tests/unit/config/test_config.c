@@ -106,7 +106,11 @@ static const struct {
 	{"coordinator that does not listen", "cluster:\n  role: both\n",
 		"t.yaml: cluster.listen: a coordinator needs it"},
 	{"worker that joins nobody", "cluster:\n  role: worker\n",
-		"t.yaml: cluster.join: a worker needs it, and nobody else has it"},
+		"t.yaml: cluster.join: a worker needs it: where its coordinator listens (cluster.listen there)"},
+	{"coordinator that joins", "cluster:\n  role: coordinator\n  listen: 127.0.0.1:1\n  join: a:1\n",
+		"t.yaml: cluster.join: is set, and cluster.role is coordinator: only a worker joins another node, or "
+		"both "
+		"where cluster.state is etcd"},
 	{"node without certificates", "cluster:\n  role: worker\n  join: a:1\n",
 		"t.yaml: cluster.tls_cert: a node needs tls_cert, tls_key and tls_ca; `thawctl pki` makes them"},
 	{"node's name", "cluster:\n  role: worker\n  join: a:1\n  node: A_b\n",

@@ -89,11 +89,18 @@ static void wrong_command_lines_end_with_2(void **state)
 		const char *err;
 	} cases[] = {
 		{{"frobnicate"}, "thawctl: no verb \"frobnicate\"; see thawctl help\n"},
+		{{"stauts"}, "thawctl: no verb \"stauts\"; did you mean \"status\"?\n"},
+		{{"help", "modles"}, "thawctl: no verb \"modles\"; did you mean \"models\"?\n"},
 		{{"plan"}, "thawctl: plan needs FILE; see thawctl help plan\n"},
 		{{"status", "now"}, "thawctl: status takes no arguments; see thawctl help status\n"},
 		{{"generate", "a", "b"}, "thawctl: generate takes at most 1 argument (quote a text with spaces)\n"},
 		{{"status", "--seed", "1"}, "thawctl: status does not take --seed; see thawctl help status\n"},
-		{{"generate", "--sead", "1"}, "thawctl: unknown option --sead; see thawctl help generate\n"},
+		{{"generate", "--sead", "1"}, "thawctl: unknown option --sead; did you mean --seed?\n"},
+		{{"generate", "--max-token=3"}, "thawctl: unknown option --max-token=3; did you mean --max-tokens?\n"},
+		{{"status", "--frobnicate"}, "thawctl: unknown option --frobnicate; see thawctl help status\n"},
+		{{"status", "-Q"}, "thawctl: unknown option -Q; see thawctl help status\n"},
+		{{"trace", "-o", "json"}, "thawctl: --output: of trace it names the file, and \"json\" is a format; "
+					  "./json is a file of that name\n"},
 		{{"generate", "--seed"}, "thawctl: --seed needs a value: N\n"},
 		{{"generate", "--seed", "x"}, "thawctl: --seed: \"x\" is not a whole number\n"},
 		{{"generate", "--temperature=hot"}, "thawctl: --temperature: \"hot\" is not a number\n"},
@@ -582,6 +589,11 @@ static void help_without_a_verb_is_the_list(void **state)
 	assert_non_null(strstr(s.out, "Verbs:"));
 	drop(&s);
 	drop(&list);
+	s = run_with("", (const char *const[]){NULL}); // no verb at all is a mistake, in a script above all
+	assert_int_equal(s.exit, CTL_USAGE);
+	assert_string_equal(s.out, "");
+	assert_non_null(strstr(s.err, "Verbs:"));
+	drop(&s);
 	s = RUN("help", "plan");
 	assert_non_null(strstr(s.out, "plan --fleet: sequences of a full batch (default: 8)"));
 	assert_non_null(strstr(s.out, "plan --fleet: of a sequence"));
@@ -692,6 +704,37 @@ static void reload_and_explain_print_what_the_daemon_says(void **state)
 	assert_int_equal(s.exit, CTL_OK);
 	assert_string_equal(s.out, "weights 12 MiB hot\n");
 	drop(&s);
+}
+
+static void relative_paths_are_of_this_machine(void **state)
+{
+	char folder[] = "/tmp/thaw-ctl-XXXXXX", was[512], want[64];
+	assert_non_null(getcwd(was, sizeof was));
+	assert_non_null(mkdtemp(folder));
+	assert_int_equal(chdir(folder), 0);
+	assert_int_equal(symlink("/dev/null", "m.gguf"), 0);
+	answer_status("/thaw.admin.v1.Admin/PlanPlacement", 9, "DOES_NOT_FIT", "12 MiB short");
+	const char *const words[] = {"plan", "load"};
+	for (size_t i = 0; i < 2; i++) {
+		expect(RUN(words[i], "typo.gguf"), CTL_NOT_FOUND, "",
+			"thawctl: typo.gguf: No such file or directory\n");
+		assert_int_equal(fake.requests_count, 0);
+	}
+	expect(RUN("plan", "typo.gguf", "--server", "far:1"), CTL_NOT_FOUND, "",
+		"thawctl: typo.gguf: No such file or directory; of a file that far:1 has, give the absolute path\n");
+	static const char *const cases[][2] = {{"m.gguf", NULL}, {"./m.gguf", NULL}, {"/typo.gguf", "/typo.gguf"}};
+	for (size_t i = 0; i < base_array_size(cases); i++) {
+		snprintf(want, sizeof want, "%s/m.gguf", folder);
+		expect(RUN("plan", cases[i][0]), CTL_DOES_NOT_FIT, "", "thawctl: 12 MiB short\n");
+		assert_int_equal(fake.requests_count, 1);
+		Thaw__Admin__V1__PlanPlacementRequest *q = thaw__admin__v1__plan_placement_request__unpack(
+			NULL, fake.requests[0].count, fake.requests[0].bytes);
+		assert_string_equal(q->path, cases[i][1] ? cases[i][1] : want);
+		thaw__admin__v1__plan_placement_request__free_unpacked(q, NULL);
+	}
+	unlink("m.gguf");
+	assert_int_equal(chdir(was), 0);
+	rmdir(folder);
 }
 
 static void top_has_a_row_for_each_rank_of_several(void **state)
@@ -900,6 +943,7 @@ int main(void)
 		cmocka_unit_test_setup(pki_makes_certificates_once, forget),
 		cmocka_unit_test_setup(doctor_says_what_is_wrong_and_what_helps, forget),
 		cmocka_unit_test_setup(reload_and_explain_print_what_the_daemon_says, forget),
+		cmocka_unit_test_setup(relative_paths_are_of_this_machine, forget),
 		cmocka_unit_test_setup(top_has_a_row_for_each_rank_of_several, forget),
 		cmocka_unit_test_setup(topology_shows_all_nodes_of_a_cluster, forget),
 		cmocka_unit_test_setup(a_drawing_is_bounded, forget),

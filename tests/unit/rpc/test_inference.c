@@ -281,6 +281,10 @@ static void score_gives_every_token_its_log_probability(void **state)
 	release(m);
 	ids.n_ids = 1;
 	assert_null(fixture_call(f->client, SCORE, &q.base, &thaw__v1__score_reply__descriptor, &s));
+	assert_string_equal(s.field, "prompt");
+	ids.n_ids = 2;
+	q.first_token = 2;
+	assert_null(fixture_call(f->client, SCORE, &q.base, &thaw__v1__score_reply__descriptor, &s));
 	assert_string_equal(s.field, "first_token");
 	free(tokens);
 }
