@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * HOST:PORT as people write it: 127.0.0.1:50151, localhost:50151, [::1]:50151. The one place that takes it apart. Any thread.
+ * HOST:PORT as people write it: 127.0.0.1:50151, localhost:50151, [::1]:50151. The one place that takes it apart. Any
+ * thread.
  */
 #pragma once
 
@@ -18,8 +19,8 @@ struct base_address {
 	bool six; // an IPv6 address in brackets
 };
 
-/* -EINVAL with text that has the address: no host, no port, a port beyond 65535, an IPv6 address without brackets, or brackets around
- * something else. Asks no resolver. */
+/* -EINVAL with text that has the address: no host, no port, a port beyond 65535, an IPv6 address without brackets, or
+ * brackets around something else. Asks no resolver. */
 int base_address_parse(const char *text, struct base_address *ret_address, struct base_error *e);
 /* 127.0.0.0/8, ::1, or the name localhost. Asks no resolver either. */
 bool base_address_is_loopback(const struct base_address *a);

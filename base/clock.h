@@ -13,7 +13,8 @@ uint64_t base_clock_now_ns(void);
 /* CLOCK_REALTIME, for what people read. */
 uint64_t base_clock_wall_ns(void);
 
-/* The same number in two processes whose CLOCK_MONOTONIC is the same clock: one boot of one kernel, one time namespace. 0: unknown. */
+/* The same number in two processes whose CLOCK_MONOTONIC is the same clock: one boot of one kernel, one time namespace.
+ * 0: unknown. */
 uint64_t base_clock_boot(void);
 
 /* CPU time of the calling thread. */

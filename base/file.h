@@ -7,6 +7,6 @@
 
 /* All of it, however the kernel cuts it. 0 or -errno. */
 int base_file_write(int fd, const void *data, size_t bytes);
-/* Writes NAME in the directory: NAME.tmp, synced, renamed, and the directory synced. What was there stays on failure. Two at a time
- * must not write the same name. */
+/* Writes NAME in the directory: NAME.tmp, synced, renamed, and the directory synced. What was there stays on failure.
+ * Two at a time must not write the same name. */
 int base_file_replace(int dirfd, const char *name, const void *data, size_t bytes);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What happened when: a bounded ring of spans that is off until somebody wants to look. Off, a place that may record costs one
- * relaxed load, and there is no memory; on, two looks at the clock and a short lock for each span. When the ring is full the
- * oldest spans go, and are counted. Any thread may record; times are of base_clock_now_ns, so of one host.
+ * What happened when: a bounded ring of spans that is off until somebody wants to look. Off, a place that may record
+ * costs one relaxed load, and there is no memory; on, two looks at the clock and a short lock for each span. When the
+ * ring is full the oldest spans go, and are counted. Any thread may record; times are of base_clock_now_ns, so of one
+ * host.
  */
 #pragma once
 
@@ -76,8 +77,8 @@ void base_trace_finish(struct base_trace *t);
 int base_trace_start(struct base_trace *t, uint32_t room);
 void base_trace_stop(struct base_trace *t); // what was recorded stays to be read
 void base_trace_clear(struct base_trace *t); // stops, and gives the memory back
-/* Spans from number `first` of those that are there, in the order of their ends or nearly so; returns how many of `total` were
- * copied. Stop first: a ring that still turns gives what it has at the moment. */
+/* Spans from number `first` of those that are there, in the order of their ends or nearly so; returns how many of
+ * `total` were copied. Stop first: a ring that still turns gives what it has at the moment. */
 uint32_t base_trace_read(struct base_trace *t, uint32_t first, struct base_trace_event *out, uint32_t out_room,
 	uint32_t *ret_total, uint64_t *ret_lost);
 

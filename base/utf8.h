@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * UTF-8 by the Unicode standard's table of well-formed byte sequences: no overlong forms, no surrogates, nothing past U+10FFFF.
- * Any thread.
+ * UTF-8 by the Unicode standard's table of well-formed byte sequences: no overlong forms, no surrogates, nothing past
+ * U+10FFFF. Any thread.
  */
 #pragma once
 

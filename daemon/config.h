@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Configuration: YAML, strict, one table (config_table.c) that knows every key: type, default, limits, help, reloadable or
- * not.
+ * Configuration: YAML, strict, one table (config_table.c) that knows every key: type, default, limits, help, reloadable
+ * or not.
  *
  * Precedence: defaults < main file < conf.d/<name>.yaml in name order < environment THAW_<KEY_WITH_UNDERSCORES> < flags
- * --set key=value (models.N.path for models). A model of a later file replaces the one of its name, else it is added. Unknown or
- * duplicate keys, anchors, tags and a second document are refused with file:line:column. Sizes and times need a unit. The origin of every value is kept for `thawctl config show --origin`. Built once, then read-only.
+ * --set key=value (models.N.path for models). A model of a later file replaces the one of its name, else it is added.
+ * Unknown or duplicate keys, anchors, tags and a second document are refused with file:line:column. Sizes and times
+ * need a unit. The origin of every value is kept for `thawctl config show --origin`. Built once, then read-only.
  */
 #pragma once
 
@@ -101,7 +102,8 @@ struct config_origins; // for show --origin
 int config_load(const struct config_source *source, struct config *ret_config, struct config_origins **ret_origins,
 	struct base_error *e);
 void config_origins_free(struct config_origins *o);
-/* From text in memory (tests, fuzzing); name is for messages. Checked like config_load; in_out_config is unchanged on failure. */
+/* From text in memory (tests, fuzzing); name is for messages. Checked like config_load; in_out_config is unchanged on
+ * failure. */
 int config_parse(const char *text, size_t bytes, const char *name, struct config *in_out_config, struct base_error *e);
 void config_defaults(struct config *ret_config);
 /* A model's name, where it has none, from its path. -EINVAL: no path, or no name can be made. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A description of machines, links and a device map: what `thawctl plan --fleet` works on when no daemon runs. YAML (and so
- * JSON), strict; thaw-fleet.yaml(5) describes it. Parsing reads nothing but the text given. One thread.
+ * A description of machines, links and a device map: what `thawctl plan --fleet` works on when no daemon runs. YAML
+ * (and so JSON), strict; thaw-fleet.yaml(5) describes it. Parsing reads nothing but the text given. One thread.
  */
 #pragma once
 
@@ -32,7 +32,8 @@ struct config_fleet {
 	char name[256]; // of the file, for messages
 };
 
-/* -EINVAL with file:line:column. A machine without `memory` has memory_bytes 0 in its devices until somebody fills it. */
+/* -EINVAL with file:line:column. A machine without `memory` has memory_bytes 0 in its devices until somebody fills
+ * it. */
 int config_fleet_parse(
 	const char *text, size_t bytes, const char *name, struct config_fleet *ret_fleet, struct base_error *e);
 int config_fleet_read(const char *path, struct config_fleet *ret_fleet, struct base_error *e);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Which modules go to which devices: an explicit map, and pins. The same entries in a file of machines (config_fleet.h) and in the
- * configuration of a coordinator (cluster.map, cluster.pins), which keeps them as one line of YAML. Any thread.
+ * Which modules go to which devices: an explicit map, and pins. The same entries in a file of machines (config_fleet.h)
+ * and in the configuration of a coordinator (cluster.map, cluster.pins), which keeps them as one line of YAML. Any
+ * thread.
  */
 #pragma once
 
@@ -70,8 +71,8 @@ int config_sizes_normalise(
 	const char *text, const char *what, char ret_text[static CONFIG_MAP_BYTES], struct base_error *e);
 int config_sizes_parse(const char *text, const char *what, struct config_size ret_sizes[static CONFIG_SIZES],
 	uint32_t *ret_count, struct base_error *e);
-/* What an explicit map lacks, or has twice: of a model of so many layers; 0: as far as that shows without one. ret_parts: nodes that
- * share each layer. -EINVAL. */
+/* What an explicit map lacks, or has twice: of a model of so many layers; 0: as far as that shows without one.
+ * ret_parts: nodes that share each layer. -EINVAL. */
 int config_map_check(const char *text, const char *what, uint32_t layers, uint32_t *ret_parts, struct base_error *e);
 /* The same of pins. */
 int config_map_check_pins(const char *text, const char *what, struct base_error *e);

@@ -194,8 +194,8 @@ static void end_killers(struct engine *e)
 		e->restarts_in_a_row = 0;
 }
 
-/* Between two lives of the ranks: starts new ones, or gives up. Over several hosts it is never given up, since hosts and links come
- * back; see engine_link.c's set_down. */
+/* Between two lives of the ranks: starts new ones, or gives up. Over several hosts it is never given up, since hosts
+ * and links come back; see engine_link.c's set_down. */
 static void recover(struct engine *e)
 {
 	if (engine_link_often_lost(e) && e->state == ENGINE_RECOVERING && !e->config.starter.gather) {

@@ -96,7 +96,8 @@ int engine_create(const struct engine_config *config, struct engine **ret_engine
 	struct base_error *e); // starts the thread, returns at once
 void engine_destroy(struct engine *e); // aborts what is left, stops ranks, joins
 
-/* Takes r over on success. -EAGAIN queue full, by number or by bytes, -EHOSTDOWN loading or draining, -ENOTRECOVERABLE failed, -E2BIG prompt too long (text says the limits),
+/* Takes r over on success. -EAGAIN queue full, by number or by bytes, -EHOSTDOWN loading or draining, -ENOTRECOVERABLE
+ * failed, -E2BIG prompt too long (text says the limits),
  * -EINVAL, -EEXIST for an id that is running. retry_after_ns is set with -EAGAIN and -EHOSTDOWN. */
 int engine_submit(struct engine *e, struct request *r, uint64_t *ret_retry_after_ns, struct base_error *error);
 int engine_abort(struct engine *e, const char *id); // -ENOENT
@@ -159,7 +160,8 @@ struct engine_trace {
 /* Begins to trace; it ends by itself after duration_ns (at most ENGINE_TRACE_MOST_NS), and what nobody takes within a
  * minute is dropped. -EINVAL, -EBUSY: one is under way, -EHOSTDOWN: the ranks are not ready. */
 int engine_trace_start(struct engine *e, uint64_t duration_ns, struct base_error *error);
-/* Ends the one that runs, if one does, and gives what there is: -EAGAIN until the ranks have handed it over, -ENOENT: nothing was started,
+/* Ends the one that runs, if one does, and gives what there is: -EAGAIN until the ranks have handed it over, -ENOENT:
+ * nothing was started,
  * -ECANCELED: the ranks were lost meanwhile, -ENOMEM. With text but for -EAGAIN. */
 int engine_trace_take(struct engine *e, struct engine_trace **ret_trace, struct base_error *error);
 void engine_trace_destroy(struct engine_trace *t);

@@ -193,7 +193,8 @@ bool engine_link_often_lost(const struct engine *e)
 	return e->restarts_in_a_row > e->config.max_restarts;
 }
 
-/* No hosts can hold the model, or those that should lose it again and again: requests are refused, and those that wait end after a while. */
+/* No hosts can hold the model, or those that should lose it again and again: requests are refused, and those that wait
+ * end after a while. */
 static void set_down(struct engine *e, bool down, const char *why)
 {
 	if (down && !e->down_ns)
@@ -226,7 +227,8 @@ void engine_link_lost(struct engine *e, const char *why)
 		lost(e, why);
 }
 
-/* What runs goes on in the next group: as after a loss, but nobody is suspected, and the first load is still the first. */
+/* What runs goes on in the next group: as after a loss, but nobody is suspected, and the first load is still the
+ * first. */
 void engine_link_leave(struct engine *e, const char *why)
 {
 	if (!e->group)

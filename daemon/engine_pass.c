@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The way of a pass: build -> OPEN, CLOSE, PASS -> RESULT -> tokens -> the next pass -> text and events. The next pass goes out
- * before the text of the last one is made, so that the rank computes meanwhile; so whether a token ends a
- * sequence by its number is known before (sequence_peek), and by a stop string one pass later, whose result is dropped. */
+/* The way of a pass: build -> OPEN, CLOSE, PASS -> RESULT -> tokens -> the next pass -> text and events. The next pass
+ * goes out before the text of the last one is made, so that the rank computes meanwhile; so whether a token ends a
+ * sequence by its number is known before (sequence_peek), and by a stop string one pass later, whose result is
+ * dropped. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -113,7 +114,8 @@ static void account(struct engine *e, const struct scheduler_pass *p, uint64_t r
 	engine_stats_pass(e, positions, generated, prompt, bound, total);
 }
 
-/* A matrix may have more rows than the tokenizer has tokens. Another rank would draw the same again: only this one pays. */
+/* A matrix may have more rows than the tokenizer has tokens. Another rank would draw the same again: only this one
+ * pays. */
 static void no_such_token(struct engine *e, struct scheduler_sequence *q, uint32_t token)
 {
 	char reason[160];
@@ -184,8 +186,9 @@ static void tell_loss(struct engine *e, const struct engine_stream *s, const cha
 	engine_emit_event(e, "error", kind, "request %s%s: %s", s->request->id, others, reason);
 }
 
-/* What is bad, or has a place that cannot be read, can be mended, and the model is not ready until then. Of a drive that does not
- * answer nothing is known, and reading the whole store would hang, too: a new rank is tried (check_reads). */
+/* What is bad, or has a place that cannot be read, can be mended, and the model is not ready until then. Of a drive
+ * that does not answer nothing is known, and reading the whole store would hang, too: a new rank is tried
+ * (check_reads). */
 static void entry_failed(struct engine *e, struct scheduler_sequence *q, int status)
 {
 	struct base_error reason = e->in.result.e;
@@ -222,8 +225,8 @@ static void pass_refused(struct engine *e, const struct scheduler_pass *p)
 	}
 }
 
-/* An I/O engine that is gone, or a drive, fails every pass from now on. A new rank opens both anew; if that does not help,
- * the restarts run out, and the model says that it is not ready. True: the rank was given up. */
+/* An I/O engine that is gone, or a drive, fails every pass from now on. A new rank opens both anew; if that does not
+ * help, the restarts run out, and the model says that it is not ready. True: the rank was given up. */
 static bool check_reads(struct engine *e, const struct scheduler_pass *p)
 {
 	bool all = !e->in.result.status;

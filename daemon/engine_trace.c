@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* A trace: the ranks are told to record, told to stop, and then read piece by piece, all ranks in step, so that at any time one
- * piece of each is on its way. The memory is taken at the start and belongs to whoever takes the result. */
+/* A trace: the ranks are told to record, told to stop, and then read piece by piece, all ranks in step, so that at any
+ * time one piece of each is on its way. The memory is taken at the start and belongs to whoever takes the result. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>

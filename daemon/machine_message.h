@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * NUMA nodes and devices of a machine as messages, and back: what a node says of itself, what the Admin service shows, what thawctl
- * draws. Pure functions: any thread.
+ * NUMA nodes and devices of a machine as messages, and back: what a node says of itself, what the Admin service shows,
+ * what thawctl draws. Pure functions: any thread.
  */
 #pragma once
 

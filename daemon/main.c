@@ -327,7 +327,8 @@ int main(int argc, char **argv)
 	struct daemon d = {0};
 	struct base_error e = {0};
 	enum base_log_level level = BASE_LOG_INFO;
-	/* Large blocks go back to the system when they are freed; else each of malloc's many arenas keeps the largest it ever had. */
+	/* Large blocks go back to the system when they are freed; else each of malloc's many arenas keeps the largest
+	 * it ever had. */
 	mallopt(M_MMAP_THRESHOLD, LARGE_BYTES);
 	int status = parse_arguments(argc, argv, &d.arguments);
 	if (status)

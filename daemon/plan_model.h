@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What topology/fleet/fleet.h wants to know of a model, summed over its program and the layout of its store files, so that
- * the planner's bytes are the rank's. Any thread.
+ * What topology/fleet/fleet.h wants to know of a model, summed over its program and the layout of its store files, so
+ * that the planner's bytes are the rank's. Any thread.
  */
 #pragma once
 

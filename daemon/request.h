@@ -33,7 +33,8 @@ struct request_timing {
 
 struct request_event {
 	uint32_t output; // which sequence of the request
-	/* A token: token_count 1 and its text (may be empty while a code point is incomplete or a stop string may begin). */
+	/* A token: token_count 1 and its text (may be empty while a code point is incomplete or a stop string may
+	 * begin). */
 	uint32_t token_count;
 	uint32_t token;
 	float logprob;
@@ -59,7 +60,8 @@ struct request_event {
 };
 
 struct request_sink {
-	/* Engine's thread. Returns false when the reader has fallen too far behind: the engine then ends the request. */
+	/* Engine's thread. Returns false when the reader has fallen too far behind: the engine then ends the
+	 * request. */
 	bool (*emit)(void *context, const struct request_event *event);
 	void *context;
 };

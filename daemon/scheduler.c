@@ -414,8 +414,8 @@ static bool suspect(const struct scheduler_sequence *q)
 	return q->losses >= SCHEDULER_ALONE_LOSSES;
 }
 
-/* One that waits, if there is a slot and blocks for all that it has, and one spare for each that runs: else a newcomer would
- * push somebody out at the next block border. */
+/* One that waits, if there is a slot and blocks for all that it has, and one spare for each that runs: else a newcomer
+ * would push somebody out at the next block border. */
 static struct scheduler_sequence *admit(struct scheduler *s, struct scheduler_sequence *q, uint64_t now_ns)
 {
 	if (!q || !s->free_slots_count)
@@ -456,8 +456,8 @@ static bool window_open(const struct scheduler *s, uint64_t now_ns, uint64_t *re
 	return true;
 }
 
-/* Prompts are dealt, too, one piece for each pass that may still be sent, so that a long one does not visit the stages one by one.
- * Not where passes read the drive: there each piece costs as much as the whole. */
+/* Prompts are dealt, too, one piece for each pass that may still be sent, so that a long one does not visit the stages
+ * one by one. Not where passes read the drive: there each piece costs as much as the whole. */
 static uint32_t prompt_share(const struct scheduler *s)
 {
 	uint64_t left = 0;

@@ -2,18 +2,19 @@
  * Which tokens go into the next pass: continuous batching at pass granularity over a paged KV cache.
  *
  * A pure object: one thread (the engine's), no clock (time is passed in), no I/O; so its tests are simulations.
- * The unit of scheduling is a sequence, an output of a request (a job). A sequence waits, then runs: it holds a slot of the
- * ranks and KV blocks, first for its prefill in chunks, then one token in each pass. It goes back to waiting when it is
- * preempted or when the ranks were lost, and is then recomputed from the tokens that it has; a token depends on its
- * sequence alone, so nobody sees that in the output.
+ * The unit of scheduling is a sequence, an output of a request (a job). A sequence waits, then runs: it holds a slot of
+ * the ranks and KV blocks, first for its prefill in chunks, then one token in each pass. It goes back to waiting when
+ * it is preempted or when the ranks were lost, and is then recomputed from the tokens that it has; a token depends on
+ * its sequence alone, so nobody sees that in the output.
  *
- * Order: a sequence's key is its arrival plus `aging_ns` for each class below HIGH. So a request of a lower class is overtaken
- * only by those that come within that time after it, and nothing starves. The waiting sequence with the least key is admitted
- * first or nobody is; when blocks run out the running sequence with the greatest key gives its own back. The
- * running sequence with the least key is never preempted, so the work always goes on.
+ * Order: a sequence's key is its arrival plus `aging_ns` for each class below HIGH. So a request of a lower class is
+ * overtaken only by those that come within that time after it, and nothing starves. The waiting sequence with the least
+ * key is admitted first or nobody is; when blocks run out the running sequence with the greatest key gives its own
+ * back. The running sequence with the least key is never preempted, so the work always goes on.
  *
- * Lost ranks: whoever was in flight when SCHEDULER_ALONE_LOSSES ranks in a row were lost may be what kills them. Such a sequence
- * gets passes of its own, with nothing else in flight, until it has a token: so the others go on, and it is known who it is.
+ * Lost ranks: whoever was in flight when SCHEDULER_ALONE_LOSSES ranks in a row were lost may be what kills them. Such a
+ * sequence gets passes of its own, with nothing else in flight, until it has a token: so the others go on, and it is
+ * known who it is.
  *
  * Memory: a job's at scheduler_job_create (any thread), the rest at scheduler_create.
  */
@@ -79,7 +80,8 @@ struct scheduler_job {
 	void *user; // the engine's
 };
 
-/* For a request that was checked: each sequence starts as the prompt and has room for max_new_tokens more (score: none). */
+/* For a request that was checked: each sequence starts as the prompt and has room for max_new_tokens more (score:
+ * none). */
 int scheduler_job_create(const struct request *r, uint32_t max_new_tokens, struct scheduler_job **ret_job);
 /* Memory that the job holds. */
 uint64_t scheduler_job_bytes(const struct scheduler_job *j);
@@ -112,7 +114,8 @@ int scheduler_reset(struct scheduler *s, uint32_t kv_blocks, uint32_t stages, bo
 /* The ranks are gone: counts that for every sequence in flight. scheduler_reset follows when there are new ones. */
 void scheduler_lost(struct scheduler *s);
 
-/* Takes the job in: all its sequences wait. It stays the caller's memory, untouched by others, until scheduler_remove. */
+/* Takes the job in: all its sequences wait. It stays the caller's memory, untouched by others, until
+ * scheduler_remove. */
 void scheduler_add(struct scheduler *s, struct scheduler_job *j, uint64_t now_ns);
 /* Ends one sequence: blocks and slot are free at once (passes run in order, so one in flight does no harm). */
 void scheduler_finish(struct scheduler *s, struct scheduler_sequence *q);
@@ -124,16 +127,16 @@ struct scheduler_job *scheduler_expired(const struct scheduler *s, uint64_t now_
 uint64_t scheduler_next_deadline(const struct scheduler *s); // SCHEDULER_NEVER
 
 /* The next pass, or NULL when there is nothing to send now; then *ret_wake_ns says when the batching window ends (else
- * SCHEDULER_NEVER). Before its pass, the engine sends CLOSE for scheduler_take_closes and OPEN for the entries' sequences that
- * are not opened. The record stays until scheduler_complete or reset. */
+ * SCHEDULER_NEVER). Before its pass, the engine sends CLOSE for scheduler_take_closes and OPEN for the entries'
+ * sequences that are not opened. The record stays until scheduler_complete or reset. */
 struct scheduler_pass *scheduler_build(struct scheduler *s, uint64_t now_ns, uint64_t *ret_wake_ns);
 uint32_t scheduler_take_closes(struct scheduler *s, uint32_t *ret_slots /* (max_running) */);
 /* The oldest pass in flight, or NULL: results come back in order. */
 struct scheduler_pass *scheduler_oldest_pass(struct scheduler *s);
 /* The pass is done: its positions count as cached. The entries may still be read until the next scheduler_build. */
 void scheduler_complete(struct scheduler *s, struct scheduler_pass *pass);
-/* The token drawn for a sequence; the next pass carries it, and its losses are forgotten. False when there is no room left
- * (limit_tokens). */
+/* The token drawn for a sequence; the next pass carries it, and its losses are forgotten. False when there is no room
+ * left (limit_tokens). */
 bool scheduler_append(struct scheduler_sequence *q, uint32_t token);
 
 struct scheduler_counts {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * From drawn tokens to the text that a client gets: detokenizer, stop strings across the borders of tokens, and the reasons
- * to finish. One output of a request. A pure object of the engine's thread; no allocation after init.
+ * From drawn tokens to the text that a client gets: detokenizer, stop strings across the borders of tokens, and the
+ * reasons to finish. One output of a request. A pure object of the engine's thread; no allocation after init.
  *
  * Text that may be the beginning of a stop string is held back until it is decided. All that is
  * given out is whole code points.

@@ -338,8 +338,8 @@ void server_release_model(struct server *s, const struct server_model *m)
 
 /* ---- load, unload ---- */
 
-/* Lock held. Takes name and place, so that of two that load the same model one does, and the other is told before it reads
- * anything. A failed model gives its name up, later. */
+/* Lock held. Takes name and place, so that of two that load the same model one does, and the other is told before it
+ * reads anything. A failed model gives its name up, later. */
 static int reserve(struct server *s, struct server_entry *x, struct base_error *e)
 {
 	const struct server_entry *old = find(s, x->info->name);

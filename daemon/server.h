@@ -2,7 +2,8 @@
  * The daemon's state as rpc, metrics and ctl see it: the table of models and what can be asked of it. rpc knows this
  * header and no other part of the daemon.
  *
- * All calls: any thread. Getters copy a snapshot. Loading and unloading run on a thread each; progress is read with get_model.
+ * All calls: any thread. Getters copy a snapshot. Loading and unloading run on a thread each; progress is read with
+ * get_model.
  */
 #pragma once
 
@@ -69,27 +70,31 @@ int server_check_store(const char *path, struct base_error *e);
 uint32_t server_list_models(struct server *s, struct server_model_info *ret_infos, uint32_t room);
 int server_get_model(
 	struct server *s, const char *name, struct server_model_info *ret_info); // -ENOENT; name "": the only one
-/* -ENOENT unknown, -EHOSTDOWN not ready (text says why; retry_after_ns), -ENOTRECOVERABLE failed: waiting does not help. */
+/* -ENOENT unknown, -EHOSTDOWN not ready (text says why; retry_after_ns), -ENOTRECOVERABLE failed: waiting does not
+ * help. */
 int server_acquire_model(struct server *s, const char *name, const struct server_model **ret_model,
 	uint64_t *ret_retry_after_ns, struct base_error *e);
 void server_release_model(struct server *s, const struct server_model *m);
 
-/* Checks file, program, tokenizer and budgets (so up to some 100 ms, not for a thread that must not block), then starts loading; -EEXIST name in use, also by a call that is at it now, -ENOENT no such file, -ENOMEM does not fit, -EINVAL. */
+/* Checks file, program, tokenizer and budgets (so up to some 100 ms, not for a thread that must not block), then starts
+ * loading; -EEXIST name in use, also by a call that is at it now, -ENOENT no such file, -ENOMEM does not fit,
+ * -EINVAL. */
 int server_load_model(struct server *s, const struct config_model *model, struct base_error *e);
 /* The models of the config, each as by server_load_model; one that cannot be loaded stays listed as FAILED. */
 void server_load_configured(struct server *s);
-/* Returns at once; a load under way is given up. Running requests get daemon.drain to finish; meanwhile the model is listed as UNLOADED, then it is gone. */
+/* Returns at once; a load under way is given up. Running requests get daemon.drain to finish; meanwhile the model is
+ * listed as UNLOADED, then it is gone. */
 int server_unload_model(struct server *s, const char *name, struct base_error *e);
-/* Dry run for a file, with budgets as given (0: the configured ones), of a coordinator: of each node, and with device_map ("": the
- * configured one). -EHOSTDOWN: nodes are missing. -EINVAL: the map is not one of this model. */
+/* Dry run for a file, with budgets as given (0: the configured ones), of a coordinator: of each node, and with
+ * device_map ("": the configured one). -EHOSTDOWN: nodes are missing. -EINVAL: the map is not one of this model. */
 int server_plan_model(struct server *s, const char *path, const char *device_map, uint64_t weights_bytes,
 	uint64_t kv_bytes, struct server_model_info *ret_info, struct base_error *e);
 int server_abort(struct server *s, const char *request_id); // -ENOENT
 
 void server_drain(struct server *s, bool on);
 bool server_draining(const struct server *s);
-/* Live: the process. Ready: some model can answer: it has its ranks, and its last pass could read all of its weights. A worker, which
- * has no models of its own: it has joined. */
+/* Live: the process. Ready: some model can answer: it has its ranks, and its last pass could read all of its weights. A
+ * worker, which has no models of its own: it has joined. */
 bool server_ready(struct server *s);
 /* Every engine's thread came round lately: the watchdog may be fed. */
 bool server_healthy(struct server *s);
@@ -117,7 +122,8 @@ struct server_transfer { // of models' files between nodes, bytes since the star
 	uint64_t pulled_bytes, served_bytes;
 };
 void server_get_transfer(struct server *s, struct server_transfer *ret_transfer);
-/* SIGTERM: a worker's layers go to other nodes before it stops. True while they are on their way, or it has not left yet. */
+/* SIGTERM: a worker's layers go to other nodes before it stops. True while they are on their way, or it has not left
+ * yet. */
 void server_cluster_drain(struct server *s);
 bool server_cluster_leaves(struct server *s);
 bool server_cluster_load(struct server *s, struct server_cluster_load *ret_load); // false: no coordinator
@@ -125,19 +131,21 @@ struct cluster_coordinator *server_coordinator(struct server *s); // NULL: this 
 struct cluster_identity;
 struct cluster_pull;
 struct cluster_source;
-/* A model's file for a node that pulls: one that is loaded here, or of which this node has a copy. peer NULL: over the unix socket. Reads
- * the drive. -EPERM, -ENOENT, -EBADMSG: see cluster_source_open. */
+/* A model's file for a node that pulls: one that is loaded here, or of which this node has a copy. peer NULL: over the
+ * unix socket. Reads the drive. -EPERM, -ENOENT, -EBADMSG: see cluster_source_open. */
 int server_open_source(struct server *s, const struct cluster_identity *peer, const struct cluster_pull *pull,
 	struct cluster_source *ret_source, struct base_error *e);
 const struct config *server_config(const struct server *s);
 const struct topology_machine *server_machine(const struct server *s);
 struct topology_bandwidths server_bandwidths(struct server *s);
-/* Name of the block device that the store lies on, a disk as in topology; "unknown" where the file system does not say. */
+/* Name of the block device that the store lies on, a disk as in topology; "unknown" where the file system does not
+ * say. */
 const char *server_store_drive(const struct server *s);
 uint64_t server_started_wall_ns(const struct server *s);
 uint64_t server_memory_bytes(struct server *s); // resident now: thawd and ranks, huge pages included
 
-/* Has main read the configuration again, as for SIGHUP, and waits for it: -errno of a configuration that is not good, with its line,
+/* Has main read the configuration again, as for SIGHUP, and waits for it: -errno of a configuration that is not good,
+ * with its line,
  * -ETIMEDOUT; else a text that says what needs a restart, or "done". */
 int server_reload(struct server *s, char *ret_text, size_t room, struct base_error *e);
 bool server_reload_wanted(struct server *s); // main: reload now, then say how it went

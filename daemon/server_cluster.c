@@ -122,7 +122,8 @@ static int on_probe(
 	return server_probe(context, directory, ret_bandwidths, e);
 }
 
-/* What plans can divide: what is available, and what ranks hold. The coordinator takes off what other models have of it. */
+/* What plans can divide: what is available, and what ranks hold. The coordinator takes off what other models have of
+ * it. */
 static uint64_t on_memory(void *context, const pid_t *pids, uint32_t count)
 {
 	uint64_t bytes = topology_cgroup_available("");

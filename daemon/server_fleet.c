@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* A model over the nodes of a cluster: what the planner says goes to the coordinator's fleet, and what the fleet has gathered
- * becomes a group of the engine. plan() may be called by the engine's thread and by the coordinator's, one at a time; the rest is the
- * engine's, but for create, wait and destroy, which are the loader's. */
+/* A model over the nodes of a cluster: what the planner says goes to the coordinator's fleet, and what the fleet has
+ * gathered becomes a group of the engine. plan() may be called by the engine's thread and by the coordinator's, one at
+ * a time; the rest is the engine's, but for create, wait and destroy, which are the loader's. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netdb.h>
@@ -115,8 +115,8 @@ static uint64_t stored_bytes(const struct server_fleet *f, const struct cluster_
 	return 0;
 }
 
-/* Nodes of the last plan first, in its order, then those that had the most of the model when they joined: where the order is free,
- * layers stay where their files are. Returns how many the former are. */
+/* Nodes of the last plan first, in its order, then those that had the most of the model when they joined: where the
+ * order is free, layers stay where their files are. Returns how many the former are. */
 static uint32_t order_nodes(
 	const struct server_fleet *f, const struct cluster_view *view, uint32_t order[static CLUSTER_MAX_NODES])
 {
@@ -151,8 +151,8 @@ static uint64_t reserve_of(const struct server_fleet *f, const char *node)
 	return 0;
 }
 
-/* Explicit budgets are taken at their word, against the limit; without them it is what the node has now, where all ranks' own
- * memory is counted as free: what other models have of it is not this one's. Returns that. */
+/* Explicit budgets are taken at their word, against the limit; without them it is what the node has now, where all
+ * ranks' own memory is counted as free: what other models have of it is not this one's. Returns that. */
 static uint64_t fill_device(const struct server_fleet *f, const struct cluster_view_node *n, struct fleet_device *d)
 {
 	const struct cluster_budgets *b = &n->facts->budgets;
@@ -218,7 +218,8 @@ static void take_plan(const struct fleet_plan *p, const uint32_t *order, struct 
 static void fill_input(
 	const struct server_fleet *f, const struct fleet_device *devices, uint32_t count, struct fleet_input *ret_input)
 {
-	/* One class for all: what is measured is the way that ranks' messages take, also between nodes of one machine. */
+	/* One class for all: what is measured is the way that ranks' messages take, also between nodes of one
+	 * machine. */
 	const struct fleet_link link = {f->links.latency_ns, f->links.bytes_per_s};
 	*ret_input = (struct fleet_input){
 		.model = &f->sizes.sizes,
@@ -234,8 +235,8 @@ static void fill_input(
 	};
 }
 
-/* As many ranks in a stage as compute.tensor says; where there are not so many nodes, fewer are better than none. The other maps are
- * of whole layers, unless it says how many share them, and an explicit one says that itself. */
+/* As many ranks in a stage as compute.tensor says; where there are not so many nodes, fewer are better than none. The
+ * other maps are of whole layers, unless it says how many share them, and an explicit one says that itself. */
 static int build(struct server_fleet *f, const struct fleet_device *devices, uint32_t count,
 	struct fleet_device *ret_planned, struct fleet_plan *ret_plan, struct base_error *e)
 {
@@ -382,7 +383,8 @@ static bool is_named(const struct server_fleet *f, const char *node)
 	return false;
 }
 
-/* Who goes next: with the least room of those that the last plan had not, else of all; never a node that a rule names. */
+/* Who goes next: with the least room of those that the last plan had not, else of all; never a node that a rule
+ * names. */
 static uint32_t least_of(const struct server_fleet *f, const struct fleet_device *devices, uint32_t used, uint32_t n)
 {
 	uint32_t least = n;
@@ -398,8 +400,8 @@ static uint32_t least_of(const struct server_fleet *f, const struct fleet_device
 	return least;
 }
 
-/* A group has so many stages at most: of more nodes those are taken that the last plan had, then those with the most room. An explicit
- * map has those that it names, which are not more. */
+/* A group has so many stages at most: of more nodes those are taken that the last plan had, then those with the most
+ * room. An explicit map has those that it names, which are not more. */
 static uint32_t leave_out(
 	struct server_fleet *f, struct fleet_device *devices, uint32_t *order, uint32_t used, uint32_t n)
 {
@@ -499,8 +501,8 @@ static int plan(void *context, const struct cluster_view *view, struct cluster_p
 
 /* ---- the group ---- */
 
-/* The number that was found for cluster.address at the start serves as long as it is this machine's: then the resolver is not asked
- * while a group connects. */
+/* The number that was found for cluster.address at the start serves as long as it is this machine's: then the resolver
+ * is not asked while a group connects. */
 static int listen_for_group(void *context, struct cluster_member *ret_self, struct base_error *e)
 {
 	struct server_fleet *f = context;

@@ -32,8 +32,9 @@ struct server_holding { // what a model has of a node of the cluster
 	uint64_t process_bytes; // beside them
 };
 
-/* phase: QUEUED -> DIGEST -> PACK -> LOAD -> READY; any -> FAILED; any -> UNLOADED, after which the unloader takes it out of the table.
- * The fields below `gguf` are the loader's while it is busy, then the unloader's; the others are the lock's. */
+/* phase: QUEUED -> DIGEST -> PACK -> LOAD -> READY; any -> FAILED; any -> UNLOADED, after which the unloader takes it
+ * out of the table. The fields below `gguf` are the loader's while it is busy, then the unloader's; the others are the
+ * lock's. */
 struct server_entry {
 	struct server *server;
 	struct server_model model; // handed out; const once engine is set
@@ -124,7 +125,8 @@ int server_entry_prepare(struct server_entry *x, uint64_t weights_bytes, uint64_
 void server_count_daemon(struct server *s);
 void server_set_phase(struct server_entry *x, enum server_phase phase, const struct base_error *error);
 
-/* Measures drive (with files of the directory; "": with any of the store), memory and compute, or reads what was measured lately. The last result is server_bandwidths. */
+/* Measures drive (with files of the directory; "": with any of the store), memory and compute, or reads what was
+ * measured lately. The last result is server_bandwidths. */
 int server_probe(
 	struct server *s, const char *directory, struct topology_bandwidths *ret_bandwidths, struct base_error *e);
 void server_fill_rank_config(struct server_entry *x, uint32_t context_tokens);
@@ -146,7 +148,8 @@ void server_cluster_stop(struct server *s); // after all models are gone
 
 /* server_fleet.c: a model over the nodes of the cluster. The loader's thread. */
 struct server_fleet;
-/* device_map: a mode instead of the configured one, "" for that. -EINVAL: an explicit map that is not one of this model, by layer. */
+/* device_map: a mode instead of the configured one, "" for that. -EINVAL: an explicit map that is not one of this
+ * model, by layer. */
 int server_fleet_create(
 	struct server_entry *x, const char *device_map, struct server_fleet **ret_fleet, struct base_error *e);
 void server_fleet_destroy(struct server_fleet *f); // after the engine; NULL is fine
@@ -156,12 +159,14 @@ int server_fleet_wait(struct server_fleet *f, bool (*cancelled)(struct server_en
 void server_fleet_mend(struct server_fleet *f);
 /* Nodes delete spare layers of what has or had this entry's name. When it is unloaded for good, after destroy. */
 void server_fleet_forget(struct server_entry *x);
-/* Its digest is known: nodes may have spare layers of it from now on, or from before; those of another that had its name are forgotten. */
+/* Its digest is known: nodes may have spare layers of it from now on, or from before; those of another that had its
+ * name are forgotten. */
 void server_fleet_keep(struct server_entry *x);
 /* Lock held: x has the name of a failed one. */
 void server_fleet_replace(struct server_entry *x, const struct server_entry *old);
 struct engine_starter server_fleet_starter(struct server_fleet *f);
-/* Only to see what would come of it: the plan with what the nodes have now, into the entry's info. Any thread. -EHOSTDOWN, -ENOMEM. */
+/* Only to see what would come of it: the plan with what the nodes have now, into the entry's info. Any thread.
+ * -EHOSTDOWN, -ENOMEM. */
 int server_fleet_plan(struct server_entry *x, const char *device_map, uint64_t weights_bytes, uint64_t kv_bytes,
 	struct base_error *e);
 
@@ -173,8 +178,9 @@ struct server_drive_config {
 	const struct offload_engine_ops *ops; // instead, for tests
 	uint64_t patience_ns; // 0: five seconds
 };
-/* -ETIMEDOUT: the drive does not answer. *left (NULL at first) has then what the kernel may still write to; the next call, of the same
- * thread, looks whether it came back before it reads again. It is never waited for, so it may be there when the process ends. */
+/* -ETIMEDOUT: the drive does not answer. *left (NULL at first) has then what the kernel may still write to; the next
+ * call, of the same thread, looks whether it came back before it reads again. It is never waited for, so it may be
+ * there when the process ends. */
 int server_probe_drive(const struct server_drive_config *c, struct server_drive **left, double *ret_bytes_per_s);
 int server_probe_compute(
 	const struct topology_machine *m, const char *backend, uint32_t threads, double *ret_macs_per_s);

@@ -20,7 +20,8 @@
 #define LOGITS_ROWS 64u // of a pass at most, when memory.workspace has room: what scores can fill
 #define MAX_RESTARTS 5u
 /* What the processes hold beside weights, KV and a rank's workspace: heaps, stacks, code, gRPC, page tables, the file's
- * metadata; the vocabulary's tables grow with it. Measured: 25 MiB for one stage and 49,000 tokens, 12 of them page cache. */
+ * metadata; the vocabulary's tables grow with it. Measured: 25 MiB for one stage and 49,000 tokens, 12 of them page
+ * cache. */
 #define DAEMON_BYTES (16ull << 20)
 #define RANK_BYTES (8ull << 20)
 #define TOKEN_BYTES 128ull
@@ -372,7 +373,8 @@ static uint64_t free_huge_bytes(void)
 	return pages * kib * 1024;
 }
 
-/* Explicit budgets are taken at their word, against the limit; without them we take of what is free now, and leave some. */
+/* Explicit budgets are taken at their word, against the limit; without them we take of what is free now, and leave
+ * some. */
 static uint64_t usable_memory(const struct topology_plan_input *in, const struct topology_plan *others)
 {
 	struct topology_machine now;
@@ -847,7 +849,8 @@ static void load_entry(struct server_entry *x)
 	server_emit_event(s, "notice", "model_ready", x->info->name, text);
 }
 
-/* Of a model that serves: its requests are refused for a while instead of failed, and those that run go on afterwards. */
+/* Of a model that serves: its requests are refused for a while instead of failed, and those that run go on
+ * afterwards. */
 static void repair_entry(struct server_entry *x)
 {
 	struct server *s = x->server;
@@ -876,8 +879,8 @@ static void repair_entry(struct server_entry *x)
 
 /* ---- the thread ---- */
 
-/* Lock held. Unloading comes first, since it makes room; but it does not wait for a load that is under way. With NULL: when a
- * repair is due, or UINT64_MAX. */
+/* Lock held. Unloading comes first, since it makes room; but it does not wait for a load that is under way. With NULL:
+ * when a repair is due, or UINT64_MAX. */
 static struct server_entry *next_work(struct server *s, uint64_t *ret_wake_ns)
 {
 	struct server_entry *load = NULL, *damaged = NULL;
@@ -902,7 +905,8 @@ static struct server_entry *next_work(struct server *s, uint64_t *ret_wake_ns)
 	return load && room ? load : damaged;
 }
 
-/* Lock held. Nobody else ends the wait for a repair: a model that is not ready gets no requests, which would fail again. */
+/* Lock held. Nobody else ends the wait for a repair: a model that is not ready gets no requests, which would fail
+ * again. */
 static void wait_for_work(struct server *s, uint64_t wake_ns)
 {
 	struct timespec t = {

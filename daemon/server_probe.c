@@ -18,7 +18,8 @@
 
 #define DRIVE_WARM_NS 50000000ull // not counted: what a drive's own memory, or its allowance for bursts, gives at first
 #define DRIVE_NS 200000000ull
-/* Of a slow drive that is too few reads, and the allowance too much of them: longer windows, a third if two do not agree. */
+/* Of a slow drive that is too few reads, and the allowance too much of them: longer windows, a third if two do not
+ * agree. */
 #define DRIVE_SLOW_BYTES_PER_S 500e6
 #define DRIVE_SLOW_NS 500000000ull
 #define DRIVE_SLOW_WINDOWS 3u

@@ -172,8 +172,8 @@ static const char *level_name(const struct base_log *log)
 
 enum { TO_THAWD, TO_PREVIOUS, TO_NEXT, TO_PARTS, SOCKETS = TO_PARTS + ENGINE_MAX_RANKS };
 
-/* The child's sockets get the numbers from 3 on, in two steps, so that no dup2 hits one that is still needed. Nothing else
- * is inherited, whatever a library opened without O_CLOEXEC, or thawd itself was given. */
+/* The child's sockets get the numbers from 3 on, in two steps, so that no dup2 hits one that is still needed. Nothing
+ * else is inherited, whatever a library opened without O_CLOEXEC, or thawd itself was given. */
 static int add_sockets(posix_spawn_file_actions_t *actions, const int *fds)
 {
 	int spare = FIRST_CHILD_FD + SOCKETS, status = 0;

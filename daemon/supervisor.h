@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Rank processes: posix_spawn of thaw-rank with its sockets, and making sure that one is gone and reaped.
  *
- * The engine's thread starts and stops through the starter; pids may be read by any thread. Ranks run in a process group of
- * their own, so that ^C at a terminal reaches thawd alone, which drains first. The death of a rank shows as the end of
- * its socket; its exit status is logged when it is reaped, in stop. That takes 5.3 s at most: a rank that hangs in the kernel
- * outlives SIGKILL, and until it is gone it cannot be started again (-EBUSY).
+ * The engine's thread starts and stops through the starter; pids may be read by any thread. Ranks run in a process
+ * group of their own, so that ^C at a terminal reaches thawd alone, which drains first. The death of a rank shows as
+ * the end of its socket; its exit status is logged when it is reaped, in stop. That takes 5.3 s at most: a rank that
+ * hangs in the kernel outlives SIGKILL, and until it is gone it cannot be started again (-EBUSY).
  *
- * A rank has sockets to thawd, to the ranks of its own part in the stages beside it, and to the other parts of its stage, with the
- * descriptors 3 (thawd), 4 (the stage before), 5 (the stage after), and from 6 on (the other parts, in their order). Ranks
- * are started in order: a socket between two of them is made with the first and kept for the second.
+ * A rank has sockets to thawd, to the ranks of its own part in the stages beside it, and to the other parts of its
+ * stage, with the descriptors 3 (thawd), 4 (the stage before), 5 (the stage after), and from 6 on (the other parts, in
+ * their order). Ranks are started in order: a socket between two of them is made with the first and kept for the
+ * second.
  */
 #pragma once
 
@@ -26,8 +27,9 @@ int supervisor_create(const char *rank_path, uint32_t stages, uint32_t parts, st
 	struct supervisor **ret_supervisor);
 void supervisor_destroy(struct supervisor *s); // kills what is left; NULL is fine
 struct engine_starter supervisor_starter(struct supervisor *s);
-/* A rank of a group over several hosts: its sockets are connected already, and stay the caller's; -1: it has none. link: the name of the
- * engine that is to use them. The thread that calls it has to live as long as the rank: ranks die with it. */
+/* A rank of a group over several hosts: its sockets are connected already, and stay the caller's; -1: it has none.
+ * link: the name of the engine that is to use them. The thread that calls it has to live as long as the rank: ranks die
+ * with it. */
 struct supervisor_sockets {
 	int coordinator, previous, next;
 	int parts[ENGINE_MAX_RANKS]; // (parts): of the same stage; -1 at its own

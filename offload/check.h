@@ -14,7 +14,8 @@
 #define OFFLOAD_CHECK_PATIENCE_NS (60ull * 1000000000ull)
 
 /* 0: all bytes are there and `hashed` bytes at data match xxh3 (0 hashed: not checked). Else -EBADMSG, -ENODATA (short)
- * or the read's own error; *ret_again says whether to submit it once more, for which *tries counts (0 before the first). */
+ * or the read's own error; *ret_again says whether to submit it once more, for which *tries counts (0 before the
+ * first). */
 int offload_check_read(const struct offload_read *read, const void *data, uint32_t hashed, uint64_t xxh3,
 	uint8_t *tries, bool *ret_again);
 

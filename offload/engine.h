@@ -61,7 +61,7 @@ struct offload_engine {
 extern const struct offload_engine_ops offload_engine_uring;
 extern const struct offload_engine_ops offload_engine_sync;
 
-/* name: "uring", "sync" or "auto" (uring, else sync when the kernel refuses it). ret_fallback: why reads cost more than they
- * must, the reason for sync or for io_uring without registered buffers; the caller tells it. */
+/* name: "uring", "sync" or "auto" (uring, else sync when the kernel refuses it). ret_fallback: why reads cost more than
+ * they must, the reason for sync or for io_uring without registered buffers; the caller tells it. */
 int offload_engine_create(const char *name, const struct offload_engine_config *config,
 	struct offload_engine **ret_engine, struct base_error *ret_fallback, struct base_error *e);

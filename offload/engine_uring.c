@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// io_uring: one ring, owned by the thread that first reads through it. Completions are handled only when that thread asks for them
-// (DEFER_TASKRUN), so the kernel never interrupts the stage thread for a read.
+// io_uring: one ring, owned by the thread that first reads through it. Completions are handled only when that thread
+// asks for them (DEFER_TASKRUN), so the kernel never interrupts the stage thread for a read.
 #include "offload/engine.h"
 
 #include <assert.h>

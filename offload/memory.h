@@ -25,7 +25,8 @@ int offload_memory_map(size_t bytes, struct offload_memory *ret_memory, struct b
 
 /* The same in parts, for one who fills the memory while the rest is still being touched (the kernel zeroes pages at
  * about the speed of a few drives): reserve takes the address space, touch the pages of a range, look finds out what
- * pages it became. A touch of hugetlb pages may be refused (-ENOMEM: a cgroup's or node's share): then reserve without. */
+ * pages it became. A touch of hugetlb pages may be refused (-ENOMEM: a cgroup's or node's share): then reserve
+ * without. */
 int offload_memory_reserve(size_t bytes, bool hugetlb, struct offload_memory *ret_memory, struct base_error *e);
 int offload_memory_touch(const struct offload_memory *m, size_t from, size_t bytes, struct base_error *e);
 void offload_memory_look(struct offload_memory *m);

@@ -35,7 +35,8 @@ int offload_store_header_decode(const uint8_t bytes[static STORE_HEADER_BYTES], 
 	struct store_header *ret_header, struct base_error *e);
 void offload_store_header_encode(const struct store_header *h, uint8_t out[static STORE_HEADER_BYTES]);
 
-/* bytes: header.tables_bytes of them. Allocates the tables (freed by offload_store_tables_finish, also after an error). */
+/* bytes: header.tables_bytes of them. Allocates the tables (freed by offload_store_tables_finish, also after an
+ * error). */
 int offload_store_tables_decode(
 	const struct store_header *h, const uint8_t *bytes, struct store_tables *tables, struct base_error *e);
 /* out: header.tables_bytes, zeroed. */

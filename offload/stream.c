@@ -506,7 +506,8 @@ static bool front_arrived(const struct offload_stream *s)
 	return state == SLOT_READY || state == SLOT_FAILED;
 }
 
-// Called and left with the lock held; sleeps until the front of the order has arrived, the engine is dead or patience ends.
+// Called and left with the lock held; sleeps until the front of the order has arrived, the engine is dead or patience
+// ends.
 static void wait_for_front(struct offload_stream *s)
 {
 	uint64_t start = base_clock_now_ns();

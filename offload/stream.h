@@ -62,10 +62,10 @@ int offload_stream_create(const struct offload_stream_config *config, struct off
 /* At any time, slots held or not; waits for the reads in flight. Not while another thread is in a call. */
 void offload_stream_destroy(struct offload_stream *s);
 
-/* Stage thread: the next extent of the ring. 0 with data and a slot number; -EBADMSG, -ETIMEDOUT or -EIO when the extent cannot
- * be had (no slot is held then and the ring has moved on), with text in e that names file and place. -EIO at every
- * call once the engine itself has failed, or where a read does not come back in time (the later ones are then not waited
- * for until one has come back); -EDEADLK when all slots are held, where waiting would never end. */
+/* Stage thread: the next extent of the ring. 0 with data and a slot number; -EBADMSG, -ETIMEDOUT or -EIO when the
+ * extent cannot be had (no slot is held then and the ring has moved on), with text in e that names file and place. -EIO
+ * at every call once the engine itself has failed, or where a read does not come back in time (the later ones are then
+ * not waited for until one has come back); -EDEADLK when all slots are held, where waiting would never end. */
 int offload_stream_next(struct offload_stream *s, const void **ret_data, uint32_t *ret_slot, struct base_error *e);
 void offload_stream_release(struct offload_stream *s, uint32_t slot);
 /* Stage thread: the next call of next() yields the first item again. For a pass that was given up: every slot that is

@@ -37,7 +37,8 @@ static const char *const colors[] = { // of wires, by lane
 
 /* ---- pieces ---- */
 
-// Text from files and peers: escaped, without control characters, which XML does not allow, and without what is no UTF-8.
+// Text from files and peers: escaped, without control characters, which XML does not allow, and without what is no
+// UTF-8.
 static void put_text(const char *text, FILE *out)
 {
 	size_t bytes = strlen(text), good = base_utf8_prefix(text, bytes);
@@ -62,8 +63,8 @@ static void label(int x, int y, const char *style, const char *text, FILE *out)
 	fprintf(out, "</text>\n");
 }
 
-/* How wide a text will be, near enough, and rather too wide: there are no fonts here. Thousandths of the size, after DejaVu Sans, a wide
- * font. */
+/* How wide a text will be, near enough, and rather too wide: there are no fonts here. Thousandths of the size, after
+ * DejaVu Sans, a wide font. */
 static double text_width(const char *text, int size, bool bold)
 {
 	uint32_t sum = 0;
@@ -310,8 +311,8 @@ static void draw_machine(const struct topology_draw_machine *d, int columns, int
 
 /* ---- a fleet ---- */
 
-/* Each link is a wire beside the machines: out of one, down its lane, into the other. Its label stands on it at both ends, so that
- * nobody has to follow it. */
+/* Each link is a wire beside the machines: out of one, down its lane, into the other. Its label stands on it at both
+ * ends, so that nobody has to follow it. */
 struct wire {
 	const struct topology_draw_link *link;
 	uint32_t ends[2]; // the upper one first
@@ -350,7 +351,8 @@ static void take_links(struct sheet *s, const struct topology_draw_link *links, 
 	}
 }
 
-// From the top of a machine: wires that go up, the nearest first, then those that go down, the farthest first: they nest.
+// From the top of a machine: wires that go up, the nearest first, then those that go down, the farthest first: they
+// nest.
 static int stub_before(const struct wire *x, const struct wire *y, uint32_t machine)
 {
 	bool up[2] = {x->ends[1] == machine, y->ends[1] == machine};

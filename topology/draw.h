@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Drawings as SVG: machines as nested boxes in the manner of lstopo, with the links between them at their side, and a placement as
- * bars of bytes. Texts that are too long for their place are cut, with the whole of it in a tooltip. Any thread.
+ * Drawings as SVG: machines as nested boxes in the manner of lstopo, with the links between them at their side, and a
+ * placement as bars of bytes. Texts that are too long for their place are cut, with the whole of it in a tooltip. Any
+ * thread.
  */
 #pragma once
 

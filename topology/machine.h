@@ -50,7 +50,8 @@ struct topology_bandwidths { // measured by the probe; 0: not measured
 	double busy_ratio; // how much of the CPUs others used right before, steal included: figures taken then are low
 };
 
-/* Process `part` of `parts`: its threads, at most `most` (0: one for each CPU), and the CPUs that they are bound to. Each process
- * has CPUs of its own; where there are fewer CPUs than processes, each takes one thread that the kernel moves about. */
+/* Process `part` of `parts`: its threads, at most `most` (0: one for each CPU), and the CPUs that they are bound to.
+ * Each process has CPUs of its own; where there are fewer CPUs than processes, each takes one thread that the kernel
+ * moves about. */
 uint32_t topology_machine_share(const struct topology_machine *m, uint32_t part, uint32_t parts, uint32_t most,
 	uint32_t cpus[TOPOLOGY_MAX_CPUS], uint32_t *ret_cpus_count); // 0: not bound

@@ -5,8 +5,8 @@
  * The bound of a pass with n positions (docs/ARCHITECTURE.md "the bound"):
  *   T = max( (W-R)/B, (R + 2(W-R))/M, n*macs/C )      and with a card also (W-Rcard)/PCIe
  *
- * Which layers a device has, and with whom it shares them, is decided by topology/fleet/fleet.h, which asks this function for
- * each device and range that it considers; a single machine is a fleet of one.
+ * Which layers a device has, and with whom it shares them, is decided by topology/fleet/fleet.h, which asks this
+ * function for each device and range that it considers; a single machine is a fleet of one.
  */
 #pragma once
 
@@ -64,8 +64,8 @@ int topology_plan_build(const struct topology_plan_input *input, struct topology
 int topology_plan_place(const struct topology_plan_input *input, struct topology_plan *ret_plan, struct base_error *e);
 /* The bound for n positions and which resource it is. */
 double topology_plan_bound_ns(const struct topology_plan *p, uint32_t positions, enum topology_resource *ret_binding);
-/* How long nothing may be heard of a rank that loads or runs a pass of n positions: `least`, or more where the plan itself
- * predicts long silences: eight times the bound, and a second for each GB that has to become resident. */
+/* How long nothing may be heard of a rank that loads or runs a pass of n positions: `least`, or more where the plan
+ * itself predicts long silences: eight times the bound, and a second for each GB that has to become resident. */
 uint64_t topology_plan_patience_ns(const struct topology_plan *p, uint32_t positions, uint64_t least_ns);
 void topology_plan_explain(const struct topology_plan_input *input, const struct topology_plan *p, FILE *out);
 const char *topology_resource_name(enum topology_resource r);

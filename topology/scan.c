@@ -17,7 +17,8 @@
 #define PCI_CLASS_DISPLAY 0x0380
 #define PCI_CLASS_ACCELERATOR 0x1200
 
-// These texts travel as strings of messages, which others refuse whole if they are no UTF-8: a cut must not part a character.
+// These texts travel as strings of messages, which others refuse whole if they are no UTF-8: a cut must not part a
+// character.
 static void copy(char *out, size_t room, const char *text)
 {
 	snprintf(out, room, "%s", text ? text : "");

@@ -7,8 +7,8 @@
  *   it is had again           -> if nobody else was active meanwhile, as if nothing had happened
  *   another has it            -> not active: all nodes are sent away, to where they find the other
  *
- * An epoch is on the record before anyone hears of it, and the record takes nothing from whoever has not the claim: two coordinators
- * never start groups with the same epoch. */
+ * An epoch is on the record before anyone hears of it, and the record takes nothing from whoever has not the claim: two
+ * coordinators never start groups with the same epoch. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -48,8 +48,9 @@ void cluster_claim_watch_missed(struct cluster_claim_watch *w)
 	w->missed = true;
 }
 
-/* A holder that renews four times in its lease loses it to an etcd that is away for three quarters of it, less what it needs to try once
- * more. Two answers are a quarter apart; five eighths are what a machine that is busy may take without being suspected. */
+/* A holder that renews four times in its lease loses it to an etcd that is away for three quarters of it, less what it
+ * needs to try once more. Two answers are a quarter apart; five eighths are what a machine that is busy may take
+ * without being suspected. */
 void cluster_claim_watch_heard(struct cluster_claim_watch *w, uint64_t now_ns)
 {
 	if (w->missed || (w->heard_ns && now_ns - w->heard_ns >= length(w) / 8 * 5))

@@ -2,8 +2,8 @@
  * When a node that stands by may take the claim to coordinate. Only the rules are here: no I/O, no clock. Who asks etcd
  * (daemon/cluster/etcd/state.c) tells what was heard and when, on base_clock; one thread at a time.
  *
- * A coordinator has the claim by a lease of its own length, and begins new things until its own count says that the lease is over. What
- * counts is that length, as etcd says it, and not the one that this node would ask for itself:
+ * A coordinator has the claim by a lease of its own length, and begins new things until its own count says that the
+ * lease is over. What counts is that length, as etcd says it, and not the one that this node would ask for itself:
  *
  *   - a claim that nobody has is free once the lease is over that it was last seen with: who lost the key alone takes it back
  *   - a holder renews its lease CLUSTER_CLAIM_ROUNDS times in its length, and who stands by looks as often: an etcd that was away for so

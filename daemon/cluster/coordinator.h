@@ -6,9 +6,9 @@
  *   fleets       one for each model: plan -> Assign -> Prepared -> Start -> a group of ranks, and again with a higher epoch
  *                when a node of it is lost (fleet.c)
  *
- * Threads: all calls, any thread; one lock, held for copies and small work. A thread of its own watches the clocks, sends
- * heartbeats, writes the record (state.h) and prepares plans in the background. Callbacks say whose thread they are on.
- * Bounds: CLUSTER_MAX_NODES nodes, twice as many connections, CLUSTER_MAILBOX messages on their way to each.
+ * Threads: all calls, any thread; one lock, held for copies and small work. A thread of its own watches the clocks,
+ * sends heartbeats, writes the record (state.h) and prepares plans in the background. Callbacks say whose thread they
+ * are on. Bounds: CLUSTER_MAX_NODES nodes, twice as many connections, CLUSTER_MAILBOX messages on their way to each.
  */
 #pragma once
 
@@ -42,7 +42,8 @@ struct cluster_coordinator_config {
 	uint32_t nodes; // that compute, before a model without an earlier plan is planned
 	uint64_t heartbeat_ns, lost_ns; // 0: as above
 	uint64_t return_ns; // after a start, for the nodes of the last plan to come back; 0: 10 s
-	/* Links between nodes are measured, one after the other, and what came of it is kept in this directory; NULL: they are not. */
+	/* Links between nodes are measured, one after the other, and what came of it is kept in this directory; NULL:
+	 * they are not. */
 	const char *links;
 	struct cluster_events events;
 };
@@ -57,12 +58,13 @@ void cluster_coordinator_destroy(struct cluster_coordinator *c); // after all se
 /* ---- sessions: rpc ---- */
 
 struct cluster_session;
-/* peer: what the node's certificate says; NULL: it comes over this host's unix socket. wake(context): there is something for
- * cluster_session_next; any thread, must not block. -ENOSPC. */
+/* peer: what the node's certificate says; NULL: it comes over this host's unix socket. wake(context): there is
+ * something for cluster_session_next; any thread, must not block. -ENOSPC. */
 int cluster_session_open(struct cluster_coordinator *c, const struct cluster_identity *peer,
 	void (*wake)(void *context), void *context, struct cluster_session **ret_session, struct base_error *e);
-/* A message of the node. An error is the session's end, and the node is told it: -EPERM another cluster or certificate, -EEXIST a node
- * of that name is there, -EINVAL another version or a clock that is off, -EBADMSG, -EPROTO out of turn. */
+/* A message of the node. An error is the session's end, and the node is told it: -EPERM another cluster or certificate,
+ * -EEXIST a node of that name is there, -EINVAL another version or a clock that is off, -EBADMSG, -EPROTO out of
+ * turn. */
 int cluster_session_message(struct cluster_session *s, const Thaw__Node__V1__NodeMessage *m, struct base_error *e);
 /* 1 with a packed message (the caller frees), 0 for none now, -errno with text: the session is over. */
 int cluster_session_next(struct cluster_session *s, uint8_t **ret_data, size_t *ret_bytes, struct base_error *e);
@@ -171,13 +173,14 @@ struct cluster_fleet_config {
 	uint8_t digest[CLUSTER_DIGEST_BYTES];
 	uint64_t header_hash, header_bytes, file_bytes;
 	int file_fd; // of path, as it is now, open as long as the fleet is: nodes without a copy pull from it; -1: they cannot
-	/* The engine's thread or the coordinator's, one at a time, without the lock: what goes where. -ENOMEM: these nodes cannot hold it. */
+	/* The engine's thread or the coordinator's, one at a time, without the lock: what goes where. -ENOMEM: these
+	 * nodes cannot hold it. */
 	int (*plan)(
 		void *context, const struct cluster_view *view, struct cluster_plan *ret_plan, struct base_error *e);
 	/* The engine's thread, once for each plan, before listen: a port for the group's connections. */
 	int (*listen)(void *context, struct cluster_member *ret_self, struct base_error *e);
-	/* Any thread, with the lock, must not block: regather: another plan is ready or needed, gather it. broken: a node of the group that
-	 * is being connected, or its rank, is gone. */
+	/* Any thread, with the lock, must not block: regather: another plan is ready or needed, gather it. broken: a
+	 * node of the group that is being connected, or its rank, is gone. */
 	void (*regather)(void *context, const char *why);
 	void (*broken)(void *context);
 	void *context;
@@ -187,13 +190,15 @@ struct cluster_fleet;
 int cluster_fleet_create(struct cluster_coordinator *c, const struct cluster_fleet_config *config,
 	struct cluster_fleet **ret_fleet, struct base_error *e);
 void cluster_fleet_destroy(struct cluster_fleet *f); // releases what it has on nodes; NULL is fine
-/* One step towards a group: -EAGAIN (text: what is waited for), -EHOSTDOWN (what is missing), other errors of the plan. 0: each
- * node was told to start; the caller connects as member 0. The engine's thread. */
+/* One step towards a group: -EAGAIN (text: what is waited for), -EHOSTDOWN (what is missing), other errors of the plan.
+ * 0: each node was told to start; the caller connects as member 0. The engine's thread. */
 int cluster_fleet_gather(struct cluster_fleet *f, struct cluster_group *ret_group, struct base_error *e);
 void cluster_fleet_scatter(struct cluster_fleet *f); // the group is gone, or never came to be
-/* One look whether a plan can be made now, and plan() called with what there is: nothing is assigned. As gather; 0: there is a plan. */
+/* One look whether a plan can be made now, and plan() called with what there is: nothing is assigned. As gather; 0:
+ * there is a plan. */
 int cluster_fleet_try(struct cluster_fleet *f, struct base_error *e);
-/* Ranks met data that is not what was written: with the next plan nodes read all that they have of it, and pack anew what is damaged. */
+/* Ranks met data that is not what was written: with the next plan nodes read all that they have of it, and pack anew
+ * what is damaged. */
 void cluster_fleet_mend(struct cluster_fleet *f);
 /* Is a node of the group that gather gave last lost? To end a connecting that cannot succeed. */
 bool cluster_fleet_broken(struct cluster_fleet *f);
@@ -204,8 +209,8 @@ bool cluster_fleet_broken(struct cluster_fleet *f);
 void cluster_spare_range(const struct cluster_slice *stages, uint32_t count, uint32_t at, uint32_t replicas,
 	struct cluster_slice *ret_slice);
 
-/* A model that is not to come back soon: nodes that are there delete what they keep of it as spare, unless a fleet has it, too. After the
- * destruction of its own, if it had one. */
+/* A model that is not to come back soon: nodes that are there delete what they keep of it as spare, unless a fleet has
+ * it, too. After the destruction of its own, if it had one. */
 void cluster_coordinator_forget(
 	struct cluster_coordinator *c, const char *model, const uint8_t digest[static CLUSTER_DIGEST_BYTES]);
 
@@ -226,7 +231,8 @@ int cluster_source_check_end(const struct cluster_source *s, const struct pack_r
 int cluster_source_open(struct cluster_coordinator *c, const struct cluster_identity *peer,
 	const struct cluster_pull *pull, struct cluster_source *ret_source, struct base_error *e);
 void cluster_source_close(struct cluster_source *s);
-/* What follows skip_bytes, at most `room`: one read of the drive, and it blocks. -EIO, -ESTALE: the file is another one by now. */
+/* What follows skip_bytes, at most `room`: one read of the drive, and it blocks. -EIO, -ESTALE: the file is another one
+ * by now. */
 int cluster_source_read(const struct cluster_source *s, const struct pack_runs *runs, uint64_t skip_bytes, void *out,
 	size_t room, size_t *ret_bytes, struct base_error *e);
 /* What nodes were given since the start. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What the files of the coordinator share: coordinator.c (sessions, membership, the thread), claim.c (who coordinates), fleet.c (plans),
- * links.c (links that are measured), source.c (files that nodes pull), spare.c (spare layers). Fields are the lock's unless a
- * comment says otherwise. Not for other rooms.
+ * What the files of the coordinator share: coordinator.c (sessions, membership, the thread), claim.c (who coordinates),
+ * fleet.c (plans), links.c (links that are measured), source.c (files that nodes pull), spare.c (spare layers). Fields
+ * are the lock's unless a comment says otherwise. Not for other rooms.
  */
 #pragma once
 
@@ -159,7 +159,8 @@ int cluster_claim_check(const struct cluster_coordinator *c, struct base_error *
 /* fleet.c; lock held */
 /* Another coordinator may have planned since: the nodes of the record's plans are waited for again. */
 void cluster_fleets_forget(struct cluster_coordinator *c);
-/* Of the nodes that are gone and have no work, the one that is missed least; no fleet knows it afterwards. NULL: there is none. */
+/* Of the nodes that are gone and have no work, the one that is missed least; no fleet knows it afterwards. NULL: there
+ * is none. */
 struct cluster_node *cluster_fleets_evict(struct cluster_coordinator *c);
 void cluster_fleets_node_lost(struct cluster_coordinator *c, struct cluster_node *n);
 void cluster_fleets_prepared(struct cluster_coordinator *c, struct cluster_node *n, const struct cluster_prepared *p);
@@ -187,12 +188,14 @@ bool cluster_links_pending(const struct cluster_coordinator *c);
 void cluster_links_view(struct cluster_coordinator *c, struct cluster_node *const *nodes, uint32_t count,
 	struct cluster_view_links *ret_links);
 
-/* source.c; lock held: nodes that other ones than this coordinator may pull the file from, for an assignment of `to`. */
+/* source.c; lock held: nodes that other ones than this coordinator may pull the file from, for an assignment of
+ * `to`. */
 void cluster_sources_fill(
 	const struct cluster_coordinator *c, const struct cluster_node *to, struct cluster_assign *assign);
 void cluster_sources_note(struct cluster_node *n, const uint8_t digest[static CLUSTER_DIGEST_BYTES], bool copy);
 
-/* spare.c; lock held: copies of layers that other nodes compute, so that the next plan finds them where it needs them. */
+/* spare.c; lock held: copies of layers that other nodes compute, so that the next plan finds them where it needs
+ * them. */
 void cluster_fleet_send(struct cluster_fleet *f, struct fleet_part *p, bool spare); // fleet.c: one Assign
 void cluster_fleet_release_part(const struct fleet_part *p); // fleet.c
 void cluster_fleet_release(struct fleet_try *t); // fleet.c: all of them

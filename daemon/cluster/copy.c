@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What a node that computes gives to others: files of models that it has a copy of, as STORE/sources.json remembers them. */
+/* What a node that computes gives to others: files of models that it has a copy of, as STORE/sources.json remembers
+ * them. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>

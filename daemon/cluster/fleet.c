@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The way of a plan: IDLE -> plan() -> Assign to each node -> PREPARING, nodes pack -> PREPARED -> gather: the epoch goes up, each
- * node gets Start with the addresses of all -> running. A node that is lost on the way sends it back to IDLE; one that cannot
- * do its part is left out from then on. While a group runs, the next plan is prepared beside it when a node is drained. */
+/* The way of a plan: IDLE -> plan() -> Assign to each node -> PREPARING, nodes pack -> PREPARED -> gather: the epoch
+ * goes up, each node gets Start with the addresses of all -> running. A node that is lost on the way sends it back to
+ * IDLE; one that cannot do its part is left out from then on. While a group runs, the next plan is prepared beside it
+ * when a node is drained. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -352,8 +353,8 @@ static void drop_coming(struct cluster_fleet *f)
 
 /* ---- the group ---- */
 
-/* The place of this model's plan in the record. When it is full, that of a model that is not there any more is given up; NULL: all
- * are there. */
+/* The place of this model's plan in the record. When it is full, that of a model that is not there any more is given
+ * up; NULL: all are there. */
 static struct cluster_state_plan *plan_place(struct cluster_fleet *f)
 {
 	struct cluster_record *r = &f->coordinator->record;
@@ -569,7 +570,8 @@ void cluster_fleets_progress(struct cluster_coordinator *c, struct cluster_node 
 	p->total_bytes = m->total_bytes;
 }
 
-/* The node cannot do this part: it is left out for this model until it starts again; what may pass is tried again some times. */
+/* The node cannot do this part: it is left out for this model until it starts again; what may pass is tried again some
+ * times. */
 static void add_unfit(struct cluster_fleet *f, const struct cluster_node *n, int code, const char *why)
 {
 	bool busy = code == -EBUSY || code == -EAGAIN, passes = busy || code == -ENOSPC || code == -EREMOTEIO;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Links between nodes: which pairs are measured, one after the other, and what came of it. Of few nodes all pairs are, of many those with
- * the first one and with two neighbours each; the rest is taken to be like the slowest of these. What was measured is kept in a file
- * with its date and digests of both machines, for a day. A pair that cannot be measured stays at what is assumed, with an event. */
+/* Links between nodes: which pairs are measured, one after the other, and what came of it. Of few nodes all pairs are,
+ * of many those with the first one and with two neighbours each; the rest is taken to be like the slowest of these.
+ * What was measured is kept in a file with its date and digests of both machines, for a day. A pair that cannot be
+ * measured stays at what is assumed, with an event. */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>

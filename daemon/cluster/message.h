@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The messages of thaw.node.v1 as plain data: what a peer sent is checked field by field before anyone looks at it, and an
- * error names the field. Strings have been checked by proto_unpack. Pure functions: any thread.
+ * The messages of thaw.node.v1 as plain data: what a peer sent is checked field by field before anyone looks at it, and
+ * an error names the field. Strings have been checked by proto_unpack. Pure functions: any thread.
  */
 #pragma once
 

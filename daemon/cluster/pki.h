@@ -34,7 +34,7 @@ struct cluster_pki_info {
 	struct cluster_identity identity; // empty name when the certificate has no URI of ours
 	uint64_t not_before_s, not_after_s; // of the epoch
 };
-/* That the three belong together and are valid at now_s: one clear error for a wrong key, a certificate of another CA, one that
- * is expired or not valid yet. */
+/* That the three belong together and are valid at now_s: one clear error for a wrong key, a certificate of another CA,
+ * one that is expired or not valid yet. */
 int cluster_pki_check(const char *ca_path, const char *cert_path, const char *key_path, uint64_t now_s,
 	struct cluster_pki_info *ret_info, struct base_error *e);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* A link between two nodes is measured with the transport that ranks use, in a process of its own at both ends (thaw-rank
+/* A link between two nodes is measured with the transport that ranks use, in a process of its own at both ends
+ * (thaw-rank
  * --measure): what goes wrong in there ends that process and no more. */
 #include <errno.h>
 #include <fcntl.h>

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Pulls parts of a model's file from a node that has it: ranges of bytes over thaw.node.v1's Pull.
  *
- * What does not come (a node that is gone or silent, another number of bytes, a checksum that does not match) is asked for again from where
- * it was, of the next source, CLUSTER_PULL_TRIES times without a new byte, and at least once of each; then it is given up with -EREMOTEIO. One range at a time, and
- * at most what gRPC's window and one chunk hold is on its way. One thread.
+ * What does not come (a node that is gone or silent, another number of bytes, a checksum that does not match) is asked
+ * for again from where it was, of the next source, CLUSTER_PULL_TRIES times without a new byte, and at least once of
+ * each; then it is given up with -EREMOTEIO. One range at a time, and at most what gRPC's window and one chunk hold is
+ * on its way. One thread.
  */
 #pragma once
 
@@ -20,7 +21,8 @@
 
 struct cluster_puller_config {
 	const char *cluster; // whose coordinator, or node, a source's certificate has to name
-	/* As cluster.join, tried in turn, the first one first: coordinators; HOST:PORT=NAME is another node, of that name. */
+	/* As cluster.join, tried in turn, the first one first: coordinators; HOST:PORT=NAME is another node, of that
+	 * name. */
 	const char *sources;
 	struct rpc_client_tls tls; // for HOST:PORT
 	uint8_t digest[CLUSTER_DIGEST_BYTES];
@@ -40,6 +42,7 @@ void cluster_puller_destroy(struct cluster_puller *p); // NULL is fine
 /* The context of these two is the puller. -ECANCELED, -EREMOTEIO naming node, file and range. */
 extern const struct pack_source cluster_puller_source;
 
-/* Has this stream's other end the certificate of the cluster's coordinator? Over a unix socket it is this host's. After its first message. */
+/* Has this stream's other end the certificate of the cluster's coordinator? Over a unix socket it is this host's. After
+ * its first message. */
 int cluster_check_coordinator(
 	const char *cluster, const char *address, struct rpc_client_stream *s, struct base_error *e);

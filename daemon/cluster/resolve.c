@@ -23,7 +23,8 @@ static int print(const struct sockaddr *a, char out[static CLUSTER_RESOLVED_BYTE
 	return inet_ntop(a->sa_family, bytes, out, CLUSTER_RESOLVED_BYTES) ? 0 : -errno;
 }
 
-/* getaddrinfo waits as long as resolv.conf says, and cannot be stopped: a thread asks, which is left behind when it takes too long. */
+/* getaddrinfo waits as long as resolv.conf says, and cannot be stopped: a thread asks, which is left behind when it
+ * takes too long. */
 struct question {
 	pthread_mutex_t lock;
 	pthread_cond_t changed; // CLOCK_MONOTONIC

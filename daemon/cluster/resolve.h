@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Names of hosts to numeric addresses. What is one already costs nothing; for a name the resolver is asked, for CLUSTER_RESOLVE_NS at
- * most: not for a thread that must not block, unless it looks up meanwhile.
+ * Names of hosts to numeric addresses. What is one already costs nothing; for a name the resolver is asked, for
+ * CLUSTER_RESOLVE_NS at most: not for a thread that must not block, unless it looks up meanwhile.
  */
 #pragma once
 

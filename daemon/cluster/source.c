@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What nodes without a copy of a model pull its bytes from: the file that the coordinator has open. Others' copies: copy.c. */
+/* What nodes without a copy of a model pull its bytes from: the file that the coordinator has open. Others' copies:
+ * copy.c. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>

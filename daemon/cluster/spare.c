@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Spare copies: while a group runs, its nodes have layers packed that others compute, as many as store.replicas says and their drives have
- * room for. A plan after a loss cuts the layers anew in the same order, so what a node will need lies next to what it has: of
- * equal nodes it moves by one node's share at most. So each keeps (replicas - 1) shares more, half before and half behind its own. */
+/* Spare copies: while a group runs, its nodes have layers packed that others compute, as many as store.replicas says
+ * and their drives have room for. A plan after a loss cuts the layers anew in the same order, so what a node will need
+ * lies next to what it has: of equal nodes it moves by one node's share at most. So each keeps (replicas - 1) shares
+ * more, half before and half behind its own. */
 #include <stdio.h>
 #include <string.h>
 

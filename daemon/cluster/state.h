@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What a cluster has to remember when its coordinator is gone: members, plans, the epoch. It lies behind one ops table with two
- * engines: `file`, one file in the coordinator's store, and `etcd` (daemon/cluster/etcd), where other coordinators stand by.
+ * What a cluster has to remember when its coordinator is gone: members, plans, the epoch. It lies behind one ops table
+ * with two engines: `file`, one file in the coordinator's store, and `etcd` (daemon/cluster/etcd), where other
+ * coordinators stand by.
  *
- * The record is read and written as a whole, by whoever holds the claim to be the coordinator. file has it as long as the process
- * lives (a lock); etcd has it by a lease, which a thread of the engine keeps alive, and which can be lost and come back: each time
- * it is had anew it has another term. open, read, write and close: one thread at a time; claim: any.
+ * The record is read and written as a whole, by whoever holds the claim to be the coordinator. file has it as long as
+ * the process lives (a lock); etcd has it by a lease, which a thread of the engine keeps alive, and which can be lost
+ * and come back: each time it is had anew it has another term. open, read, write and close: one thread at a time;
+ * claim: any.
  */
 #pragma once
 
@@ -45,9 +47,9 @@ struct cluster_record {
 
 struct cluster_state;
 
-/* What is known of the claim. NONE: it is not ours, and etcd does not say whose -> HELD, OTHER. OTHER: another node has it -> NONE, HELD.
- * HELD: ours, nobody else can have it -> DOUBT, OTHER. DOUBT: it was ours, and the lease could not be kept alive: another may
- * have it by now -> HELD with the same term (it lived on), HELD with another, OTHER. */
+/* What is known of the claim. NONE: it is not ours, and etcd does not say whose -> HELD, OTHER. OTHER: another node has
+ * it -> NONE, HELD. HELD: ours, nobody else can have it -> DOUBT, OTHER. DOUBT: it was ours, and the lease could not be
+ * kept alive: another may have it by now -> HELD with the same term (it lived on), HELD with another, OTHER. */
 enum cluster_claim_kind { CLUSTER_CLAIM_NONE, CLUSTER_CLAIM_OTHER, CLUSTER_CLAIM_HELD, CLUSTER_CLAIM_DOUBT };
 
 struct cluster_claim {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* One assignment on a node: have its layers packed (task_pack.c), listen; when told to start, connect the group, hand the sockets to a
- * rank, and watch it. */
+/* One assignment on a node: have its layers packed (task_pack.c), listen; when told to start, connect the group, hand
+ * the sockets to a rank, and watch it. */
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>

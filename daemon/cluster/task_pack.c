@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* The layers of an assignment in the store: packed from this node's copy of the model, if it is the coordinator's, else from bytes that
- * another node sends. Then of the model's own file only metadata is kept here, in STORE/DIGEST/header.gguf, which has its length and
- * holes for the tensors: a rank opens it as it would the file. */
+/* The layers of an assignment in the store: packed from this node's copy of the model, if it is the coordinator's, else
+ * from bytes that another node sends. Then of the model's own file only metadata is kept here, in
+ * STORE/DIGEST/header.gguf, which has its length and holes for the tensors: a rank opens it as it would the file. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>

@@ -581,7 +581,8 @@ static void set_why(struct cluster_worker *w, const char *why)
 	snprintf(w->status.why, sizeof w->status.why, "%.250s", why);
 	w->status.joined = false;
 	pthread_mutex_unlock(&w->lock);
-	/* Of several each says another thing, again and again: the first round is told, and then one line in a while. */
+	/* Of several each says another thing, again and again: the first round is told, and then one line in a
+	 * while. */
 	if (fresh && why[0] && (!several || w->failures < TOLD_FAILURES || w->failures % TOLD_EVERY == 0))
 		emit(w, "warning", "not_joined", "coordinator %s: %s", w->join, why);
 }

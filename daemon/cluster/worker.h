@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * A node that computes: dials its coordinator, again and again until it is told to stop, and does what it is assigned.
  *
- * Threads: one of its own talks to the coordinator; each assignment has one that packs, connects the group, starts the rank and watches
- * it (task.c). All calls: any thread. At most CLUSTER_MAX_TASKS assignments; what was assigned ends when the connection does, since
- * whoever assigned it cannot be told any more: the store stays.
+ * Threads: one of its own talks to the coordinator; each assignment has one that packs, connects the group, starts the
+ * rank and watches it (task.c). All calls: any thread. At most CLUSTER_MAX_TASKS assignments; what was assigned ends
+ * when the connection does, since whoever assigned it cannot be told any more: the store stays.
  */
 #pragma once
 
@@ -21,8 +21,8 @@
 
 struct cluster_worker_config {
 	const char *cluster, *node, *version;
-	/* HOST:PORT, or unix:PATH of the coordinator in this process; several with commas between where some stand by: they are tried
-	 * in turn. */
+	/* HOST:PORT, or unix:PATH of the coordinator in this process; several with commas between where some stand by:
+	 * they are tried in turn. */
 	const char *join;
 	struct rpc_client_tls tls; // for HOST:PORT
 	const char *address; // where other nodes reach this one, by number or name; "": the way to the coordinator
@@ -44,7 +44,8 @@ struct cluster_worker_config {
 struct cluster_worker;
 int cluster_worker_start(
 	const struct cluster_worker_config *config, struct cluster_worker **ret_worker, struct base_error *e);
-/* Its work goes to other nodes first, as far as there are any; then it leaves, and comes no more: `left`. Returns at once. */
+/* Its work goes to other nodes first, as far as there are any; then it leaves, and comes no more: `left`. Returns at
+ * once. */
 void cluster_worker_drain(struct cluster_worker *w);
 void cluster_worker_stop(struct cluster_worker *w); // says Leave, ends its ranks, joins; NULL is fine
 
@@ -58,7 +59,8 @@ struct cluster_copies {
 int cluster_copy_open(const struct cluster_copies *c, const struct cluster_identity *peer,
 	const struct cluster_pull *pull, struct cluster_source *ret_source, struct base_error *e);
 
-/* A store file that something else than a coordinator's plans uses from now on, as pack_config.relied says it. Any thread. */
+/* A store file that something else than a coordinator's plans uses from now on, as pack_config.relied says it. Any
+ * thread. */
 void cluster_worker_relied(
 	struct cluster_worker *w, const uint8_t digest[static CLUSTER_DIGEST_BYTES], const char *name);
 

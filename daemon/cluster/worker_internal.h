@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What worker.c (the connection), task.c (assignments), task_pack.c (their files) and probe.c (links that are measured) share. Not for
- * other rooms.
+ * What worker.c (the connection), task.c (assignments), task_pack.c (their files) and probe.c (links that are measured)
+ * share. Not for other rooms.
  */
 #pragma once
 
@@ -41,8 +41,8 @@ struct cluster_task {
 	struct supervisor *supervisor; // for pids
 };
 
-/* A store file that a plan took from the spare ones, or had packed, and that no rank has had since: it is a spare one again when
- * nobody will have it. */
+/* A store file that a plan took from the spare ones, or had packed, and that no rank has had since: it is a spare one
+ * again when nobody will have it. */
 struct cluster_loose {
 	uint8_t digest[CLUSTER_DIGEST_BYTES];
 	char name[64];
@@ -92,8 +92,8 @@ int cluster_task_create(struct cluster_worker *w, const struct cluster_assign *a
 void cluster_task_release(struct cluster_task *t); // asks it to end
 void cluster_task_destroy(struct cluster_task *t); // its thread has ended, and nobody finds it any more
 
-/* task_pack.c: the task's thread. Layers of the assignment in the store, from this node's copy of the model, or pulled; and a file that has the
- * model's metadata at least. */
+/* task_pack.c: the task's thread. Layers of the assignment in the store, from this node's copy of the model, or pulled;
+ * and a file that has the model's metadata at least. */
 int cluster_task_pack(struct cluster_task *t, char ret_path[static CLUSTER_PATH_BYTES], struct pack_result *ret_result,
 	struct base_error *e);
 
@@ -108,7 +108,8 @@ void cluster_task_settle(struct cluster_task *t);
 /* Of an assignment that is to forget: deletes what was packed as spare. */
 int cluster_task_forget(struct cluster_task *t, struct base_error *e);
 
-/* worker.c: the worker's thread: the coordinator of this connection, then the nodes that it names, then the other coordinators. */
+/* worker.c: the worker's thread: the coordinator of this connection, then the nodes that it names, then the other
+ * coordinators. */
 void cluster_worker_sources(
 	const struct cluster_worker *w, const struct cluster_assign *a, char out[static CLUSTER_SOURCES_BYTES]);
 /* probe.c; lock not held */

@@ -148,8 +148,8 @@ int ctl_fail(struct ctl *c, int exit, const char *fmt, ...) __attribute__((forma
 void ctl_say(struct ctl *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* call.c: RPCs. Methods are "Inference/Generate", "Admin/GetLoad". */
-/* The path of a model's file as the daemon wants it, absolute: one that is relative is a file of this machine. CTL_NOT_FOUND, CTL_ERROR
- * after a message. ret_path: free it. */
+/* The path of a model's file as the daemon wants it, absolute: one that is relative is a file of this machine.
+ * CTL_NOT_FOUND, CTL_ERROR after a message. ret_path: free it. */
 int ctl_daemon_path(struct ctl *c, const char *path, char **ret_path);
 int ctl_connect(struct ctl *c, struct rpc_client **ret_client); // another client, for another thread
 /* CTL_OK with the reply (ctl_free it), or the exit code after a message. */

@@ -66,9 +66,9 @@ int ctl_verb_score(struct ctl *c)
 	return r;
 }
 
-/* eval: as llama.cpp's perplexity tool counts. The text is cut into chunks of `context` tokens; where the tokenizer adds
- * a beginning-of-sequence token, it takes the place of each chunk's first token. Positions context/2 to context-2 predict
- * the one after them. */
+/* eval: as llama.cpp's perplexity tool counts. The text is cut into chunks of `context` tokens; where the tokenizer
+ * adds a beginning-of-sequence token, it takes the place of each chunk's first token. Positions context/2 to context-2
+ * predict the one after them. */
 
 struct eval {
 	uint32_t context;

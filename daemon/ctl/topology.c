@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// topology: of the daemon's machine, at a coordinator of all nodes, or of recorded ones: all of them as a reply of the daemon, which is a
-// table, JSON, or a drawing.
+// topology: of the daemon's machine, at a coordinator of all nodes, or of recorded ones: all of them as a reply of the
+// daemon, which is a table, JSON, or a drawing.
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>

@@ -192,7 +192,8 @@ static struct rpc_client_stream *stream_create(struct rpc_client *c, const char 
 	gpr_timespec deadline = gpr_inf_future(GPR_CLOCK_REALTIME);
 	if (timeout_ns && timeout_ns < INT64_MAX)
 		deadline = after(timeout_ns);
-	// A copy: the header table knows static slices by their address, and the caller's text may be another one tomorrow.
+	// A copy: the header table knows static slices by their address, and the caller's text may be another one
+	// tomorrow.
 	grpc_slice path = grpc_slice_from_copied_string(method);
 	s->call = grpc_channel_create_call(
 		c->channel, NULL, GRPC_PROPAGATE_DEFAULTS, c->queue, path, NULL, deadline, NULL);

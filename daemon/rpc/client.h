@@ -49,8 +49,9 @@ int rpc_client_stream_next(struct rpc_client_stream *s, const uint8_t **ret_mess
 void rpc_client_stream_cancel(struct rpc_client_stream *s); // any thread
 void rpc_client_stream_close(struct rpc_client_stream *s); // cancels what is left
 
-/* Both ways: messages go out with send() and come in with wait(), until close(). send() waits for the last message to be taken by
- * the connection, at most until timeout_ns: -ETIMEDOUT. -EHOSTUNREACH when the stream is over: wait() says why. */
+/* Both ways: messages go out with send() and come in with wait(), until close(). send() waits for the last message to
+ * be taken by the connection, at most until timeout_ns: -ETIMEDOUT. -EHOSTUNREACH when the stream is over: wait() says
+ * why. */
 int rpc_client_stream_open_both(struct rpc_client *c, const char *method, struct rpc_client_stream **ret_stream);
 int rpc_client_stream_send(struct rpc_client_stream *s, const void *message, size_t bytes, uint64_t timeout_ns);
 /* As next(), but -ETIMEDOUT after timeout_ns, and -EAGAIN when rpc_client_stream_wake() was called. */
@@ -58,5 +59,6 @@ int rpc_client_stream_wait(struct rpc_client_stream *s, uint64_t timeout_ns, con
 	size_t *ret_bytes, struct rpc_client_status *ret_status);
 /* Any thread, while the stream is open: wait() returns soon. */
 void rpc_client_stream_wake(struct rpc_client_stream *s);
-/* What the server's certificate has as URIs, by index; -ENOENT when there are no more. After the first message has come. */
+/* What the server's certificate has as URIs, by index; -ENOENT when there are no more. After the first message has
+ * come. */
 int rpc_client_stream_uri(struct rpc_client_stream *s, uint32_t index, char *out, size_t room);

@@ -63,9 +63,9 @@ static inline grpc_arg rpc_arg_int(const char *key, int value)
 	return (grpc_arg){.type = GRPC_ARG_INTEGER, .key = (char *)key, .value.integer = value};
 }
 
-/* What is written before a batch starts is seen by whichever thread takes its tag from the queue: gRPC-core orders the two
- * with atomics that ThreadSanitizer does not see, because the library is not built with it. These tell it. Every tag
- * goes through rpc_tag_started, and every wait for one is rpc_queue_next. */
+/* What is written before a batch starts is seen by whichever thread takes its tag from the queue: gRPC-core orders the
+ * two with atomics that ThreadSanitizer does not see, because the library is not built with it. These tell it. Every
+ * tag goes through rpc_tag_started, and every wait for one is rpc_queue_next. */
 static inline void *rpc_tag_started(void *tag)
 {
 	__tsan_release(tag);

@@ -19,8 +19,8 @@ struct rpc_server;
  * server and log outlive it, and so do server's engines. */
 int rpc_server_start(struct server *server, struct base_log *log, struct rpc_server **ret_rpc, struct base_error *e);
 /* NOT_SERVING, stop accepting, wait up to grace_ns for calls to end, cancel the rest, join. The engines must still run:
- * each hands back the calls that it holds. False: some call was not handed back in time; then threads of the server still
- * run and use `server`, which must not be destroyed before the process ends. */
+ * each hands back the calls that it holds. False: some call was not handed back in time; then threads of the server
+ * still run and use `server`, which must not be destroyed before the process ends. */
 bool rpc_server_stop(struct rpc_server *r, uint64_t grace_ns);
 /* Any thread: health changed; watchers are told. */
 void rpc_server_update_health(struct rpc_server *r);

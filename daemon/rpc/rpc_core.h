@@ -3,7 +3,8 @@
  *
  * Threads. Each rpc_queue is a GRPC_CQ_NEXT queue with a thread of its own; a call is bound to one queue, and
  * everything that is not marked otherwise runs on that thread. Slow starts (files, long texts) run on the worker's
- * thread and reads of models' files for nodes on the reader's, while the queue leaves the call alone. Engine threads only call rpc_call_wake and rpc_call_hand_back.
+ * thread and reads of models' files for nodes on the reader's, while the queue leaves the call alone. Engine threads
+ * only call rpc_call_wake and rpc_call_hand_back.
  *
  * Life of a call. NEW (armed, waiting for a client) -> OPEN (start() runs) -> ENDING (status handed to gRPC) -> CLOSED
  * (the RECV_CLOSE that is armed first has come back: finished or cancelled) -> freed when the last reference goes: one
@@ -196,8 +197,8 @@ grpc_slice rpc_pack(const ProtobufCMessage *m);
 /* The subject of the client's certificate, "" without TLS. */
 void rpc_call_identity(const struct rpc_call *c, char *out, size_t room);
 
-/* The queue's thread, from next(): work(c) runs on a worker's thread, and the queue leaves the call alone until it is done; then next() is
- * asked again. -EAGAIN. */
+/* The queue's thread, from next(): work(c) runs on a worker's thread, and the queue leaves the call alone until it is
+ * done; then next() is asked again. -EAGAIN. */
 int rpc_call_work(struct rpc_call *c, struct rpc_worker *w, void (*work)(struct rpc_call *c));
 
 /* rpc_worker.c: a thread for what may block. A server has two: worker for starts, reader for files that nodes pull. */
@@ -225,7 +226,8 @@ struct cluster_coordinator;
 struct Thaw__Admin__V1__NodeLink;
 struct Thaw__Admin__V1__PlanLink;
 struct rpc_admin_links; // messages; free() ends it
-/* NULL when this is no coordinator, or memory is short: there are none then. ret_plan: NULL where no two nodes can be used. */
+/* NULL when this is no coordinator, or memory is short: there are none then. ret_plan: NULL where no two nodes can be
+ * used. */
 struct rpc_admin_links *rpc_admin_links_create(struct cluster_coordinator *coordinator,
 	struct Thaw__Admin__V1__NodeLink ***ret_list, size_t *ret_count, struct Thaw__Admin__V1__PlanLink **ret_plan);
 void rpc_admin_drain_node(struct rpc_call *c, const ProtobufCMessage *request);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// thaw.node.v1.Coordinator: brings the messages of nodes to the coordinator, and its messages to them. Pull: rpc_pull.c.
+// thaw.node.v1.Coordinator: brings the messages of nodes to the coordinator, and its messages to them. Pull:
+// rpc_pull.c.
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -10,7 +10,8 @@
 
 /* Who calls: false in ret_tls is the unix socket, which knows no names. False: the call is refused, with f. */
 bool rpc_node_peer(struct rpc_call *c, bool *ret_tls, struct cluster_identity *ret_peer, struct rpc_fault *f);
-/* The coordinator, and who calls it: false in ret_tls is the unix socket, which knows no names. NULL: it is refused, with f. */
+/* The coordinator, and who calls it: false in ret_tls is the unix socket, which knows no names. NULL: it is refused,
+ * with f. */
 struct cluster_coordinator *rpc_node_find(
 	struct rpc_call *c, bool *ret_tls, struct cluster_identity *ret_peer, struct rpc_fault *f);
 /* A refusal of the coordinator as a status. */

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* thaw.node.v1.Coordinator/Pull: bytes of a model's file, for nodes without a copy. A thread of its own reads the drive, one chunk for each
- * call in turn, so that heartbeats and requests wait for no drive, and a call has two chunks at most: one read, one being sent. */
+/* thaw.node.v1.Coordinator/Pull: bytes of a model's file, for nodes without a copy. A thread of its own reads the
+ * drive, one chunk for each call in turn, so that heartbeats and requests wait for no drive, and a call has two chunks
+ * at most: one read, one being sent. */
 #include <errno.h>
 #include <stdlib.h>
 

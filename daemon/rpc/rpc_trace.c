@@ -97,7 +97,8 @@ static void write_process_name(struct rpc_trace_writer *w, struct out *o)
 	put(o, " on %s\"}}", escape(t->process[w->process].host, text));
 }
 
-/* Records of the process itself. What is not complete, and whose times are only nearly the others', says so where it is looked at. */
+/* Records of the process itself. What is not complete, and whose times are only nearly the others', says so where it is
+ * looked at. */
 static void write_process(struct rpc_trace_writer *w, struct out *o)
 {
 	const struct engine_trace_process *p = &w->trace->process[w->process];

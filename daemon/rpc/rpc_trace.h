@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A trace as a file in the JSON trace event format, which ui.perfetto.dev and chrome://tracing load: the engine and each rank are a
- * process, each of their tracks a thread, spans that overlap on a track go to further threads ("drive 2"), so that no two
- * spans of one thread overlap. Times are microseconds since the start of the trace, of the engine's clock. One thread.
+ * A trace as a file in the JSON trace event format, which ui.perfetto.dev and chrome://tracing load: the engine and
+ * each rank are a process, each of their tracks a thread, spans that overlap on a track go to further threads ("drive
+ * 2"), so that no two spans of one thread overlap. Times are microseconds since the start of the trace, of the engine's
+ * clock. One thread.
  */
 #pragma once
 

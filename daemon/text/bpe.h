@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The tables of a byte-level BPE vocabulary and the merging of one word. Internal to daemon/text (and its tests).
  *
- * Merging keeps symbols in a linked list and candidate merges in a heap: O(n log n) for a word of n bytes. Tables do not
- * change after the last token and merge were added: any thread. The workspace belongs to one thread.
+ * Merging keeps symbols in a linked list and candidate merges in a heap: O(n log n) for a word of n bytes. Tables do
+ * not change after the last token and merge were added: any thread. The workspace belongs to one thread.
  */
 #pragma once
 

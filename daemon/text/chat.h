@@ -18,7 +18,8 @@ enum text_chat { TEXT_CHAT_UNKNOWN, TEXT_CHAT_CHATML, TEXT_CHAT_LLAMA2, TEXT_CHA
 struct text_chat_template {
 	enum text_chat kind;
 	char default_system[512]; // that the template puts in front when there is no system message; "" for none
-	// Mistral: both for "[INST]text[/INST]" (tekken), close for "[INST] text[/INST]" (v3), none for "[INST] text [/INST]".
+	// Mistral: both for "[INST]text[/INST]" (tekken), close for "[INST] text[/INST]" (v3), none for "[INST] text
+	// [/INST]".
 	bool tight_open, tight_close;
 };
 

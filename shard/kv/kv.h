@@ -26,7 +26,8 @@ int kv_vector_bytes(enum kv_type type, uint32_t head_dim, uint32_t *ret_bytes);
 /* Bytes of one block for `layers` layers, K and V; -EOVERFLOW, -EINVAL. */
 int kv_block_bytes(enum kv_type type, uint32_t layers, uint32_t kv_heads, uint32_t head_dim, uint64_t *ret_bytes);
 
-/* A V or K vector of one (block, head) to position slot and back; Q8: scale = max |x| / 127 rounded to float16, elements to nearest even. */
+/* A V or K vector of one (block, head) to position slot and back; Q8: scale = max |x| / 127 rounded to float16,
+ * elements to nearest even. */
 void kv_value_store(enum kv_type type, const float *x, uint32_t head_dim, uint32_t slot, void *block);
 void kv_value_load(enum kv_type type, const void *block, uint32_t slot, uint32_t head_dim, float *x /* (head_dim) */);
 void kv_key_store(enum kv_type type, const float *x, uint32_t head_dim, uint32_t slot, void *block);

@@ -120,8 +120,9 @@ static void drain_socket(struct link_core *c, uint32_t peer, uint32_t events)
 	epoll_ctl(c->epoll_fd, EPOLL_CTL_DEL, p->fd, NULL);
 }
 
-/* Whoever sleeps on the event fd is told by progress() that nothing is left to do. A verb that moved something since then has
- * perhaps taken the wake away with it, or ended a request that is looked at only after the next wake: so it wakes. */
+/* Whoever sleeps on the event fd is told by progress() that nothing is left to do. A verb that moved something since
+ * then has perhaps taken the wake away with it, or ended a request that is looked at only after the next wake: so it
+ * wakes. */
 static void kick(struct link_core *c)
 {
 	if (atomic_load_explicit(&c->watched, memory_order_relaxed))
@@ -245,7 +246,8 @@ static bool is_header(const struct link_core *c, const struct link_core_header *
 	return h->length <= LINK_MAX_MESSAGE_BYTES && h->epoch == c->group.epoch && !h->zero;
 }
 
-/* Decides where the message at the stream's head goes: to a receive, aside, or nowhere (then it stays in the stream). */
+/* Decides where the message at the stream's head goes: to a receive, aside, or nowhere (then it stays in the
+ * stream). */
 static bool begin_incoming(
 	struct link_core *c, struct link_core_peer *p, const struct link_core_header *h, bool set_aside)
 {
@@ -353,8 +355,8 @@ static bool pull(struct link_core *c, uint32_t peer, bool set_aside)
 	return moved;
 }
 
-/* After a quiet pull: what still waits for a peer that is gone waits in vain. What it left in the stream may be asked for
- * later; when nothing is left, the group ends. */
+/* After a quiet pull: what still waits for a peer that is gone waits in vain. What it left in the stream may be asked
+ * for later; when nothing is left, the group ends. */
 static bool check_gone(struct link_core *c, uint32_t peer)
 {
 	struct link_core_peer *p = &c->peers[peer];
@@ -461,8 +463,8 @@ static int timeout_ms(uint64_t now, uint64_t deadline_ns)
 	return ms > 3600000 ? 3600000 : (int)ms;
 }
 
-/* Lets a moment pass. Now and then it offers the core to whoever else is runnable, perhaps the one that is waited for; false
- * when somebody took it: then spinning costs more than it saves. */
+/* Lets a moment pass. Now and then it offers the core to whoever else is runnable, perhaps the one that is waited for;
+ * false when somebody took it: then spinning costs more than it saves. */
 static bool relax(uint32_t *turns)
 {
 #if defined(__x86_64__)
@@ -647,8 +649,8 @@ static int allreduce_exchange(struct link_core *c, float *x, size_t count, uint6
 	return r;
 }
 
-/* Every member adds a share of the numbers, in member order like above, and sends it to all: two steps, but a member sends
- * each number twice and not once to everybody. */
+/* Every member adds a share of the numbers, in member order like above, and sends it to all: two steps, but a member
+ * sends each number twice and not once to everybody. */
 static int allreduce_shares(struct link_core *c, float *x, size_t count, uint64_t deadline_ns)
 {
 	struct exchange e;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * What the engines have in common: requests, matching by tag, messages set aside, waiting, and the end of a group.
- * An engine moves bytes only: for each peer an ordered stream each way with room for ring_bytes, in which a message is its header
- * and then its bytes. local.c keeps the streams in shared memory, ucx.c in active messages with credits.
+ * An engine moves bytes only: for each peer an ordered stream each way with room for ring_bytes, in which a message is
+ * its header and then its bytes. local.c keeps the streams in shared memory, ucx.c in active messages with credits.
  *
  * All but link_core_revoke belong to the thread that owns the group.
  */
@@ -107,7 +107,8 @@ struct link_core_hello {
 	uint64_t epoch, ring_bytes;
 };
 
-/* Checks a peer's hello against the group, and takes over epoch and ring where the group has none. -EPROTO with text. */
+/* Checks a peer's hello against the group, and takes over epoch and ring where the group has none. -EPROTO with
+ * text. */
 int link_core_agree(struct link_core *c, uint32_t peer, const struct link_core_hello *h, uint32_t magic,
 	uint32_t version, struct base_error *e);
 /* Checks what create() was given and rounds the ring's size up. */
@@ -116,7 +117,8 @@ int link_core_check(
 /* Fills in what link_core_finish and the engine's destroy can undo; allocates nothing. */
 void link_core_init(struct link_core *c, const struct link_ops *ops, const struct link_core_engine *engine,
 	uint32_t members, uint32_t me, uint64_t epoch, size_t ring_bytes);
-/* Once epoch and ring are agreed: memory, and the epoll set with the fds, which become the group's. -errno with text. */
+/* Once epoch and ring are agreed: memory, and the epoll set with the fds, which become the group's. -errno with
+ * text. */
 int link_core_start(struct link_core *c, const int *fds, struct base_error *e);
 /* Gives the fds back to the caller: for a create that fails after link_core_start. */
 void link_core_forget_fds(struct link_core *c);

@@ -16,7 +16,8 @@ static struct link_local_group *local(struct link_core *c)
 
 // ---- wake and sleep
 
-/* A peer that is gone cannot be woken, and what it sent may still be wanted: its death is noticed by the socket, not here. */
+/* A peer that is gone cannot be woken, and what it sent may still be wanted: its death is noticed by the socket, not
+ * here. */
 static void wake(struct link_core *c, uint32_t peer, uint32_t bits)
 {
 	struct link_local_pair *p = &local(c)->pairs[peer];

@@ -17,7 +17,8 @@
 #define HELLO_SEALS (F_SEAL_SHRINK | F_SEAL_GROW)
 
 /* The lower member of a pair sends it with the memfd; the higher one sends it back as its agreement. Members go through
- * their peers in ascending order, so whoever takes over epoch and ring from member 0 knows them before it leads a pair. */
+ * their peers in ascending order, so whoever takes over epoch and ring from member 0 knows them before it leads a
+ * pair. */
 static int send_hello(int fd, uint32_t peer, const struct link_core_hello *h, int memfd,
 	const struct link_patience *patience, struct base_error *e)
 {

@@ -44,6 +44,7 @@ struct link_local_group {
 	struct link_local_pair pairs[LINK_MAX_MEMBERS];
 };
 
-/* Agrees with every peer on epoch and ring, and maps the memory. On failure whatever was mapped is in g for the destructor. */
+/* Agrees with every peer on epoch and ring, and maps the memory. On failure whatever was mapped is in g for the
+ * destructor. */
 int link_local_hello(
 	struct link_local_group *g, const int *fds, const struct link_patience *patience, struct base_error *e);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What a link between two hosts carries, measured with the messages that ranks send: a group of two members, who both call it.
- * Member 0 sends small messages back and forth, then large ones one way for LINK_MEASURE_NS; member 1 says how fast they came, since
- * the first of them are what buffers on the way take. The group is good for nothing else afterwards. The group's thread.
+ * What a link between two hosts carries, measured with the messages that ranks send: a group of two members, who both
+ * call it. Member 0 sends small messages back and forth, then large ones one way for LINK_MEASURE_NS; member 1 says how
+ * fast they came, since the first of them are what buffers on the way take. The group is good for nothing else
+ * afterwards. The group's thread.
  */
 #pragma once
 

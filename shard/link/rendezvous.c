@@ -31,9 +31,9 @@
 
 enum answer_status { ANSWER_OK, ANSWER_EPOCH, ANSWER_MEMBERS, ANSWER_COUNT };
 
-/* connector: WAITING (for its next try) -> CONNECTING -> ANSWERING (sent HELLO) -> DONE_COMING (sent PROOF) -> CONNECTED
- * acceptor:  FREE -> HELLO_COMING -> PROOF_COMING (sent ANSWER) -> CONNECTED, where its fd moves to the list of members
- * Whatever fails goes back to WAITING or FREE. */
+/* connector: WAITING (for its next try) -> CONNECTING -> ANSWERING (sent HELLO) -> DONE_COMING (sent PROOF) ->
+ * CONNECTED acceptor:  FREE -> HELLO_COMING -> PROOF_COMING (sent ANSWER) -> CONNECTED, where its fd moves to the list
+ * of members Whatever fails goes back to WAITING or FREE. */
 enum state { FREE, WAITING, CONNECTING, ANSWER_COMING, DONE_COMING, HELLO_COMING, PROOF_COMING, CONNECTED };
 
 struct connection {

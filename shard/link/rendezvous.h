@@ -2,10 +2,11 @@
  * How the members of a group on several hosts get the connected sockets that link_ucx_ops.create wants.
  *
  * The control plane gives every member the same list of members with their TCP addresses, an epoch, and a secret of
- * 32 bytes. A member listens, connects to all members below it and accepts those above it. Both sides prove that they know
- * the secret: HMAC-SHA256 over what was said and both sides' random nonces. Nobody's bytes are trusted before that, and
- * a connection that says something else, nothing, or too little in 2 s is refused and forgotten while the listener goes on.
- * Nothing is encrypted: it keeps strangers out, it does not hide the traffic from the network between the hosts.
+ * 32 bytes. A member listens, connects to all members below it and accepts those above it. Both sides prove that they
+ * know the secret: HMAC-SHA256 over what was said and both sides' random nonces. Nobody's bytes are trusted before
+ * that, and a connection that says something else, nothing, or too little in 2 s is refused and forgotten while the
+ * listener goes on. Nothing is encrypted: it keeps strangers out, it does not hide the traffic from the network between
+ * the hosts.
  *
  * Any thread, one at a time for each listener.
  */
@@ -41,11 +42,11 @@ int link_rendezvous_listen(
 	const char *address, uint16_t first, uint16_t last, int *ret_fd, uint16_t *ret_port, struct base_error *e);
 
 /* ret_fds[members]: connected, authenticated, non-blocking TCP sockets that notice a silent peer (-1 at my own place).
- * A member that does not listen yet is tried again until the deadline. The listener stays the caller's and can be used for the
- * next epoch.
+ * A member that does not listen yet is tried again until the deadline. The listener stays the caller's and can be used
+ * for the next epoch.
  * cancel_fd: -1, or one that becomes readable when the caller wants it to end.
- * -EACCES: another secret. -ESTALE: the member is in a later epoch. -EPROTO: it has another list. -ETIMEDOUT: the text says who is
- * missing, and what was refused meanwhile. -ECANCELED. What look() says. */
+ * -EACCES: another secret. -ESTALE: the member is in a later epoch. -EPROTO: it has another list. -ETIMEDOUT: the text
+ * says who is missing, and what was refused meanwhile. -ECANCELED. What look() says. */
 int link_rendezvous_connect(int listen_fd, const struct link_rendezvous_group *g, int cancel_fd, uint64_t deadline_ns,
 	int *ret_fds, struct base_error *e);
 

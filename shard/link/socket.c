@@ -98,8 +98,8 @@ int link_socket_tune(int fd)
 		return -errno;
 	if ((domain != AF_INET && domain != AF_INET6) || protocol != IPPROTO_TCP)
 		return 0;
-	// Probes after 1 s of silence and each second; the user timeout ends it at the first of them past 1.8 s, and unacknowledged
-	// data at 1.8 s.
+	// Probes after 1 s of silence and each second; the user timeout ends it at the first of them past 1.8 s, and
+	// unacknowledged data at 1.8 s.
 	static const struct {
 		int level, name, value;
 	} options[] = {

@@ -201,9 +201,9 @@ static bool pump(struct link_core *c)
 	return moved;
 }
 
-/* UCX says when it has copied a piece, not when a socket has taken the copy, and its flush (uct_tcp_ep_flush of UCX 1.13) waits for
- * an answer that a peer gives only while it is in a verb. But a socket that is full holds back the next piece too: so one more
- * follows, of credit alone. Once UCX has that one, all before it have gone. */
+/* UCX says when it has copied a piece, not when a socket has taken the copy, and its flush (uct_tcp_ep_flush of UCX
+ * 1.13) waits for an answer that a peer gives only while it is in a verb. But a socket that is full holds back the next
+ * piece too: so one more follows, of credit alone. Once UCX has that one, all before it have gone. */
 static bool settled(struct link_core *c)
 {
 	struct link_ucx_group *g = ucx(c);
@@ -303,8 +303,8 @@ static void on_closed(void *request, ucs_status_t status, void *arg)
 	g->ucp.request_free(request);
 }
 
-/* Endpoints are closed by force, and then UCX gives back the pieces that it still holds; what it does not give back ends with
- * the worker. */
+/* Endpoints are closed by force, and then UCX gives back the pieces that it still holds; what it does not give back
+ * ends with the worker. */
 static void stop(struct link_core *c)
 {
 	struct link_ucx_group *g = ucx(c);
@@ -408,8 +408,8 @@ static bool is_listed(const char *list, const char *name)
 	return false;
 }
 
-/* The network interfaces of the sockets, so that data ports are open where the control connections are and nowhere else;
- * for unix sockets the loopback. */
+/* The network interfaces of the sockets, so that data ports are open where the control connections are and nowhere
+ * else; for unix sockets the loopback. */
 static void name_devices(const int *fds, uint32_t members, char *out, size_t room)
 {
 	struct ifaddrs *all = NULL;
@@ -606,8 +606,8 @@ static int look_at_peers(struct link_ucx_group *g, bool *told, uint32_t *ret_mis
 	return ready && connected;
 }
 
-/* A first message to and from everyone, and then the word of everyone that it has them all: from there on nobody needs the
- * help of a member that is not looking. */
+/* A first message to and from everyone, and then the word of everyone that it has them all: from there on nobody needs
+ * the help of a member that is not looking. */
 static int meet(struct link_ucx_group *g, const struct link_patience *patience, struct base_error *e)
 {
 	struct link_core *c = &g->core;

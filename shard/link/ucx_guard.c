@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* UCX listens at a TCP port, and some bytes that a stranger sends there end the process (1.13 asserts what it reads). So
- * the port is chosen here, to be found again, and gets a socket filter: until all members are connected it lets their hosts' packets
- * through, from then on none, since nobody has to connect any more. Accepted connections keep the filter that they came through.
+/* UCX listens at a TCP port, and some bytes that a stranger sends there end the process (1.13 asserts what it reads).
+ * So the port is chosen here, to be found again, and gets a socket filter: until all members are connected it lets
+ * their hosts' packets through, from then on none, since nobody has to connect any more. Accepted connections keep the
+ * filter that they came through.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -46,7 +47,8 @@ int link_ucx_guard_pick_port(uint16_t *ret_port)
 	return -EADDRINUSE;
 }
 
-/* The IPv4 address that a peer's packets come from, in host order. Peers that are connected by unix sockets are on this host. */
+/* The IPv4 address that a peer's packets come from, in host order. Peers that are connected by unix sockets are on this
+ * host. */
 static bool peer_address(int fd, uint32_t *ret_address)
 {
 	union {
@@ -68,8 +70,8 @@ static bool peer_address(int fd, uint32_t *ret_address)
 	return true;
 }
 
-/* Lets through what comes from the hosts of the peers. Where one is reached by IPv6, everything until all are connected: UCX may
- * well take IPv4 between the same hosts, whose addresses nobody knows here. */
+/* Lets through what comes from the hosts of the peers. Where one is reached by IPv6, everything until all are
+ * connected: UCX may well take IPv4 between the same hosts, whose addresses nobody knows here. */
 static unsigned short write_filter(const int *fds, uint32_t members, struct sock_filter *out)
 {
 	unsigned short n = 0;

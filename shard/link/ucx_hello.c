@@ -9,8 +9,8 @@
 #define HELLO_MAGIC 0x7863756cu // "lucx"
 #define HELLO_VERSION 1u
 
-/* The lower member of a pair speaks first; the higher one takes over epoch and ring where it has none, as with the local
- * engine: members go through their peers in ascending order. */
+/* The lower member of a pair speaks first; the higher one takes over epoch and ring where it has none, as with the
+ * local engine: members go through their peers in ascending order. */
 
 int link_ucx_check_hello(struct link_ucx_group *g, const struct link_ucx_hello *h, uint32_t peer, struct base_error *e)
 {

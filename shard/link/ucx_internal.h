@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The two halves of the ucx engine: ucx_hello.c is what members tell each other over their sockets, ucx.c moves bytes.
  *
- * The sockets stay open beside UCX: they carry hellos, the word that all is connected, the goodbye of a member that closes, and
- * their end is how a death is noticed; UCX's own failure detection takes seconds to never.
+ * The sockets stay open beside UCX: they carry hellos, the word that all is connected, the goodbye of a member that
+ * closes, and their end is how a death is noticed; UCX's own failure detection takes seconds to never.
  *
  * A stream goes out as active messages of one piece each. Every one carries the sender's stream cursor as credit, a
  * sequence number, and a token that the receiver chose and told over the socket: UCX authenticates nobody, and what
- * comes without the token is dropped. Pieces are small enough to be sent from a copy at once (eager), so UCX never reads or
- * writes a request's buffer later, except for one piece for each peer that waits for a full socket.
+ * comes without the token is dropped. Pieces are small enough to be sent from a copy at once (eager), so UCX never
+ * reads or writes a request's buffer later, except for one piece for each peer that waits for a full socket.
  */
 #pragma once
 

@@ -490,7 +490,8 @@ static int make_room(struct packer *k, uint64_t bytes, bool *ret_dropped)
 	return status;
 }
 
-/* Room of deleted files is there late: XFS frees it in the background, btrfs with its next transaction, which syncfs brings about. */
+/* Room of deleted files is there late: XFS frees it in the background, btrfs with its next transaction, which syncfs
+ * brings about. */
 static int wait_for_room(struct packer *k, uint64_t need, uint64_t *free_bytes, uint64_t *all_bytes)
 {
 	uint64_t until = base_clock_now_ns() + FREED_NS;

@@ -129,7 +129,8 @@ int pack_spares_remove(int dir_fd, char (*names)[64], uint32_t count, struct bas
 		return 0;
 	list->count = left;
 	int status = write_list(dir_fd, list, e);
-	// No room for a list: then none of them is spare, which is safe. A plan that finds all of its files needs no room.
+	// No room for a list: then none of them is spare, which is safe. A plan that finds all of its files needs no
+	// room.
 	if (status == -ENOSPC && unlinkat(dir_fd, NAME, 0) == 0)
 		status = 0;
 	return status;

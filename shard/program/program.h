@@ -99,10 +99,10 @@ uint64_t program_layer_bytes(const struct program *p, uint32_t layer); // PROGRA
 uint64_t program_token_macs(const struct program *p);
 
 /* ---- parts of a program: slice.c ----
- * Part r of n has whole KV heads with the query heads that use them (or, with more parts than KV heads, shares one), runs of
- * rows of gate and up with the same columns of down, columns of attn_output, and rows of the head. Columns are cut at the
- * borders of their type's blocks only, so every block of weights and of activations is what it is in the whole model: the
- * parts' sums differ from the whole's in the order of additions alone. */
+ * Part r of n has whole KV heads with the query heads that use them (or, with more parts than KV heads, shares one),
+ * runs of rows of gate and up with the same columns of down, columns of attn_output, and rows of the head. Columns are
+ * cut at the borders of their type's blocks only, so every block of weights and of activations is what it is in the
+ * whole model: the parts' sums differ from the whole's in the order of additions alone. */
 
 struct program_shape { // what decides whether a model can be cut: plain numbers, for the planner
 	uint32_t heads, kv_heads, head_dim, ffn_width, vocab;
@@ -119,8 +119,9 @@ struct program_cut { // the part of a weight
 /* For parts that program_check_parts finds possible. */
 void program_cut_weight(
 	const struct program *p, uint32_t part, uint32_t parts, uint32_t weight, struct program_cut *ret_cut);
-/* The program that one part runs: weights (same indices), values and heads of its size, a REDUCE after each matmul that is cut by
- * columns and after look-ups in a cut matrix. config.heads and kv_heads are the part's, width and vocab the model's. */
+/* The program that one part runs: weights (same indices), values and heads of its size, a REDUCE after each matmul that
+ * is cut by columns and after look-ups in a cut matrix. config.heads and kv_heads are the part's, width and vocab the
+ * model's. */
 int program_slice(
 	const struct program *p, uint32_t part, uint32_t parts, struct program **ret_program, struct base_error *e);
 

@@ -215,7 +215,8 @@ static struct place place_of(const struct scheme *s, uint32_t block_bytes, uint3
 	return (struct place){pair + (b & 1) * 32, pair + 64 + (b & 1) * body};
 }
 
-/* 32 columns of one row, `at` its first byte (lane r of the first line). Both return the bytes of a group that they cover. */
+/* 32 columns of one row, `at` its first byte (lane r of the first line). Both return the bytes of a group that they
+ * cover. */
 static size_t scatter_quants(uint32_t bits, const uint8_t *q, uint8_t *at)
 {
 	uint8_t *p = at;

@@ -165,7 +165,8 @@ int rank_tensor_tails(struct rank *r, struct rank_tail *tail, struct base_error 
 int rank_tensor_leave(struct rank *r, struct base_error *e);
 /* The rows of logits of all parts to member 0's logits_host. */
 int rank_tensor_gather(struct rank *r, uint32_t rows, struct base_error *e);
-/* Embedding rows where every part has some: zeros for the others' tokens, so that a sum makes them whole. -EBADMSG, -EIO. */
+/* Embedding rows where every part has some: zeros for the others' tokens, so that a sum makes them whole. -EBADMSG,
+ * -EIO. */
 int rank_tensor_embed(struct rank *r, const uint32_t *tokens, uint32_t count, float *y, struct base_error *e);
 
 /* pass.c */

@@ -142,8 +142,9 @@ static int choose(struct rank *r, bool pass, uint64_t budget, bool *hot, struct 
 }
 
 /* ---- reading ----
- * Several threads do the same: take a run of hot extents, have the kernel give pages to the next one (which zeroes them),
- * read it, check what has come back. While one touches or checks, its own reads and those of the others are in flight. */
+ * Several threads do the same: take a run of hot extents, have the kernel give pages to the next one (which zeroes
+ * them), read it, check what has come back. While one touches or checks, its own reads and those of the others are in
+ * flight. */
 
 struct loading { // what the loaders share
 	struct rank *r;

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Messages between the coordinator and its ranks, and their encoding: little-endian, length-checked, versioned.
  *
- * Coordinator -> rank (tag RANK_TAG_COMMAND): ASSIGN once, then OPEN / CLOSE of sequences and PASS, TRACE, in order; STOP.
- * Rank -> coordinator (tag RANK_TAG_REPLY): PROGRESS and then READY or FAILED after ASSIGN; a RESULT for each PASS (last stage,
- * its first rank), STATS about once a second and after STATS_REQUEST, a TRACE_PIECE after each TRACE that reads.
- * Stage -> next stage, each rank to that of its own tp_rank (tag RANK_TAG_HIDDEN): HIDDEN for each pass, with what went wrong so far; after it, when its status is 0, a
- * second message with the hidden rows, raw float32 (tokens, width).
- * Decoding never trusts: counts and indices are checked, nothing may follow the last field, and padding is zero, so that
- * what decodes has one encoding. Pure functions on the caller's memory: any thread.
+ * Coordinator -> rank (tag RANK_TAG_COMMAND): ASSIGN once, then OPEN / CLOSE of sequences and PASS, TRACE, in order;
+ * STOP. Rank -> coordinator (tag RANK_TAG_REPLY): PROGRESS and then READY or FAILED after ASSIGN; a RESULT for each
+ * PASS (last stage, its first rank), STATS about once a second and after STATS_REQUEST, a TRACE_PIECE after each TRACE
+ * that reads. Stage -> next stage, each rank to that of its own tp_rank (tag RANK_TAG_HIDDEN): HIDDEN for each pass,
+ * with what went wrong so far; after it, when its status is 0, a second message with the hidden rows, raw float32
+ * (tokens, width). Decoding never trusts: counts and indices are checked, nothing may follow the last field, and
+ * padding is zero, so that what decodes has one encoding. Pure functions on the caller's memory: any thread.
  */
 #pragma once
 
@@ -49,8 +49,8 @@ const char *rank_message_name(enum rank_message_type type); // "PASS"; "?" for o
 
 struct rank_assign {
 	uint64_t epoch;
-	/* Member 0 of the group is the coordinator, member rank_member() the rank of config.slice.tp_rank of a stage; the ranks of one
-	 * stage have a group of their own, in the order of tp_rank. */
+	/* Member 0 of the group is the coordinator, member rank_member() the rank of config.slice.tp_rank of a stage;
+	 * the ranks of one stage have a group of their own, in the order of tp_rank. */
 	uint32_t stage, stages;
 	uint64_t patience_ns; // that a rank waits for the others of its stage; 0: without end
 	struct rank_config config;

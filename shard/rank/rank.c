@@ -34,7 +34,8 @@ static int load_program(struct rank *r, struct base_error *e)
 {
 	struct format_gguf *g = NULL;
 	int status = format_gguf_open(r->config.model_path, &g, e);
-	// A file that took the name since would lend its numbers (rope, eps) to the weights that were packed from the other.
+	// A file that took the name since would lend its numbers (rope, eps) to the weights that were packed from the
+	// other.
 	if (!status && r->config.header_hash && r->config.header_hash != format_gguf_header_hash(g))
 		status = base_error_set(e, -ESTALE,
 			"model %s is another file than the one that was packed: unload the model and load it again",

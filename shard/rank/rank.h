@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  * A rank: one device running one shard. This is the executor: it loads the hot extents, streams the cold ones and
- * walks the program for each pass. No process, link or message here (rank/serve.h does that), so a test calls it directly.
+ * walks the program for each pass. No process, link or message here (rank/serve.h does that), so a test calls it
+ * directly.
  *
- * Threads: the caller is the stage thread for every call but rank_get_stats and rank_trace (any thread). It owns the backend, KV memory, workspace
- * and stream; all memory is taken in create, within the budgets, or create fails with the bytes that are short.
+ * Threads: the caller is the stage thread for every call but rank_get_stats and rank_trace (any thread). It owns the
+ * backend, KV memory, workspace and stream; all memory is taken in create, within the budgets, or create fails with the
+ * bytes that are short.
  */
 #pragma once
 
@@ -56,7 +58,8 @@ struct rank_needs {
 	uint64_t kv_block_bytes; // one block of KV_BLOCK_TOKENS
 	uint64_t pass_bytes; // W of the bound: weight bytes that a pass reads
 	uint64_t token_macs;
-	/* What these are made of, for a planner that sums over other slices: vectors, buffers for rows, the longest read. */
+	/* What these are made of, for a planner that sums over other slices: vectors, buffers for rows, the longest
+	 * read. */
 	uint64_t pinned_bytes, rows_bytes, extent_bytes;
 };
 /* The stream takes 1/SHARE of the weights budget and at most MOST, unless config.slots says otherwise: more would cost
@@ -124,19 +127,21 @@ void rank_get_placement(const struct rank *r, struct rank_placement *ret_placeme
 const struct program *rank_program(const struct rank *r);
 
 /* A rank with slice.tp_size > 1 computes with the other parts of its layers: member i of the group is the rank with
- * slice.tp_rank i. Before the first pass; the group stays the caller's, and is used by rank_run alone from then on. No member
- * waits for another one longer than patience_ns (0: without end). -EINVAL when the group does not fit the slice. */
+ * slice.tp_rank i. Before the first pass; the group stays the caller's, and is used by rank_run alone from then on. No
+ * member waits for another one longer than patience_ns (0: without end). -EINVAL when the group does not fit the
+ * slice. */
 int rank_join(struct rank *r, struct link_group *tensor, uint64_t patience_ns, struct base_error *e);
 
-/* A sequence's sampling state: params and the prompt's length. Its tokens are learnt from the passes. -ENOSPC, -EEXIST, -EINVAL. */
+/* A sequence's sampling state: params and the prompt's length. Its tokens are learnt from the passes. -ENOSPC, -EEXIST,
+ * -EINVAL. */
 int rank_sequence_open(struct rank *r, uint32_t sequence, const struct sample_params *params, uint32_t prompt_tokens);
 void rank_sequence_close(struct rank *r, uint32_t sequence);
 
-/* One traversal. -EINVAL with text for a pass that is not well-formed (nothing ran); 0 otherwise, even when cold data failed:
- * entry_status says so, and e the layer, the file and the place in it.
- * With other parts of the layers: all members run the same passes. What one of them refuses all refuse; outputs, the first failure
- * and the sums of times and bytes are with member 0, hidden rows are the same bits on each. -ECONNRESET, -ETIMEDOUT, -EPROTO
- * with text: the group ended, and the rank can only be destroyed. */
+/* One traversal. -EINVAL with text for a pass that is not well-formed (nothing ran); 0 otherwise, even when cold data
+ * failed: entry_status says so, and e the layer, the file and the place in it.
+ * With other parts of the layers: all members run the same passes. What one of them refuses all refuse; outputs, the
+ * first failure and the sums of times and bytes are with member 0, hidden rows are the same bits on each. -ECONNRESET,
+ * -ETIMEDOUT, -EPROTO with text: the group ended, and the rank can only be destroyed. */
 int rank_run(struct rank *r, const struct rank_pass *pass, struct rank_pass_result *result, struct base_error *e);
 
 /* For tests: the logits rows of the last run, (logits rows, vocab), in the order of outputs. */

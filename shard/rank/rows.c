@@ -113,8 +113,8 @@ static int send_read(struct rank *r, struct rank_row_slot *slot)
 	return n == 1 ? 0 : n < 0 ? n : -EIO;
 }
 
-/* Until no read is in flight; with ret_failed NULL only that, else what came back is checked and sent once more where the rule
- * says so. The reads' buffers are the kernel's until then, so the next look-up after a failure begins here. */
+/* Until no read is in flight; with ret_failed NULL only that, else what came back is checked and sent once more where
+ * the rule says so. The reads' buffers are the kernel's until then, so the next look-up after a failure begins here. */
 static int reap_rows(struct rank *r, struct rank_row_slot **ret_failed)
 {
 	const struct offload_engine_ops *ops = r->row_engine->ops;

@@ -342,7 +342,8 @@ static int receive_hidden(struct serve *s, const struct rank_pass *pass, struct 
 	return status;
 }
 
-/* Runs the pass and joins its outcome with that of the stages before. An error: the ranks of this stage have come apart. */
+/* Runs the pass and joins its outcome with that of the stages before. An error: the ranks of this stage have come
+ * apart. */
 static int run_pass(struct serve *s, struct rank_pass *pass, float *rows_out, struct rank_outcome *o)
 {
 	struct rank_pass_result result = {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the ranks that share layers do together: sums in member order, agreement about a pass, and what member 0 collects.
+// What the ranks that share layers do together: sums in member order, agreement about a pass, and what member 0
+// collects.
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

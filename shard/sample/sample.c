@@ -134,8 +134,8 @@ static double uniform(uint64_t seed, uint64_t index)
  * additions are part of the source, so all give the same bits. */
 #define CHUNK 1024u
 
-/* exp(x) for x <= 0 to about 1e-7, in operations that vectorize: 2^n * 2^f with n = round(x / ln 2) and a polynomial. The
- * order of all additions is fixed, so the result is the same whatever vectors the compiler uses. */
+/* exp(x) for x <= 0 to about 1e-7, in operations that vectorize: 2^n * 2^f with n = round(x / ln 2) and a polynomial.
+ * The order of all additions is fixed, so the result is the same whatever vectors the compiler uses. */
 static inline __attribute__((always_inline)) float exp_of(float x)
 {
 	x = x > -87 ? x : -87;
@@ -338,7 +338,8 @@ static const float *adjust(struct sample_scratch *s, const struct sample_params 
 
 // Beyond this many natural logarithms from the best one, a candidate is not told from nothing.
 #define DEPTH 40.0f
-// Below it the best one is drawn anyway; a smaller one has no reciprocal, and 0 times infinity no place in the histogram.
+// Below it the best one is drawn anyway; a smaller one has no reciprocal, and 0 times infinity no place in the
+// histogram.
 #define COLDEST 1e-6f
 
 static uint32_t bucket_of(float distance)
@@ -346,8 +347,8 @@ static uint32_t bucket_of(float distance)
 	return (uint32_t)(distance * ((float)BUCKETS / DEPTH));
 }
 
-/* The candidates that top-k or top-p may keep, with few more: all in the buckets (by distance from the maximum) up to the
- * one in which the limit is met. Exact cutting is done on the sorted few. */
+/* The candidates that top-k or top-p may keep, with few more: all in the buckets (by distance from the maximum) up to
+ * the one in which the limit is met. Exact cutting is done on the sorted few. */
 static uint32_t gather(
 	struct sample_scratch *s, const struct sample_params *p, const float *x, float max, float inverse, double total)
 {

@@ -2,8 +2,8 @@
  * From logits to a token. Deterministic: the random number of a token is a hash of (seed, index of the token in the
  * sequence), so a sequence gives the same tokens whatever else is in the batch and after any restart.
  *
- * Order of operations: logit bias, banned tokens, repetition / presence / frequency penalties (over prompt and output for
- * repetition, over output for the other two, as in vLLM), then greedy (temperature 0) or temperature, top-k, top-p,
+ * Order of operations: logit bias, banned tokens, repetition / presence / frequency penalties (over prompt and output
+ * for repetition, over output for the other two, as in vLLM), then greedy (temperature 0) or temperature, top-k, top-p,
  * min-p, draw. Log probabilities are of the model's own distribution (before any of it). Stage thread; scratch
  * is the caller's.
  */

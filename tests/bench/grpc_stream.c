@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Streamed messages through the gRPC server: an engine that makes one-byte tokens as fast as the rings take them, a unix
-// socket, and a client of the same library in another process. Prints, last:
+// Streamed messages through the gRPC server: an engine that makes one-byte tokens as fast as the rings take them, a
+// unix socket, and a client of the same library in another process. Prints, last:
 //   grpc-stream ratio=R messages_per_s=N server_cpu_us_per_message=C
 // where R is messages per second / 50,000. The server's CPU time is that of its whole process, engine included.
 #include <getopt.h>

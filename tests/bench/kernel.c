@@ -89,8 +89,8 @@ static int setup(struct bench *s, uint64_t most_bytes)
 	return 0;
 }
 
-/* Every twelfth block of 32 gets a value that stands out: 8 % have a second plane, as activations of SmolLM2-135M have 4
- * to 12 %. */
+/* Every twelfth block of 32 gets a value that stands out: 8 % have a second plane, as activations of SmolLM2-135M have
+ * 4 to 12 %. */
 static void stand_out(struct bench *s)
 {
 	for (size_t i = 0; i < (size_t)s->tokens * s->cols; i += 12 * 32)

@@ -186,7 +186,8 @@ static double decode_for_a_second(struct bench *b)
 	return ns / 1e9 / (double)n;
 }
 
-// Short rounds, each between two of fio's and against their mean: a drive that is shared drifts by a tenth within seconds.
+// Short rounds, each between two of fio's and against their mean: a drive that is shared drifts by a tenth within
+// seconds.
 static void disk_bound(struct bench *b)
 {
 	double ratios[DISK_ROUNDS], rates[DISK_ROUNDS + 1], seconds[DISK_ROUNDS];
@@ -250,7 +251,8 @@ static void *touch(void *arg)
 	return NULL;
 }
 
-// What is left of a load when nothing is read: a thread on each CPU takes its share of as much memory. Over the raw read.
+// What is left of a load when nothing is read: a thread on each CPU takes its share of as much memory. Over the raw
+// read.
 static double touch_once(struct bench *b)
 {
 	struct offload_memory memory;

@@ -216,7 +216,8 @@ static double median(double *v, uint32_t n)
 	return n % 2 ? v[n / 2] : (v[n / 2 - 1] + v[n / 2]) / 2;
 }
 
-// Short rounds, each between two of fio's and against their mean: a drive that is shared drifts by a tenth within seconds.
+// Short rounds, each between two of fio's and against their mean: a drive that is shared drifts by a tenth within
+// seconds.
 static int cold_stream(const struct bed *b)
 {
 	double ours[MAX_ROUNDS], fio[MAX_ROUNDS + 1], ratio[MAX_ROUNDS];

@@ -227,7 +227,8 @@ static void the_page_cache_stays_empty(void **state)
 	assert_true(cached <= 16);
 }
 
-// Signals and drives make short reads, which need not end at a page. The file is read to its end, and still past the page cache.
+// Signals and drives make short reads, which need not end at a page. The file is read to its end, and still past the
+// page cache.
 static void short_reads_go_on(void **state)
 {
 	struct fixture *f = *state;

@@ -210,7 +210,8 @@ static void a_dead_engine_is_an_error(void **state)
 	}
 }
 
-// The drive stops answering: an error in bounded time, once; then at once for the rest; then, when it is back, the right bytes.
+// The drive stops answering: an error in bounded time, once; then at once for the rest; then, when it is back, the
+// right bytes.
 static void a_drive_that_hangs_is_an_error(void **state)
 {
 	for (uint64_t seed = 1; seed <= 7; seed++) {

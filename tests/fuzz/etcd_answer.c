@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What etcd answers. The first byte says to what: r (Range, for the coordinator's key), s (Range, for the record), p (Put), t (Txn),
- * g (LeaseGrant), k (LeaseKeepAlive), l (LeaseTimeToLive), v (LeaseRevoke), w (Watch). It is refused with a message, or what comes of it is
- * within what the rest of thaw counts on. */
+/* What etcd answers. The first byte says to what: r (Range, for the coordinator's key), s (Range, for the record), p
+ * (Put), t (Txn), g (LeaseGrant), k (LeaseKeepAlive), l (LeaseTimeToLive), v (LeaseRevoke), w (Watch). It is refused
+ * with a message, or what comes of it is within what the rest of thaw counts on. */
 #include <errno.h>
 #include <stdint.h>
 #include <stdlib.h>

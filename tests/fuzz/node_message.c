@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What a node or a coordinator may be sent: the first byte says which of the two, what is pulled and what comes of it (p, c), and the record of the
- * cluster's state. What is accepted comes
+/* What a node or a coordinator may be sent: the first byte says which of the two, what is pulled and what comes of it
+ * (p, c), and the record of the cluster's state. What is accepted comes
  * back the same when it is written again. */
 #include <stdint.h>
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plans of fleets: tests/golden/fleet/NAME.yaml describes the machines (thaw-fleet.yaml(5)), its first line names a model
-// below and options; NAME.txt is what is explained, or the refusal.
+// Plans of fleets: tests/golden/fleet/NAME.yaml describes the machines (thaw-fleet.yaml(5)), its first line names a
+// model below and options; NAME.txt is what is explained, or the refusal.
 #include "tests/lib/testing.h"
 
 #include <inttypes.h>

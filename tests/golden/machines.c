@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pictures of fleets as `thawctl topology` makes them of files: tests/golden/machines/NAME.yaml (thaw-fleet.yaml(5)) with machines of
-// tests/golden/topologies gives NAME.txt and NAME.svg; recorded.txt and recorded.svg are of several --topology.
+// Pictures of fleets as `thawctl topology` makes them of files: tests/golden/machines/NAME.yaml (thaw-fleet.yaml(5))
+// with machines of tests/golden/topologies gives NAME.txt and NAME.svg; recorded.txt and recorded.svg are of several
+// --topology.
 #include "tests/lib/testing.h"
 
 #include <string.h>

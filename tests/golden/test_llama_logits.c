@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Tiny llama checkpoints against transformers in float32 (record_llama.py made the files; NAME.json names versions).
- * Logits reach 3.8. reference: within 2.5e-3, of which the float16 KV cache makes 1.8e-3. cpu: within 0.02, since on some
- * processors it rounds the activations of BF16 weights. Greedy tokens are the same 24 with both. */
+ * Logits reach 3.8. reference: within 2.5e-3, of which the float16 KV cache makes 1.8e-3. cpu: within 0.02, since on
+ * some processors it rounds the activations of BF16 weights. Greedy tokens are the same 24 with both. */
 #include "tests/lib/testing.h"
 
 #include <math.h>

@@ -3,8 +3,8 @@
  * (smollm2.json names versions). Needs the model: THAW_TEST_MODEL.
  *
  * `reference` keeps float32 all the way, so only the order of additions differs: top-1 in all cases, differences of the
- * top ten to the top within 0.05. `cpu` rounds activations to 8 bits (shard/backend/cpu/kernels.h), as llama.cpp does with
- * differences of 0.46, and flips near-ties: top-1 in at least 6 of 8 there, the same bound for the differences.
+ * top ten to the top within 0.05. `cpu` rounds activations to 8 bits (shard/backend/cpu/kernels.h), as llama.cpp does
+ * with differences of 0.46, and flips near-ties: top-1 in at least 6 of 8 there, the same bound for the differences.
  */
 #include "tests/lib/testing.h"
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* SmolLM2-135M-Instruct Q4_1 in three parts (its 9 heads share 3 KV heads), against the tokens that transformers chose from the
- * same weights (smollm2.json), and in two stages of three parts each: the same bits. Needs the model: THAW_TEST_MODEL.
- * As in test_smollm2_logits.c, `reference` has every token, and `cpu`, which rounds activations to 8 bits, the first one in at
- * least 6 of 8 cases. */
+/* SmolLM2-135M-Instruct Q4_1 in three parts (its 9 heads share 3 KV heads), against the tokens that transformers chose
+ * from the same weights (smollm2.json), and in two stages of three parts each: the same bits. Needs the model:
+ * THAW_TEST_MODEL. As in test_smollm2_logits.c, `reference` has every token, and `cpu`, which rounds activations to 8
+ * bits, the first one in at least 6 of 8 cases. */
 #include "tests/lib/testing.h"
 
 #include <string.h>

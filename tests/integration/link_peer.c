@@ -2,8 +2,8 @@
 /* One member of a group of hosts, for test_links.py:
  *   link_peer PORT ME idle|stream ADDRESS...
  * Prints what its endpoints use, `up NS`, and at the end of the group `lost NS TEXT`, with the time of CLOCK_MONOTONIC.
- * idle: waits for a message on the event fd. stream: 1 MiB messages to the next member and from the one before, without end;
- * `round` whenever 50 more have come.
+ * idle: waits for a message on the event fd. stream: 1 MiB messages to the next member and from the one before, without
+ * end; `round` whenever 50 more have come.
  */
 #include <errno.h>
 #include <poll.h>

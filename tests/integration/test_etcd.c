@@ -299,8 +299,9 @@ static void holder_is_killed(void **state)
 	close_state(s);
 }
 
-/* Who stands by cannot know that the holder will not come back, and leaves it the length of its lease: not the own one, which is over no
- * sooner than the patience of this test, and not nothing, since the own one says that etcd need not be asked for a while. */
+/* Who stands by cannot know that the holder will not come back, and leaves it the length of its lease: not the own one,
+ * which is over no sooner than the patience of this test, and not nothing, since the own one says that etcd need not be
+ * asked for a while. */
 static void etcd_hangs_and_the_holder_is_killed(void **state)
 {
 	struct cluster_claim claim;
@@ -337,15 +338,16 @@ static void etcd_is_killed_and_started(void **state)
 	assert_int_equal(etcd_state_ops.write(s, &r, &e), -ESTALE);
 	assert_int_equal(etcd_start(), 0);
 	print_message("started again: held again after %.3f s\n", (double)expect(s, CLUSTER_CLAIM_HELD, &after) / 1e9);
-	/* The lease may be renewed a moment before the key has been looked at: until then the claim says what was wrong. */
+	/* The lease may be renewed a moment before the key has been looked at: until then the claim says what was
+	 * wrong. */
 	testing_wait_until((expect(s, CLUSTER_CLAIM_HELD, &after), !after.why[0]));
 	expect_epoch(s, "a", 60);
 	write_epoch(s, "a", 62);
 	close_state(s);
 }
 
-/* Either one has the claim again. On a machine that is too busy for the first to come for it that is the spare one, but not before it
- * has left it the first one's lease and a second. */
+/* Either one has the claim again. On a machine that is too busy for the first to come for it that is the spare one, but
+ * not before it has left it the first one's lease and a second. */
 static void expect_left_alone(struct cluster_state *s, struct cluster_state *spare, uint64_t back_ns)
 {
 	struct cluster_claim first, second = {0};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// seccomp_exec PROFILE [--without NAME]... -- COMMAND...: runs a command under a container's system call filter, as a container
-// runtime does that sets no_new_privs: the OCI form of the JSON, names that libseccomp does not know left out.
-// Ends with 125 and a line when the filter cannot be made.
+// seccomp_exec PROFILE [--without NAME]... -- COMMAND...: runs a command under a container's system call filter, as a
+// container runtime does that sets no_new_privs: the OCI form of the JSON, names that libseccomp does not know left
+// out. Ends with 125 and a line when the filter cannot be made.
 #include <errno.h>
 #include <json-c/json.h>
 #include <seccomp.h>

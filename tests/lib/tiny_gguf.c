@@ -264,7 +264,8 @@ static void add_vector(
 
 #define TOKEN_BYTES 24
 
-// The letter that stands for a byte in byte-level BPE vocabularies: printable bytes for themselves, the others from 256 up.
+// The letter that stands for a byte in byte-level BPE vocabularies: printable bytes for themselves, the others from 256
+// up.
 static void byte_letter(uint32_t byte, char out[static TOKEN_BYTES])
 {
 	uint32_t code = byte, skipped = 0;

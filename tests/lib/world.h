@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A coordinator with one model and nodes that are made up, in memory, for tests: what the nodes say, the test says; what they are told,
- * it reads. Nobody beats: no node is lost but by world_leave. What fails here fails the test.
+ * A coordinator with one model and nodes that are made up, in memory, for tests: what the nodes say, the test says;
+ * what they are told, it reads. Nobody beats: no node is lost but by world_leave. What fails here fails the test.
  */
 #pragma once
 

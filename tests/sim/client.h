@@ -17,9 +17,9 @@ struct sim_answer {
 	uint32_t logprob[SIM_MAX_OUTPUTS][SIM_MAX_TOKENS]; // bits
 };
 
-/* Answers are filled in by a run without faults (learn), and compared with in all others: known is by tensor - 1. Where more than one rank
- * was to share layers (their sums differ in the last bits), each token has the bits of one of the numbers of ranks that did, and that
- * number changes with a new group only. */
+/* Answers are filled in by a run without faults (learn), and compared with in all others: known is by tensor - 1. Where
+ * more than one rank was to share layers (their sums differ in the last bits), each token has the bits of one of the
+ * numbers of ranks that did, and that number changes with a new group only. */
 void sim_clients_init(struct sim_answer (*known)[SIM_KINDS] /* (SIM_MAX_TENSOR) */, uint32_t tensor, bool learn);
 /* Asks again and again while things go wrong, `most` times at most. */
 void sim_client_start(uint32_t kind, uint32_t most, uint64_t after_ns);

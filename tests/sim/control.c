@@ -156,8 +156,8 @@ static int take(struct rpc_client_stream *s, const struct message *m, struct bas
 	return status;
 }
 
-/* A node is told to prepare, or to start, only while it is there and stays, and to start only what it has prepared. The coordinator's
- * lock is held, so all is as it is now. */
+/* A node is told to prepare, or to start, only while it is there and stays, and to start only what it has prepared. The
+ * coordinator's lock is held, so all is as it is now. */
 static void check_order(const struct cluster_session *s, const Thaw__Node__V1__CoordinatorMessage *m)
 {
 	bool assign = m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_ASSIGN && !m->assign->spare;

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Threads of production code as fibers of one thread, under virtual time.
  *
- * The linker gives production code our pthread_*, poll, clock_gettime... (libc.c). A thread is a fiber, which runs until it waits, or until
- * a seeded draw takes the processor from it at one of those calls; which fiber goes on is drawn, too. When all wait, time goes to the
- * next moment at which one does not. So nothing happens by chance: a seed is a schedule.
+ * The linker gives production code our pthread_*, poll, clock_gettime... (libc.c). A thread is a fiber, which runs
+ * until it waits, or until a seeded draw takes the processor from it at one of those calls; which fiber goes on is
+ * drawn, too. When all wait, time goes to the next moment at which one does not. So nothing happens by chance: a seed
+ * is a schedule.
  *
  * Each fiber belongs to a node, whose clock may run fast or slow and jump, and which may be frozen, as by SIGSTOP.
  */
@@ -66,7 +67,8 @@ const char *sim_own_name(void);
 void sim_step(void);
 void sim_yield(void);
 void sim_sleep(uint64_t ns);
-/* Until sim_wake(on), one of the fds is ready, or until (of the clock of this fiber's node). Wakes may be spurious. False: it is too late. */
+/* Until sim_wake(on), one of the fds is ready, or until (of the clock of this fiber's node). Wakes may be spurious.
+ * False: it is too late. */
 bool sim_wait(const void *on, const struct pollfd *fds, uint32_t count, uint64_t until_ns);
 bool sim_wait_for(const void *on, uint64_t ns);
 void sim_wake(const void *on, bool all);

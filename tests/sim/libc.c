@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* What production code calls in place of libc: the linker's --wrap makes f of its objects __wrap_f. What is not here is the real one:
- * files are real files, sockets of the simulated links are real unix sockets that never wait. */
+/* What production code calls in place of libc: the linker's --wrap makes f of its objects __wrap_f. What is not here is
+ * the real one: files are real files, sockets of the simulated links are real unix sockets that never wait. */
 #include "tests/sim/libc.h"
 
 #include <errno.h>

@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The simulator: several nodes in one process, production code under virtual time, faults by seed. fiber.h says how.
  *
- * What a seed fixes: which thread goes on at each lock, wait, clock and descriptor, all times, all bytes of the network and of the drives, all
- * faults, all random numbers. --twice shows that: the digests of two runs are the same. It does so for one build: other code draws otherwise.
+ * What a seed fixes: which thread goes on at each lock, wait, clock and descriptor, all times, all bytes of the network
+ * and of the drives, all faults, all random numbers. --twice shows that: the digests of two runs are the same. It does
+ * so for one build: other code draws otherwise.
  *
- * Production code is: server, coordinator, fleets, planner, worker and tasks, engine, scheduler, packer, store, link_core, ranks, offload
- * stream with the sync engine, cpu backend with one thread. Simulated are: threads and clocks (libc.c), the bytes' way under link_core and the
- * rendezvous (net.c), gRPC (control.c), processes (a rank is a fiber), certificates, measured bandwidths, the machine (node.c). So not seen
- * here: etcd and a standby, UCX, TCP, TLS, gRPC, io_uring, thread races within one core's instruction stream (TSan's), loss of what was not synced.
+ * Production code is: server, coordinator, fleets, planner, worker and tasks, engine, scheduler, packer, store,
+ * link_core, ranks, offload stream with the sync engine, cpu backend with one thread. Simulated are: threads and clocks
+ * (libc.c), the bytes' way under link_core and the rendezvous (net.c), gRPC (control.c), processes (a rank is a fiber),
+ * certificates, measured bandwidths, the machine (node.c). So not seen here: etcd and a standby, UCX, TCP, TLS, gRPC,
+ * io_uring, thread races within one core's instruction stream (TSan's), loss of what was not synced.
  *
  * What must hold: each request that was accepted ends with the tokens of a run without faults, bit for bit, or with
- * UNAVAILABLE, after which another try succeeds; tokens that came before are those, too. Where ranks share layers (compute.tensor), a plan
- * with another number of them goes on in the last bits of a run with that number (client.h). When all is well again, all ends within
- * bounded time, KV blocks and queues are empty, and after the end no descriptor and no memory is left. */
+ * UNAVAILABLE, after which another try succeeds; tokens that came before are those, too. Where ranks share layers
+ * (compute.tensor), a plan with another number of them goes on in the last bits of a run with that number (client.h).
+ * When all is well again, all ends within bounded time, KV blocks and queues are empty, and after the end no descriptor
+ * and no memory is left. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -56,14 +59,16 @@ static const struct {
 	{184}, // a drive is bad for a while: FAILED
 	{9},
 	{20}, // as 140
-	/* What was planted: old messages taken, tokens not sent again, no checksums, a plan with old nodes, stopped ranks left alone (11). */
+	/* What was planted: old messages taken, tokens not sent again, no checksums, a plan with old nodes, stopped
+	 * ranks left alone (11). */
 	{2},
 	{5},
 	{16},
 	{57},
 	{11},
 	{14}, // an answer that two ranks a layer begin and one ends
-	/* What code does with bad reads, and with nodes that go while a plan is made that uses them: these are not by luck in one seed. */
+	/* What code does with bad reads, and with nodes that go while a plan is made that uses them: these are not by
+	 * luck in one seed. */
 	{1, "drive"},
 	{2, "drive"},
 	{1, "node drains"},

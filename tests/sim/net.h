@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The network between the simulated nodes, and what production code finds in place of UCX, the rendezvous and gRPC.
  *
- * A path leads from one node to another; messages on it take a drawn time, and it may be blocked in one direction or both. A wire is
- * a TCP connection of the data plane: a stream each way under link_core, which is production code. What is blocked for WIRE_SILENT_NS is
- * reset, as the kernel's probes do it. Wires end with RST in the middle of messages when their process is killed, and silently when their host is.
- * A call is a gRPC stream of the control plane (control.c): it holds messages back while its path is blocked, and never gives up by itself.
+ * A path leads from one node to another; messages on it take a drawn time, and it may be blocked in one direction or
+ * both. A wire is a TCP connection of the data plane: a stream each way under link_core, which is production code. What
+ * is blocked for WIRE_SILENT_NS is reset, as the kernel's probes do it. Wires end with RST in the middle of messages
+ * when their process is killed, and silently when their host is. A call is a gRPC stream of the control plane
+ * (control.c): it holds messages back while its path is blocked, and never gives up by itself.
  */
 #pragma once
 

@@ -297,7 +297,8 @@ bool __wrap_supervisor_ended(struct supervisor *s, uint32_t rank, char *text, si
 	return over;
 }
 
-/* Whoever saw that it has been stopped for a second has to end it, and not to ask again: but its clock is read before it asks. */
+/* Whoever saw that it has been stopped for a second has to end it, and not to ask again: but its clock is read before
+ * it asks. */
 __typeof__(supervisor_stopped) __wrap_supervisor_stopped;
 bool __wrap_supervisor_stopped(const struct supervisor *given, uint32_t rank)
 {

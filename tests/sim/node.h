@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A node: a whole server of daemon/server.h as thawd's main runs it, its ranks as fibers, and what it finds of its machine.
+ * A node: a whole server of daemon/server.h as thawd's main runs it, its ranks as fibers, and what it finds of its
+ * machine.
  */
 #pragma once
 

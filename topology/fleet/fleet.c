@@ -183,8 +183,8 @@ static void apply_entries(struct fleet_work *f)
 
 /* ---- what was not measured ---- */
 
-// A rate that is not known must not look like one without limit: it counts as the least that is known of another device,
-// or as a common one.
+// A rate that is not known must not look like one without limit: it counts as the least that is known of another
+// device, or as a common one.
 static double assume(const struct fleet_input *in, double (*rate)(const struct fleet_device *d), double common)
 {
 	double least = 0;
@@ -390,8 +390,8 @@ void fleet_plan_time(const struct fleet_input *in, const struct fleet_plan *p, u
 	time_plan(&f, p, micro_batches, positions, ret);
 }
 
-// The micro-batches that are best for a plan; where it is all the same, one for each stage, which bears what the costs leave out. A
-// batch that k does not divide is counted as what it is.
+// The micro-batches that are best for a plan; where it is all the same, one for each stage, which bears what the costs
+// leave out. A batch that k does not divide is counted as what it is.
 static void time_full(const struct fleet_work *f, struct fleet_plan *p)
 {
 	uint32_t k[FLEET_MICRO], count = fleet_micro_batches(f->in, k), sequences = fleet_sequences(f->in);

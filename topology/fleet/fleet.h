@@ -10,8 +10,9 @@
  *   for each plan.ranks[i]: plan.stages[rank.stage].first_layer and .layers, rank.tp_rank of .tp, devices[rank.device],
  *       rank.share.weights_bytes, plan.kv_blocks * rank.kv_block_bytes, rank.share.workspace_bytes are its budgets
  *   fleet_plan_finish(&plan);
- * The sizes of a model come from its program: daemon/plan_model.h. A rate that is 0 was not measured: it is planned with as if
- * it were the least that is known of the other devices, and plan.measured is then false, with predictions of 0.
+ * The sizes of a model come from its program: daemon/plan_model.h. A rate that is 0 was not measured: it is planned
+ * with as if it were the least that is known of the other devices, and plan.measured is then false, with predictions of
+ * 0.
  *
  * What is searched: every way to cut the layers into runs, each run on one device or on a tensor-parallel group of
  * equal devices that links connect, the devices in any order, none or some of them left out; micro-batches from 1 to
@@ -25,7 +26,8 @@
  *   active   a = max((c - S) / B, w)         what a pass takes that finds the ring full
  * With k micro-batches of n positions on their way, a round of all of them takes
  *   period = max(k * max t, sum(a) + sum(hops) + overhead)
- * which is exact for even stages without jitter (topology/fleet/simulate.h plays it), and 1e9 / period tokens/s for each sequence.
+ * which is exact for even stages without jitter (topology/fleet/simulate.h plays it), and 1e9 / period tokens/s for
+ * each sequence.
  */
 #pragma once
 
@@ -123,7 +125,8 @@ int fleet_map_parse_tier(const char *text, enum fleet_tier *ret_tier, struct bas
 const char *fleet_tier_name(enum fleet_tier t);
 
 struct fleet_input;
-/* What is wrong with the entries as an explicit map, as far as it shows without sizes; input: devices and entries. -EINVAL, by name. */
+/* What is wrong with the entries as an explicit map, as far as it shows without sizes; input: devices and entries.
+ * -EINVAL, by name. */
 int fleet_map_check_layers(const struct fleet_input *input, uint32_t layers, struct base_error *e);
 
 enum fleet_objective { FLEET_OBJECTIVE_FULL, FLEET_OBJECTIVE_ONE }; // tokens/s of a full batch, of one stream
@@ -190,15 +193,17 @@ struct fleet_plan {
 /* -ENOMEM: does not fit; e names the bytes short and what would fit. -EINVAL: bad input, by name. */
 int fleet_plan_build(const struct fleet_input *input, struct fleet_plan *ret_plan, struct base_error *e);
 void fleet_plan_finish(struct fleet_plan *p); // half-built and zero are fine
-/* For who runs it with the same number of ranks in every stage: the best plan with tp_least to tp_most of them, -EINVAL if the model
- * cannot be cut by tp_least. More than one have to bring a fifth. Devices that differ by less than twice may share layers, others where
- * there are too few of these, and count with the least that they have; ret_devices (devices_count): as they were planned with, for what is said of the plan. */
+/* For who runs it with the same number of ranks in every stage: the best plan with tp_least to tp_most of them, -EINVAL
+ * if the model cannot be cut by tp_least. More than one have to bring a fifth. Devices that differ by less than twice
+ * may share layers, others where there are too few of these, and count with the least that they have; ret_devices
+ * (devices_count): as they were planned with, for what is said of the plan. */
 int fleet_plan_build_even(const struct fleet_input *input, struct fleet_device *ret_devices,
 	struct fleet_plan *ret_plan, struct base_error *e);
 
 /* Why a stage of so many ranks is impossible for the model, into reason; true if it is possible. */
 bool fleet_tp_possible(const struct fleet_model *m, uint32_t ranks, char *reason, size_t room);
-/* A placement of the caller's: devices of each stage in order, its layers; timings and shares as build would have them. */
+/* A placement of the caller's: devices of each stage in order, its layers; timings and shares as build would have
+ * them. */
 int fleet_plan_evaluate(const struct fleet_input *input, const struct fleet_map_entry *stages, uint32_t stages_count,
 	struct fleet_plan *ret_plan, struct base_error *e);
 /* The timing of k micro-batches of n positions. */

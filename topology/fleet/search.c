@@ -144,7 +144,8 @@ static uint32_t count_states(struct search *s, double runs)
 	return states * s->kinds_count * s->kinds_count * tps * runs <= EXACT_WORK ? (uint32_t)states : 0;
 }
 
-// States: counts * kinds + the kind of the last device, and one for nothing yet. Edges add devices, so that numbers grow.
+// States: counts * kinds + the kind of the last device, and one for nothing yet. Edges add devices, so that numbers
+// grow.
 static int build_exact(struct search *s, uint32_t counts)
 {
 	uint32_t kinds = s->kinds_count, start = counts * kinds;

@@ -104,7 +104,8 @@ static void read_ahead(struct simulation *s, struct rank *r)
 	}
 }
 
-// A layer of a rank: its extents, each waited for and then computed with; layer: in the stage, of layers. Returns the wait.
+// A layer of a rank: its extents, each waited for and then computed with; layer: in the stage, of layers. Returns the
+// wait.
 static double run_layer(struct simulation *s, struct rank *r, uint32_t layer, uint32_t layers)
 {
 	uint32_t first = (uint32_t)((uint64_t)r->reads * layer / layers);

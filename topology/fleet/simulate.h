@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A plan played as events: micro-batches that go round through stages, hops and back; in each rank extents that are read
- * one after the other into the slots of a ring, across the borders of passes, and freed when they were computed with;
- * allreduces at which the ranks of a stage wait for each other. No randomness: the same plan, the same events. Where
- * everything is hot the period is that of fleet_plan_time exactly; with cold weights it differs by the grain of extents.
+ * A plan played as events: micro-batches that go round through stages, hops and back; in each rank extents that are
+ * read one after the other into the slots of a ring, across the borders of passes, and freed when they were computed
+ * with; allreduces at which the ranks of a stage wait for each other. No randomness: the same plan, the same events.
+ * Where everything is hot the period is that of fleet_plan_time exactly; with cold weights it differs by the grain of
+ * extents.
  *
- * What it leaves out: ranks that share a drive take turns in the real world and have their part of its rate here; memory
- * bandwidth that reads and kernels compete for is in the plan's own figures. Pure: any thread.
+ * What it leaves out: ranks that share a drive take turns in the real world and have their part of its rate here;
+ * memory bandwidth that reads and kernels compete for is in the plan's own figures. Pure: any thread.
  */
 #pragma once
 

@@ -131,8 +131,8 @@ int etcd_answer_revoke(const void *data, size_t bytes, struct base_error *e)
 	return unpack(&etcdserverpb__lease_revoke_response__descriptor, data, bytes, &a, e);
 }
 
-/* TTL is what is left of it, in seconds that are cut off: 0 in its last one, and below when etcd has not yet dropped it. One that etcd
- * does not know has -1, and was granted nothing. */
+/* TTL is what is left of it, in seconds that are cut off: 0 in its last one, and below when etcd has not yet dropped
+ * it. One that etcd does not know has -1, and was granted nothing. */
 int etcd_answer_length(const void *data, size_t bytes, int64_t lease, uint64_t *ret_ttl_ns, struct base_error *e)
 {
 	_cleanup_answer_ struct answer a = {0};

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What etcd answers, from the bytes of its messages: they come from a peer, and nothing in them is trusted. No I/O. Any thread.
+ * What etcd answers, from the bytes of its messages: they come from a peer, and nothing in them is trusted. No I/O. Any
+ * thread.
  *
- * -EBADMSG: not the message that was asked for, or not about what was asked; the error has what is wrong, and the caller adds who said it.
+ * -EBADMSG: not the message that was asked for, or not about what was asked; the error has what is wrong, and the
+ * caller adds who said it.
  * -ENOMEM. Anything else is etcd's own no.
  */
 #pragma once
@@ -33,5 +35,6 @@ struct etcd_watched {
 };
 int etcd_answer_watch(const void *data, size_t bytes, struct etcd_watched *ret_watched, struct base_error *e);
 
-/* Whom the value of `coordinator` names: holder and address of the claim. Whatever stands there, it is another's key. */
+/* Whom the value of `coordinator` names: holder and address of the claim. Whatever stands there, it is another's
+ * key. */
 void etcd_answer_holder(const struct etcd_value *v, struct cluster_claim *claim);

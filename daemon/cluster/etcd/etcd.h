@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A small client of etcd's v3 API (proto/etcd/etcd.proto) over daemon/rpc's client: what one leased key and one record need.
+ * A small client of etcd's v3 API (proto/etcd/etcd.proto) over daemon/rpc's client: what one leased key and one record
+ * need.
  *
- * One thread per client object. Every call is over within the client's timeout, and is tried once, at one endpoint: after a failure
- * the next call goes to the next endpoint, over a new connection, and the caller decides when. Errors name the endpoint and
- * what was asked: -EHOSTUNREACH (no etcd there, or none that has a leader), -ETIMEDOUT (whether it was done is not known),
+ * One thread per client object. Every call is over within the client's timeout, and is tried once, at one endpoint:
+ * after a failure the next call goes to the next endpoint, over a new connection, and the caller decides when. Errors
+ * name the endpoint and what was asked: -EHOSTUNREACH (no etcd there, or none that has a leader), -ETIMEDOUT (whether
+ * it was done is not known),
  * -EBADMSG (what came is no answer), -EREMOTEIO (etcd said no: its words), -EMSGSIZE, -ENOMEM.
  */
 #pragma once
@@ -47,8 +49,8 @@ int etcd_create(struct etcd_client *c, const char *key, const void *data, size_t
 int etcd_put_guarded(struct etcd_client *c, const char *guard, int64_t create_revision, const char *key,
 	const void *data, size_t bytes, struct base_error *e);
 
-/* ret_until_ns: on base_clock, when the lease is over unless it is kept alive again; counted from before it was asked for, so
- * etcd never ends it earlier. */
+/* ret_until_ns: on base_clock, when the lease is over unless it is kept alive again; counted from before it was asked
+ * for, so etcd never ends it earlier. */
 int etcd_lease_grant(
 	struct etcd_client *c, uint64_t ttl_ns, int64_t *ret_lease, uint64_t *ret_until_ns, struct base_error *e);
 int etcd_lease_keep(
@@ -57,7 +59,7 @@ int etcd_lease_keep(
 int etcd_lease_length(struct etcd_client *c, int64_t lease, uint64_t *ret_ttl_ns, struct base_error *e);
 int etcd_lease_revoke(struct etcd_client *c, int64_t lease, struct base_error *e); // its keys go with it
 
-/* Waits for a change of the key after `revision`: 1 when there was one, 0 when there was none within wait_ns. Stays open
- * at etcd between calls for the same key; what happened between them is not missed. Changes may come bundled, and once
- * more than they happened: look at the key. */
+/* Waits for a change of the key after `revision`: 1 when there was one, 0 when there was none within wait_ns. Stays
+ * open at etcd between calls for the same key; what happened between them is not missed. Changes may come bundled, and
+ * once more than they happened: look at the key. */
 int etcd_watch(struct etcd_client *c, const char *key, int64_t revision, uint64_t wait_ns, struct base_error *e);

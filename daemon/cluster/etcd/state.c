@@ -151,7 +151,8 @@ static int try_to_take(struct etcd_state *s, struct base_error *e)
 	return status;
 }
 
-/* A claim that nobody has. Ours is taken back at once: nobody else has it. Another's is left to it by the rules of claim.h. */
+/* A claim that nobody has. Ours is taken back at once: nobody else has it. Another's is left to it by the rules of
+ * claim.h. */
 static int look_vacant(struct etcd_state *s, struct base_error *e)
 {
 	uint64_t ns;
@@ -170,7 +171,8 @@ static int look_vacant(struct etcd_state *s, struct base_error *e)
 	return 0;
 }
 
-/* How long the lease is that another has the claim by. One that is over by now is not worth knowing: its key goes with it. */
+/* How long the lease is that another has the claim by. One that is over by now is not worth knowing: its key goes with
+ * it. */
 static int learn_lease(struct etcd_state *s, int64_t lease, struct base_error *e)
 {
 	uint64_t ns;
@@ -211,7 +213,8 @@ static void pause_ns(struct etcd_state *s, uint64_t ns)
 		nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
 }
 
-/* Until a change of the key, or until the lease wants to be kept or the claim to be looked at; in slices, so that a stop is heard. */
+/* Until a change of the key, or until the lease wants to be kept or the claim to be looked at; in slices, so that a
+ * stop is heard. */
 static int wait_for_change(struct etcd_state *s, struct base_error *e)
 {
 	uint64_t until = s->kept_ns + s->lease_ns / CLUSTER_CLAIM_ROUNDS;
@@ -293,7 +296,8 @@ static void state_free(struct etcd_state *s)
 	free(s);
 }
 
-/* The thread has ended. With the lease go its keys, so that others need not wait for it to run out; etcd may be away, or only late. */
+/* The thread has ended. With the lease go its keys, so that others need not wait for it to run out; etcd may be away,
+ * or only late. */
 static void give_back(struct etcd_state *s)
 {
 	int status = s->lease ? -EAGAIN : 0;

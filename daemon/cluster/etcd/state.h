@@ -5,9 +5,9 @@
  *   record          members, plans and epoch, as JSON; written by a transaction that finds `coordinator` to be the writer's own
  *   members/NODE    who could coordinate and is there, with the same lease
  *
- * A thread of its own keeps the lease, tries to make `coordinator` when daemon/cluster/claim.h lets it, and watches it, so that a standby
- * sees at once when it goes. It never gives up: what is wrong stands in the claim. read() and write() have a connection of their own,
- * and one second. close() revokes the lease, and tries that twice.
+ * A thread of its own keeps the lease, tries to make `coordinator` when daemon/cluster/claim.h lets it, and watches it,
+ * so that a standby sees at once when it goes. It never gives up: what is wrong stands in the claim. read() and write()
+ * have a connection of their own, and one second. close() revokes the lease, and tries that twice.
  */
 #pragma once
 

@@ -17,8 +17,8 @@ static VEC float sum_lanes(vf x)
 
 /*
  * e^x = 2^n * e^r, n = round(x / ln 2), r in [-ln 2 / 2, ln 2 / 2] with ln 2 in two parts, e^r by its Taylor sum to
- * r^7 (its error is 0.3 * 2^-24 there). Within 2 units in the last place of float; 0 below -87.33 (where results would be
- * subnormal), and cut at 88.37, 2.4e38, above.
+ * r^7 (its error is 0.3 * 2^-24 there). Within 2 units in the last place of float; 0 below -87.33 (where results would
+ * be subnormal), and cut at 88.37, 2.4e38, above.
  */
 static VEC vf vec_exp(vf x)
 {

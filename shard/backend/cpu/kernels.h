@@ -2,10 +2,10 @@
  * The cpu backend's kernels: one table per instruction set. The build compiles kernels.c, activations.c, matvec.c,
  * matmul.c, attend.c and rows.c once for each set; they are written in the 16-lane primitives of vec_*.h.
  *
- * 8-bit activations: for 16 columns x = scale * q, q int8, scale = max |x| / 127. A block of 32 columns with an |x| above
- * CPU_FINE_SIGMAS times the root mean square of its row has a second plane: the same for what the first one leaves of x,
- * with scale / 254. Few blocks (4 to 12 % in SmolLM2-135M) have nearly all of the rounding noise of a row, as their
- * large values come from a few channels; the second plane costs as much as the block did.
+ * 8-bit activations: for 16 columns x = scale * q, q int8, scale = max |x| / 127. A block of 32 columns with an |x|
+ * above CPU_FINE_SIGMAS times the root mean square of its row has a second plane: the same for what the first one
+ * leaves of x, with scale / 254. Few blocks (4 to 12 % in SmolLM2-135M) have nearly all of the rounding noise of a row,
+ * as their large values come from a few channels; the second plane costs as much as the block did.
  * Logits of SmolLM2-135M Q4_1 against float32, root mean square of the errors over 72 values: one scale for 32 columns
  * 0.23, for 16 columns 0.13 to 0.21, with second planes 0.07 to 0.11.
  *

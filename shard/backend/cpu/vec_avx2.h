@@ -204,8 +204,8 @@ static VEC __m256i vec_four(const int8_t *x)
 	return _mm256_set1_epi32(four);
 }
 
-/* Two bytes' products in 16 bits: with all eight of a 16-bit lane added they fit up to 5 bits, with four up to 6, with two
- * for int8, as long as no x is -128. */
+/* Two bytes' products in 16 bits: with all eight of a 16-bit lane added they fit up to 5 bits, with four up to 6, with
+ * two for int8, as long as no x is -128. */
 static VEC vi vec_dot_one(uint32_t bits, vi acc, const vu *w, const int8_t *x)
 {
 	__m256i ones = _mm256_set1_epi16(1), lo[4], hi[4];

@@ -151,9 +151,9 @@ static void multiply(struct backend *b, const struct matrix *m, const float *x, 
 
 /*
  * |y - exact| <= tolerance * sqrt(sum (w x)^2) style bounds are loose for tests; here the error of each element is at
- * most what rounding of the activations explains. 16 columns have a step of max|x| / 127, or 1 / 254 of that if they stand
- * out in the row (kernels.h), so an error of half of it, and the errors of a row add up in random signs: 6 sigma of
- * step / sqrt(12) * |w| is the bound, plus float32's own rounding, 1e-5 of the sum of |w x|.
+ * most what rounding of the activations explains. 16 columns have a step of max|x| / 127, or 1 / 254 of that if they
+ * stand out in the row (kernels.h), so an error of half of it, and the errors of a row add up in random signs: 6 sigma
+ * of step / sqrt(12) * |w| is the bound, plus float32's own rounding, 1e-5 of the sum of |w x|.
  */
 static void check_matmul(const struct matrix *m, const float *x, uint32_t tokens, const float *y, bool floats)
 {
@@ -435,7 +435,8 @@ static void attention_is_right(void **state)
 				for (uint32_t h = 0; h < s->heads; h++) {
 					double exact[256];
 					exact_attention(s, q, k, v, p, h, exact);
-					// float32 sums of at most 128 products, and exp within 2 units: 1e-5 is ten times that.
+					// float32 sums of at most 128 products, and exp within 2 units: 1e-5 is ten
+					// times that.
 					for (uint32_t d = 0; d < s->head_dim; d++)
 						if (fabs(out[((size_t)p * s->heads + h) * s->head_dim + d] - exact[d]) >
 							1e-5)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The client of etcd against an etcd that answers wrongly, late, or not at all: its services stand where thaw.admin.v1 stands
-// otherwise, on the server core of daemon/rpc. What a real etcd does: tests/integration/test_etcd.c.
+// The client of etcd against an etcd that answers wrongly, late, or not at all: its services stand where thaw.admin.v1
+// stands otherwise, on the server core of daemon/rpc. What a real etcd does: tests/integration/test_etcd.c.
 #include "tests/lib/testing.h"
 
 #include <errno.h>

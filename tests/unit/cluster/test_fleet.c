@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plans and epochs of the coordinator, with nodes that are made up: what each is told, in which order, and what comes of losses.
+// Plans and epochs of the coordinator, with nodes that are made up: what each is told, in which order, and what comes
+// of losses.
 #include "tests/lib/testing.h"
 
 #include <errno.h>
@@ -315,7 +316,8 @@ static void expect_spare(struct node *n, uint64_t after)
 	testing_wait_until((read_node(n), n->spare > after));
 }
 
-/* While a group runs its nodes are asked for spares, once; a plan has those that are under way released before its own work. */
+/* While a group runs its nodes are asked for spares, once; a plan has those that are under way released before its own
+ * work. */
 static void spares_of_a_group(void **state)
 {
 	struct scene *s = scene_create_with(3, 2);
@@ -420,7 +422,8 @@ static void pullers_are_told_who_has_a_copy(void **state)
 	scene_destroy(s);
 }
 
-/* Ranks met damaged data: the next assignments have the stores read, also when one was under way, until a group comes of it. */
+/* Ranks met damaged data: the next assignments have the stores read, also when one was under way, until a group comes
+ * of it. */
 static void stores_are_mended(void **state)
 {
 	struct scene *s = scene_create(1);

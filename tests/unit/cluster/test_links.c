@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which links a coordinator has measured, with nodes that are made up: one after the other, kept in a file, and what a plan gets of it.
+// Which links a coordinator has measured, with nodes that are made up: one after the other, kept in a file, and what a
+// plan gets of it.
 #include "tests/lib/testing.h"
 
 #include <errno.h>

@@ -298,8 +298,8 @@ static void join_beat_and_come_back(void **state)
 	testing_wait_until(node_of("a")->losses == 2);
 }
 
-/* Silent, with an open connection: told so, and lost, but only after that time without a word. A node that beats is there for longer
- * than that, unless the machine does so many other things that it is silent, too. */
+/* Silent, with an open connection: told so, and lost, but only after that time without a word. A node that beats is
+ * there for longer than that, unless the machine does so many other things that it is silent, too. */
 static void silence_is_a_loss(void **state)
 {
 	struct peer p;
@@ -753,7 +753,8 @@ static void expect_no_pull(const char *who, const char *name, uint8_t first, con
 		fail_msg("\"%s\" is not in: %s", text, e.message);
 }
 
-/* To nodes of the cluster that know its name, by what sources.json remembers, as long as that file is what was digested. */
+/* To nodes of the cluster that know its name, by what sources.json remembers, as long as that file is what was
+ * digested. */
 static void a_worker_gives_what_it_has_a_copy_of(void **state)
 {
 	static const struct pack_runs runs = {17, 1000, 3000, 1000};

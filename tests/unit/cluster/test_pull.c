@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pulling from a node that sends what it should, and from one that does not: its service stands where thaw.node.v1 stands otherwise, on
-// the server core of daemon/rpc.
+// Pulling from a node that sends what it should, and from one that does not: its service stands where thaw.node.v1
+// stands otherwise, on the server core of daemon/rpc.
 #include "tests/lib/testing.h"
 
 #include <errno.h>

@@ -856,7 +856,8 @@ static void topology_shows_all_nodes_of_a_cluster(void **state)
 	drop(&s);
 }
 
-/* What a daemon that means ill may send: more machines, links and parts than there is room for, and names that lead nowhere. */
+/* What a daemon that means ill may send: more machines, links and parts than there is room for, and names that lead
+ * nowhere. */
 static void a_drawing_is_bounded(void **state)
 {
 	enum { MACHINES = 70, LINKS = 300, PARTS = 65 };

@@ -170,7 +170,8 @@ static void test_refusals(void **state)
 	bench_destroy(b);
 }
 
-/* With slow passes: the queue fills, ids are unique, aborts work in the queue, in prefill and in decode, deadlines count queueing. */
+/* With slow passes: the queue fills, ids are unique, aborts work in the queue, in prefill and in decode, deadlines
+ * count queueing. */
 static void test_queue_abort_deadline(void **state)
 {
 	struct bench *b = bench_create();
@@ -440,7 +441,8 @@ static void test_pass_is_refused(void **state)
 	bench_destroy(b);
 }
 
-/* The head has more rows than the tokenizer has tokens: whoever draws one of those ends, and nobody else is disturbed. */
+/* The head has more rows than the tokenizer has tokens: whoever draws one of those ends, and nobody else is
+ * disturbed. */
 static void test_token_without_text(void **state)
 {
 	struct bench *b = bench_create();

@@ -259,7 +259,8 @@ static void test_nobody_waits_for_a_mute_rank(void **state)
 	fleet_destroy(&f);
 }
 
-/* While the ranks of the next life do not even read what they are to load, requests end in time, and so does the engine. */
+/* While the ranks of the next life do not even read what they are to load, requests end in time, and so does the
+ * engine. */
 static void test_nobody_waits_for_deaf_ranks(void **state)
 {
 	struct fleet f = {.max_running = 1};

@@ -724,9 +724,9 @@ static void test_mute_peer(void **state)
 	}
 }
 
-/* After a flush nothing waits for the member that sent to call again, and the flush itself does not wait for the peer to do so. The
- * message is larger than the buffers of both sockets and complete at once, so most of it is then inside the engine; the peer calls
- * nothing before the flush has begun, and nothing after it has the message. */
+/* After a flush nothing waits for the member that sent to call again, and the flush itself does not wait for the peer
+ * to do so. The message is larger than the buffers of both sockets and complete at once, so most of it is then inside
+ * the engine; the peer calls nothing before the flush has begun, and nothing after it has the message. */
 enum { QUIET_ROUNDS = 30, QUIET_BYTES = 60000 };
 struct quiet {
 	_Atomic int sent, taken; // rounds

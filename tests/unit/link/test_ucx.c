@@ -89,8 +89,8 @@ static pid_t streaming_peer(struct link_group **ret_group)
 	return pid;
 }
 
-/* Until a message is on its way in and another out. One call of progress may see a whole message through when the peer is quick:
- * then the next ones are tried. */
+/* Until a message is on its way in and another out. One call of progress may see a whole message through when the peer
+ * is quick: then the next ones are tried. */
 static void stream_a_while(struct link_group *g, uint8_t *in, uint8_t *out, struct link_request r[2])
 {
 	for (int i = 0; i < 200; i++) {
@@ -106,8 +106,8 @@ static void stream_a_while(struct link_group *g, uint8_t *in, uint8_t *out, stru
 	fail_msg("every message was through at once");
 }
 
-/* Waits for one of the two, and lets the next message follow where one was through before the link's end: what is under way may be near its
- * own end. */
+/* Waits for one of the two, and lets the next message follow where one was through before the link's end: what is under
+ * way may be near its own end. */
 static int wait_for_end(
 	struct link_group *g, uint8_t *in, uint8_t *out, struct link_request r[2], uint32_t which, uint64_t deadline_ns)
 {
@@ -312,7 +312,8 @@ static void test_hostile_hello(void **state)
 	hear(&h, sizeof h, -EPROTO, "address");
 }
 
-/* Whoever does not know the token, or is of another epoch, is not heard; a known peer that breaks the rules ends the group. */
+/* Whoever does not know the token, or is of another epoch, is not heard; a known peer that breaks the rules ends the
+ * group. */
 static void test_forged_messages(void **state)
 {
 	struct half h[2];
@@ -419,8 +420,8 @@ static void test_tcp_only(void **state)
 	ops->close(h[1].group);
 }
 
-/* Loading UCX must not leave its handler of SIGHUP, nor using it a patched C library. (Sanitizers have handlers of their own for
- * the others.) */
+/* Loading UCX must not leave its handler of SIGHUP, nor using it a patched C library. (Sanitizers have handlers of
+ * their own for the others.) */
 static void test_process_is_left_alone(void **state)
 {
 	struct sigaction a;
@@ -465,8 +466,8 @@ static _Noreturn void load_at_once(int out)
 	_exit(failed);
 }
 
-/* Models whose first links are made at the same time: UCX says nothing about being loaded twice. First of all tests, before
- * this process has it. */
+/* Models whose first links are made at the same time: UCX says nothing about being loaded twice. First of all tests,
+ * before this process has it. */
 static void test_loaded_by_threads_at_once(void **state)
 {
 	for (int i = 0; i < 12; i++) {

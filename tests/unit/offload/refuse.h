@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Runs a function in a child process whose kernel refuses io_uring, opens with O_DIRECT, or flock, as hardened containers
- * and some file systems do. The refusal is a seccomp filter.
+ * Runs a function in a child process whose kernel refuses io_uring, opens with O_DIRECT, or flock, as hardened
+ * containers and some file systems do. The refusal is a seccomp filter.
  */
 #pragma once
 

@@ -308,7 +308,8 @@ static void a_second_run_writes_nothing(void **state)
 	source_finish(&s);
 }
 
-// Between opening a model and digesting it another file of the same size takes its name: neither may get the other's digest.
+// Between opening a model and digesting it another file of the same size takes its name: neither may get the other's
+// digest.
 static void a_replaced_source_is_noticed(void **state)
 {
 	struct tiny_model m = {.layers = 1, .type = 2, .seed = 3}, other = m;
@@ -809,7 +810,8 @@ static void same_files(const char *a, const char *b, const char *name)
 		fail_msg("%s differs", name);
 }
 
-/* Metadata in a file with holes for the tensors, their bytes from elsewhere: the same store, and no byte is asked for twice. */
+/* Metadata in a file with holes for the tensors, their bytes from elsewhere: the same store, and no byte is asked for
+ * twice. */
 static void pulled_layers_are_those_of_the_file(void **state)
 {
 	struct tiny_model m = {.type = 8, .width = 256, .heads = 4, .kv_heads = 2, .head_dim = 64, .ffn_width = 416};

@@ -312,8 +312,8 @@ static void test_the_cpus_of_a_large_machine_fit(void **state)
 	rank_message_scratch_destroy(scratch);
 }
 
-/* A change of the format without another RANK_MESSAGE_VERSION would let two builds talk past each other: when this fails, count the
- * version up and put what it prints here. */
+/* A change of the format without another RANK_MESSAGE_VERSION would let two builds talk past each other: when this
+ * fails, count the version up and put what it prints here. */
 static void test_the_version_names_the_format(void **state)
 {
 	static const struct {
@@ -346,7 +346,8 @@ static void test_another_version_is_named(void **state)
 	rank_message_scratch_destroy(scratch);
 }
 
-/* Every word of every message replaced by values that break it: no crash, and what still decodes encodes to the same. */
+/* Every word of every message replaced by values that break it: no crash, and what still decodes encodes to the
+ * same. */
 static void test_changed_words(void **state)
 {
 	static const uint32_t values[] = {0, 1, 0x7fffffff, 0x80000000, UINT32_MAX, 4097, 257};

@@ -312,7 +312,8 @@ static void test_protocol(void **state)
 	fleet_stop(&f, -EBADMSG);
 }
 
-/* A coordinator of another build: the rank says so in a message, which shows its own version to the other end, and ends. */
+/* A coordinator of another build: the rank says so in a message, which shows its own version to the other end, and
+ * ends. */
 static void test_another_build(void **state)
 {
 	static struct fleet f;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-/* A small real model in stages of several parts each, over the link. Against one rank: the reference backend, whose parts differ
- * from the whole in the order of additions only, within rounding; and every run, chunking and budget the same bits. */
+/* A small real model in stages of several parts each, over the link. Against one rank: the reference backend, whose
+ * parts differ from the whole in the order of additions only, within rounding; and every run, chunking and budget the
+ * same bits. */
 #include "tests/lib/testing.h"
 
 #include <errno.h>
@@ -161,7 +162,8 @@ static void the_reason_why_not(void **state)
 	model_destroy(&m);
 }
 
-/* A pass that is not well-formed is refused by all parts, and the next one is computed. Scores need rows of logits of all parts. */
+/* A pass that is not well-formed is refused by all parts, and the next one is computed. Scores need rows of logits of
+ * all parts. */
 static void refusals_and_scores(void **state)
 {
 	static struct fleet f;
@@ -235,7 +237,8 @@ static uint64_t read_when_quiet(struct fleet *f, uint32_t rank, uint64_t least)
 	return last;
 }
 
-/* One stream: a stage reads ahead of its next pass while others compute, as far as its slots go, without waiting for the pass. */
+/* One stream: a stage reads ahead of its next pass while others compute, as far as its slots go, without waiting for
+ * the pass. */
 static void stages_read_ahead(void **state)
 {
 	static struct fleet f;

@@ -3,8 +3,8 @@
  * instead of lib_rank, beside lib_rank_serve.
  *
  * It computes with small integers, so results are exact: a token depends on all tokens of its sequence, read through
- * the KV blocks that the pass names, on every layer, and on nothing else; so wrong blocks, positions or hidden rows give
- * other tokens. toy_rank_next() says what is right. Sampling ignores its parameters but for min_new_tokens with
+ * the KV blocks that the pass names, on every layer, and on nothing else; so wrong blocks, positions or hidden rows
+ * give other tokens. toy_rank_next() says what is right. Sampling ignores its parameters but for min_new_tokens with
  * banned (a banned token is moved on to the next one that is not).
  *
  * config.model_path is a list of settings, "vocab=258 layers=4 width=8 blocks=64 load_ms=0 pass_ms=0 cold=0 fail_load=0

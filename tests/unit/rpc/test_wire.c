@@ -39,7 +39,8 @@ static void utf8_is_checked_to_the_byte(void **state)
 		assert_int_equal(base_utf8_prefix(cases[i].text, strlen(cases[i].text)), cases[i].good);
 }
 
-/* protobuf-c decodes with the stack and has no limit: a type that contains itself would let a client choose the depth. */
+/* protobuf-c decodes with the stack and has no limit: a type that contains itself would let a client choose the
+ * depth. */
 static unsigned depth_of(const ProtobufCMessageDescriptor *d, const ProtobufCMessageDescriptor **above, unsigned n)
 {
 	unsigned deepest = 0;

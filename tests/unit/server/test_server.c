@@ -366,7 +366,8 @@ static void flip(struct house *h, const char *file, long at)
 	close(fd);
 }
 
-/* Hot data that is bad when a model is loaded: the one file is packed anew, and it serves. Without its source: refused. */
+/* Hot data that is bad when a model is loaded: the one file is packed anew, and it serves. Without its source:
+ * refused. */
 static void test_hot_data_is_mended_at_load(void **state)
 {
 	struct house h;
@@ -404,8 +405,8 @@ static void flip_layers(struct house *h)
 	}
 }
 
-/* Cold data that goes bad under a model that serves: not ready, mended, ready. And again, soon after: when the pause is over, though
- * no request comes meanwhile. */
+/* Cold data that goes bad under a model that serves: not ready, mended, ready. And again, soon after: when the pause is
+ * over, though no request comes meanwhile. */
 static void test_cold_data_is_mended(void **state)
 {
 	struct house h;
@@ -582,8 +583,8 @@ static uint64_t workspace_of(uint32_t stages)
 	return info.plan.workspace_bytes;
 }
 
-/* What `thawctl trace` takes while it runs is in the budget before it does: a ring for each rank, one for the engine, and the copy of
- * each that is handed out. */
+/* What `thawctl trace` takes while it runs is in the budget before it does: a ring for each rank, one for the engine,
+ * and the copy of each that is handed out. */
 static void test_traces_are_counted(void **state)
 {
 	const uint64_t daemon = 16ull << 20, rank = 8ull << 20, ring = BASE_TRACE_RING_BYTES;

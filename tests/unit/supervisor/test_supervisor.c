@@ -62,7 +62,8 @@ static void test_stop(void **state)
 	}
 }
 
-/* A process that traces another holds it back from its parent when it dies, as a hanging driver would. -1: not permitted. */
+/* A process that traces another holds it back from its parent when it dies, as a hanging driver would. -1: not
+ * permitted. */
 static pid_t hold(pid_t pid)
 {
 	int told[2];

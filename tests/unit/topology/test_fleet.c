@@ -208,7 +208,8 @@ static void heads_decide_how_many_share_a_stage(void **state)
 	free(s);
 }
 
-/* For who runs the same number of ranks in every stage: drives that bind are worth it, hosts of about the same figures are equal. */
+/* For who runs the same number of ranks in every stage: drives that bind are worth it, hosts of about the same figures
+ * are equal. */
 static void every_stage_has_as_many_ranks(void **state)
 {
 	struct scene *s = small_model(3, 40 * MIB);
