@@ -65,6 +65,12 @@ void cluster_claim_watch_seen(struct cluster_claim_watch *w, int64_t lease, uint
 	w->lease_ns = lease_ns;
 }
 
+void cluster_claim_watch_held(struct cluster_claim_watch *w, uint64_t now_ns)
+{
+	if (w->back_ns && now_ns >= w->back_ns + length(w))
+		w->back_ns = 0;
+}
+
 void cluster_claim_watch_over(struct cluster_claim_watch *w)
 {
 	w->lease = 0;

@@ -24,7 +24,7 @@ struct cluster_claim_watch {
 	int64_t lease; // that another's claim was last seen with; 0: none, or it is over
 	uint64_t lease_ns; // its length; 0: never heard of one
 	uint64_t heard_ns; // the last answer; 0: none
-	uint64_t back_ns; // the first answer after etcd had been away; 0: it never was
+	uint64_t back_ns; // the first answer after etcd had been away; 0: it never was, or its holder came back
 	bool missed; // a question has failed since the last answer
 };
 
@@ -32,6 +32,8 @@ void cluster_claim_watch_missed(struct cluster_claim_watch *w);
 void cluster_claim_watch_heard(struct cluster_claim_watch *w, uint64_t now_ns);
 /* Another has the claim, by this lease. */
 void cluster_claim_watch_seen(struct cluster_claim_watch *w, int64_t lease, uint64_t lease_ns);
+/* Another still has the claim. A length of its lease after etcd was back, it has come back for it. */
+void cluster_claim_watch_held(struct cluster_claim_watch *w, uint64_t now_ns);
 /* The lease that the claim was seen with is over, says etcd. */
 void cluster_claim_watch_over(struct cluster_claim_watch *w);
 /* Whether a claim that nobody has may be taken. */

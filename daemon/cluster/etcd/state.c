@@ -204,7 +204,10 @@ static int look(struct etcd_state *s, struct base_error *e)
 	}
 	free(v.data);
 	set_claim(s, &claim);
-	return claim.kind == CLUSTER_CLAIM_OTHER ? learn_lease(s, v.lease, e) : 0;
+	if (claim.kind == CLUSTER_CLAIM_HELD)
+		return 0;
+	cluster_claim_watch_held(&s->watch, base_clock_now_ns());
+	return learn_lease(s, v.lease, e);
 }
 
 static void pause_ns(struct etcd_state *s, uint64_t ns)

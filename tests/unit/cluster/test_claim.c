@@ -339,6 +339,22 @@ static void a_long_time_between_two_answers_is_an_absence(void **state)
 	}
 }
 
+/* Whoever came back for the claim after etcd had been away is a holder as any other when it goes later. */
+static void test_claim_of_one_who_came_back(void **state)
+{
+	for (uint64_t held = 11 * S; held <= 12 * S; held += S) {
+		struct cluster_claim_watch w = {.own_ns = 60 * S};
+		cluster_claim_watch_seen(&w, 7, 2 * S);
+		cluster_claim_watch_missed(&w);
+		cluster_claim_watch_heard(&w, 10 * S);
+		for (uint64_t now = 10 * S; now <= 12 * S; now += 500 * MS)
+			cluster_claim_watch_heard(&w, now);
+		cluster_claim_watch_held(&w, held);
+		cluster_claim_watch_over(&w);
+		assert_int_equal(cluster_claim_watch_free(&w, 12 * S + 100 * MS), held == 12 * S);
+	}
+}
+
 /* So that an absence that ends a holder's lease is longer than the time between two looks. */
 static void who_stands_by_looks_as_often_as_the_holder_renews(void **state)
 {
@@ -453,6 +469,7 @@ static void a_record_that_cannot_be_read_is_said_and_read_again(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_claim_of_one_who_came_back),
 		cmocka_unit_test(a_claim_is_free_when_its_lease_is_over),
 		cmocka_unit_test(after_an_absence_the_holder_has_the_length_of_its_own_lease),
 		cmocka_unit_test(a_long_time_between_two_answers_is_an_absence),
