@@ -3,6 +3,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -97,6 +98,17 @@ char *base_units_format_bytes(uint64_t bytes, char out[static BASE_UNITS_TEXT_BY
 		i++;
 	}
 	snprintf(out, BASE_UNITS_TEXT_BYTES, i == 0 || v >= 100 ? "%.0f %s" : "%.1f %s", v, names[i]);
+	return out;
+}
+
+char *base_units_exact_bytes(uint64_t bytes, char out[static BASE_UNITS_TEXT_BYTES])
+{
+	static const char *const names[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+	uint64_t v = bytes;
+	size_t i = 0;
+	for (; v && v % 1024 == 0 && i + 1 < sizeof names / sizeof *names; v /= 1024)
+		i++;
+	snprintf(out, BASE_UNITS_TEXT_BYTES, "%" PRIu64 "%s", v, names[i]);
 	return out;
 }
 

@@ -14,5 +14,7 @@ int base_units_parse_duration(const char *text, uint64_t *ret_ns); // ns us ms s
 #define BASE_UNITS_TEXT_BYTES 32
 /* "1.5 GiB", "512 B"; returns out. */
 char *base_units_format_bytes(uint64_t bytes, char out[static BASE_UNITS_TEXT_BYTES]);
+/* "1536MiB", "0B": in the largest unit up to TiB that divides it, so that it reads back as the same; returns out. */
+char *base_units_exact_bytes(uint64_t bytes, char out[static BASE_UNITS_TEXT_BYTES]);
 /* "1.2 s", "250 ms"; returns out. */
 char *base_units_format_duration(uint64_t ns, char out[static BASE_UNITS_TEXT_BYTES]);

@@ -2,7 +2,6 @@
 #include "daemon/config_map.h"
 
 #include <errno.h>
-#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -257,17 +256,12 @@ int config_sizes_take(
 {
 	struct config_size sizes[CONFIG_SIZES];
 	uint32_t count = 0;
-	char text[CONFIG_MAP_BYTES] = "";
+	char text[CONFIG_MAP_BYTES] = "", size[BASE_UNITS_TEXT_BYTES];
 	size_t at = 0;
 	int r = n ? walk_sizes(t, n, what, sizes, &count) : 0;
 	for (uint32_t i = 0; i < count && r == 0 && at < sizeof text; i++) {
-		static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-		uint64_t v = sizes[i].bytes;
-		size_t unit = 0;
-		for (; v && v % 1024 == 0 && unit + 1 < base_array_size(units); v /= 1024)
-			unit++;
-		at += (size_t)snprintf(text + at, sizeof text - at, "%s%s: %" PRIu64 "%s%s", i ? ", " : "{",
-			sizes[i].node, v, units[unit], i + 1 == count ? "}" : "");
+		at += (size_t)snprintf(text + at, sizeof text - at, "%s%s: %s%s", i ? ", " : "{", sizes[i].node,
+			base_units_exact_bytes(sizes[i].bytes, size), i + 1 == count ? "}" : "");
 	}
 	if (r == 0 && at >= sizeof text)
 		r = base_error_set(t->e, -E2BIG, "%s: %s: at most %u bytes fit", t->name, what, CONFIG_MAP_BYTES - 1);

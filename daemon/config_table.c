@@ -357,13 +357,11 @@ static void format_measure(uint64_t v, bool bytes, char *out, size_t room)
 	static const struct {
 		const char *name;
 		uint64_t factor;
-	} sizes[] = {{"TiB", TIB}, {"GiB", 1024 * MIB}, {"MiB", MIB}, {"KiB", KIB}, {"B", 1}},
-	  times[] = {{"h", HOUR}, {"m", 60 * SECOND}, {"s", SECOND}, {"ms", MS}, {"us", 1000}, {"ns", 1}};
-	for (size_t i = 0; bytes && i < base_array_size(sizes); i++) {
-		if (v % sizes[i].factor == 0 && v >= sizes[i].factor) {
-			snprintf(out, room, "%" PRIu64 "%s", v / sizes[i].factor, sizes[i].name);
-			return;
-		}
+	} times[] = {{"h", HOUR}, {"m", 60 * SECOND}, {"s", SECOND}, {"ms", MS}, {"us", 1000}, {"ns", 1}};
+	char size[BASE_UNITS_TEXT_BYTES];
+	if (bytes && v) {
+		snprintf(out, room, "%s", base_units_exact_bytes(v, size));
+		return;
 	}
 	for (size_t i = 0; !bytes && i < base_array_size(times); i++) {
 		if (v % times[i].factor == 0 && v >= times[i].factor) {

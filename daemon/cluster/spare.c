@@ -57,8 +57,7 @@ void cluster_spares_step(struct cluster_fleet *f)
 		if (f->running.parts > 1)
 			cluster_coordinator_emit(f->coordinator, "warning", "spares_skipped", f->model,
 				"store.replicas is %u, and nodes keep no spare layers: they have parts of layers, "
-				"which another "
-				"plan would cut otherwise",
+				"which another plan would cut otherwise",
 				c->config.replicas);
 		return;
 	}

@@ -80,6 +80,12 @@ static uint32_t find_loose(
 	return i;
 }
 
+/* Lock held. The last one takes its place. */
+static void drop_loose(struct cluster_worker *w, uint32_t i)
+{
+	w->loose[i] = w->loose[--w->loose_count];
+}
+
 static void on_relied(void *context, const uint8_t digest[16], const char *name, bool loose)
 {
 	struct cluster_worker *w = ((struct cluster_task *)context)->worker;
@@ -98,7 +104,7 @@ void cluster_worker_relied(
 	pthread_mutex_lock(&w->lock);
 	uint32_t i = find_loose(w, digest, name);
 	if (i < w->loose_count)
-		w->loose[i] = w->loose[--w->loose_count];
+		drop_loose(w, i);
 	pthread_mutex_unlock(&w->lock);
 }
 
@@ -120,7 +126,7 @@ void cluster_task_used(const struct cluster_task *t)
 	struct cluster_worker *w = t->worker;
 	for (uint32_t i = 0; i < w->loose_count; i++) {
 		if (has_file(t, &w->loose[i]))
-			w->loose[i--] = w->loose[--w->loose_count];
+			drop_loose(w, i--);
 	}
 }
 
@@ -155,7 +161,7 @@ static uint32_t take_loose(void *context, char (*ret_names)[64], uint32_t room)
 		if (memcmp(x->digest, t->assign.digest, sizeof x->digest) != 0 || is_wanted(t, x))
 			continue;
 		memcpy(ret_names[n++], x->name, sizeof x->name);
-		w->loose[i--] = w->loose[--w->loose_count];
+		drop_loose(w, i--);
 	}
 	pthread_mutex_unlock(&w->lock);
 	return n;

@@ -192,7 +192,8 @@ static int look(struct etcd_state *s, struct base_error *e)
 	int status = etcd_get(s->keeper, s->key_coordinator, &v, &s->revision, e);
 	if (status && status != -ENOENT)
 		return status;
-	cluster_claim_watch_heard(&s->watch, base_clock_now_ns());
+	uint64_t now = base_clock_now_ns();
+	cluster_claim_watch_heard(&s->watch, now);
 	if (status)
 		return look_vacant(s, e);
 	if (v.lease == s->lease) {
@@ -206,7 +207,7 @@ static int look(struct etcd_state *s, struct base_error *e)
 	set_claim(s, &claim);
 	if (claim.kind == CLUSTER_CLAIM_HELD)
 		return 0;
-	cluster_claim_watch_held(&s->watch, base_clock_now_ns());
+	cluster_claim_watch_held(&s->watch, now);
 	return learn_lease(s, v.lease, e);
 }
 

@@ -97,6 +97,10 @@ static void units_need_their_unit(void **state)
 	char text[BASE_UNITS_TEXT_BYTES];
 	assert_string_equal(base_units_format_bytes(3ull << 29, text), "1.5 GiB");
 	assert_string_equal(base_units_format_bytes(512, text), "512 B");
+	assert_string_equal(base_units_exact_bytes(3ull << 29, text), "1536MiB");
+	assert_string_equal(base_units_exact_bytes(5000ull << 40, text), "5000TiB");
+	assert_string_equal(base_units_exact_bytes(1025, text), "1025B");
+	assert_string_equal(base_units_exact_bytes(0, text), "0B");
 }
 
 static void addresses_are_taken_apart_in_one_way(void **state)

@@ -376,22 +376,31 @@ static void test_regather_on_one_host(void **state)
 	bench_destroy(b);
 }
 
+static void fail_to_read(struct bench *b, uint32_t i)
+{
+	assert_int_equal(submit(b, make_request(b, i, 10, 30)), 0);
+	wait_reader(&b->reader[i], 0);
+	assert_int_equal(b->reader[i].error.code, -EIO);
+	assert_non_null(strstr(b->reader[i].error.message, "cannot be read: layer 5"));
+}
+
+static void read_with_new_rank(struct bench *b)
+{
+	assert_int_equal(submit(b, make_request(b, 3, 10, 30)), 0);
+	wait_reader(&b->reader[3], 0);
+	check_hash_output(b, 3, 10, 30);
+	assert_int_equal(b->ranks.starts, 2);
+}
+
 /* An I/O engine that died fails what needs it; the next requests find a new rank. */
 static void test_reads_that_fail_for_good(void **state)
 {
 	struct bench *b = bench_create();
 	b->ranks.io_dies_at = 2;
 	start(b);
-	for (uint32_t i = 0; i < 3; i++) {
-		assert_int_equal(submit(b, make_request(b, i, 10, 30)), 0);
-		wait_reader(&b->reader[i], 0);
-		assert_int_equal(b->reader[i].error.code, -EIO);
-		assert_non_null(strstr(b->reader[i].error.message, "cannot be read: layer 5"));
-	}
-	assert_int_equal(submit(b, make_request(b, 3, 10, 30)), 0);
-	wait_reader(&b->reader[3], 0);
-	check_hash_output(b, 3, 10, 30);
-	assert_int_equal(b->ranks.starts, 2);
+	for (uint32_t i = 0; i < 3; i++)
+		fail_to_read(b, i);
+	read_with_new_rank(b);
 	assert_int_equal(atomic_load(&b->losses), 1); // which the server mends
 	bench_destroy(b);
 }
@@ -405,17 +414,11 @@ static void test_drive_that_is_silent(void **state)
 	b->ranks.io_error = -ETIMEDOUT;
 	start(b);
 	for (uint32_t i = 0; i < 3; i++) {
-		assert_int_equal(submit(b, make_request(b, i, 10, 30)), 0);
-		wait_reader(&b->reader[i], 0);
-		assert_int_equal(b->reader[i].error.code, -EIO);
-		assert_non_null(strstr(b->reader[i].error.message, "cannot be read: layer 5"));
+		fail_to_read(b, i);
 		engine_get_load(b->engine, &load);
 		assert_string_equal(load.data_loss, "");
 	}
-	assert_int_equal(submit(b, make_request(b, 3, 10, 30)), 0);
-	wait_reader(&b->reader[3], 0);
-	check_hash_output(b, 3, 10, 30);
-	assert_int_equal(b->ranks.starts, 2);
+	read_with_new_rank(b);
 	assert_int_equal(atomic_load(&b->losses), 0);
 	bench_destroy(b);
 }

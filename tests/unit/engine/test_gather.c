@@ -218,6 +218,20 @@ static void test_gathered_ranks(void **state)
 	fleet_destroy(&f);
 }
 
+/* While no pass can be sent: a request with a deadline ends in time, and so does "held", which is request 0, when it is
+ * aborted. */
+static void end_late_and_held(struct bench *b)
+{
+	struct request *r = make_request(b, 1, 10, 5);
+	r->deadline_ns = base_clock_now_ns() + 50000000;
+	assert_int_equal(submit(b, r), 0);
+	wait_reader(&b->reader[1], 0);
+	assert_int_equal(b->reader[1].error.code, -ETIME);
+	assert_int_equal(engine_abort(b->engine, "held"), 0);
+	wait_reader(&b->reader[0], 0);
+	assert_int_equal(b->reader[0].error.code, -ECANCELED);
+}
+
 /* The rank dies while it computes the first request, and the next one is there but says nothing, not even hello.
  * Whoever waits for it meanwhile is heeded: nothing of this comes after it was given up, which an event would say. */
 static void wait_for_mute_rank(struct bench *b)
@@ -230,14 +244,7 @@ static void wait_for_mute_rank(struct bench *b)
 	testing_wait_until(b->ranks.mutes);
 	assert_int_equal(b->ranks.mutes, 1);
 	uint32_t events = b->events;
-	r = make_request(b, 1, 10, 5);
-	r->deadline_ns = base_clock_now_ns() + 50000000;
-	assert_int_equal(submit(b, r), 0);
-	wait_reader(&b->reader[1], 0);
-	assert_int_equal(b->reader[1].error.code, -ETIME);
-	assert_int_equal(engine_abort(b->engine, "held"), 0);
-	wait_reader(&b->reader[0], 0);
-	assert_int_equal(b->reader[0].error.code, -ECANCELED);
+	end_late_and_held(b);
 	assert_int_equal(submit(b, make_request(b, 2, 10, 5)), 0);
 	assert_int_equal(b->events, events);
 	engine_destroy(b->engine);
@@ -271,14 +278,7 @@ static void test_nobody_waits_for_deaf_ranks(void **state)
 	struct request *r = make_request(b, 0, 10, 5);
 	snprintf(r->id, sizeof r->id, "held");
 	assert_int_equal(submit(b, r), 0);
-	r = make_request(b, 1, 10, 5);
-	r->deadline_ns = base_clock_now_ns() + 50000000;
-	assert_int_equal(submit(b, r), 0);
-	wait_reader(&b->reader[1], 0);
-	assert_int_equal(b->reader[1].error.code, -ETIME);
-	assert_int_equal(engine_abort(b->engine, "held"), 0);
-	wait_reader(&b->reader[0], 0);
-	assert_int_equal(b->reader[0].error.code, -ECANCELED);
+	end_late_and_held(b);
 	assert_int_equal(load_of(b).epoch, 101); // still these ranks
 	fleet_destroy(&f);
 }
