@@ -112,10 +112,11 @@ void cluster_worker_relied(
 static bool has_file(const struct cluster_task *t, const struct cluster_loose *x)
 {
 	const struct cluster_slice *s = &t->assign.slice;
-	unsigned layer, part, parts;
+	uint32_t layer, part, parts;
 	if (t->assign.spare || t->assign.forget || memcmp(t->assign.digest, x->digest, sizeof x->digest) != 0)
 		return false;
-	if (sscanf(x->name, "layer-%u.tp%uof%u", &layer, &part, &parts) != 3)
+	if (pack_file_parse(x->name, &layer, &part, &parts) < 0 || layer == PACK_LAYER_EMBED ||
+		layer == PACK_LAYER_HEAD)
 		return true;
 	return layer >= s->first_layer && layer - s->first_layer < s->layers && part == s->tp_rank &&
 	       parts == s->tp_size;

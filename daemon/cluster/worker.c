@@ -438,9 +438,9 @@ static void count_files(int store_fd, const char *name, struct cluster_stored *s
 		close(fd);
 	for (struct dirent *n; d && (n = readdir(d));) {
 		struct stat st;
-		const char *end = strrchr(n->d_name, '.');
-		bool part = end && strncmp(end, ".tp", 3) == 0;
-		if (!part || fstatat(dirfd(d), n->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISREG(st.st_mode))
+		uint32_t layer, part, parts;
+		if (pack_file_parse(n->d_name, &layer, &part, &parts) < 0 ||
+			fstatat(dirfd(d), n->d_name, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISREG(st.st_mode))
 			continue;
 		s->files++;
 		s->bytes += (uint64_t)st.st_size;

@@ -92,6 +92,47 @@ char *pack_file_name(uint32_t layer, uint32_t tp_rank, uint32_t tp_size, char ou
 	return out;
 }
 
+static bool skip(const char **at, const char *text)
+{
+	size_t n = strlen(text);
+	if (strncmp(*at, text, n) != 0)
+		return false;
+	*at += n;
+	return true;
+}
+
+// Digits, at least one, of a number of at most four.
+static bool take_number(const char **at, uint32_t *ret)
+{
+	uint32_t v = 0, digits = 0;
+	for (; **at >= '0' && **at <= '9' && digits < 5; digits++)
+		v = v * 10 + (uint32_t)(*(*at)++ - '0');
+	*ret = v;
+	return digits > 0 && digits < 5;
+}
+
+int pack_file_parse(const char *name, uint32_t *ret_layer, uint32_t *ret_tp_rank, uint32_t *ret_tp_size)
+{
+	const char *at = name;
+	uint32_t layer, rank, size;
+	char same[64];
+	if (skip(&at, "embed"))
+		layer = PACK_LAYER_EMBED;
+	else if (skip(&at, "head"))
+		layer = PACK_LAYER_HEAD;
+	else if (!skip(&at, "layer-") || !take_number(&at, &layer) || layer >= PROGRAM_MAX_LAYERS)
+		return -EINVAL;
+	if (!skip(&at, ".tp") || !take_number(&at, &rank) || !skip(&at, "of") || !take_number(&at, &size) ||
+		size > PROGRAM_MAX_PARTS || rank >= size)
+		return -EINVAL;
+	if (strcmp(pack_file_name(layer, rank, size, same), name) != 0) // other zeros, or more behind it
+		return -EINVAL;
+	*ret_layer = layer;
+	*ret_tp_rank = rank;
+	*ret_tp_size = size;
+	return 0;
+}
+
 /* ---- layout ---- */
 
 struct layout_builder {

@@ -103,3 +103,5 @@ uint32_t pack_extent_bytes(const struct program *p);
 struct pack_slice pack_file_slice(uint32_t layer, const struct pack_slice *slice);
 /* "layer-0003.tp0of1" into out. layer: a number or PACK_LAYER_*. */
 char *pack_file_name(uint32_t layer, uint32_t tp_rank, uint32_t tp_size, char out[static 64]);
+/* The reverse, of exactly the names that it gives for models that there can be: else -EINVAL. */
+int pack_file_parse(const char *name, uint32_t *ret_layer, uint32_t *ret_tp_rank, uint32_t *ret_tp_size);

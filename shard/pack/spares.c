@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "shard/pack/pack.h"
 #include "shard/pack/sources.h"
 
 #define NAME "spares"
@@ -27,16 +28,13 @@ struct list {
 /* A name that the packer gives, whatever is in the file: nothing else is deleted. */
 static bool is_store_file(const char *name, size_t bytes)
 {
-	static const char letters[] = "abcdefghijklmnopqrstuvwxyz0123456789-.";
 	char text[NAME_BYTES];
-	if (!bytes || bytes >= sizeof text)
+	uint32_t layer, rank, size;
+	if (bytes >= sizeof text)
 		return false;
 	memcpy(text, name, bytes);
 	text[bytes] = '\0';
-	const char *end = strstr(text, ".tp");
-	bool known =
-		strncmp(text, "layer-", 6) == 0 || strncmp(text, "embed.", 6) == 0 || strncmp(text, "head.", 5) == 0;
-	return known && end && strspn(text, letters) == bytes;
+	return pack_file_parse(text, &layer, &rank, &size) == 0;
 }
 
 /* What cannot be read is no list: then nothing is deleted. */

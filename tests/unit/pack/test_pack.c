@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "offload/store.h"
 #include "shard/pack/layout.h"
 #include "shard/pack/pack.h"
@@ -883,9 +884,42 @@ static void pulled_layers_are_those_of_the_file(void **state)
 	source_finish(&s);
 }
 
+static void names_of_files_read_back(void **state)
+{
+	static const uint32_t layers[] = {0, 7, 999, PROGRAM_MAX_LAYERS - 1, PACK_LAYER_EMBED, PACK_LAYER_HEAD};
+	static const char *const others[] = {"", "embed", "embed.tp0of2", "embed.tp0of1.tmp", "head", "head.tp",
+		"head.tp0", "head.tp0of", "head.tp0of0", "head.tp1of1", "head.tp0of17", "head.tp00of1", "head.tp0of01",
+		"head.tp-1of1", "head.tp0of+1", "head.tp 0of1", "head.tp0of1 ", "head.tp0of1\n", "head.tp0of1.tmp",
+		"Head.tp0of1", "heads.tp0of1", "../head.tp0of1", "layer-0001", "layer-0001.tp0of1x",
+		"layer-0001.tp0of1/../model.json", "layer-1.tp0of1", "layer-00001.tp0of1", "layer-0x01.tp0of1",
+		"layer--001.tp0of1", "layer-.tp0of1", "layer-1024.tp0of1", "layer-4294967297.tp0of1",
+		"layer-0001.tp4294967296of1", "layer-0001.tp0of4294967297", "model.json", "spares", "header.gguf",
+		"x.tp0of1"};
+	uint32_t layer = 1, rank = 2, size = 3;
+	char name[64];
+	for (size_t i = 0; i < base_array_size(others); i++) {
+		if (pack_file_parse(others[i], &layer, &rank, &size) != -EINVAL)
+			fail_msg("\"%s\" is taken for a file of the store", others[i]);
+	}
+	assert_true(layer == 1 && rank == 2 && size == 3);
+	for (size_t i = 0; i < base_array_size(layers); i++) {
+		for (uint32_t parts = 1; parts <= PROGRAM_MAX_PARTS; parts++) {
+			for (uint32_t part = 0; part < parts; part++) {
+				bool whole = layers[i] == PACK_LAYER_EMBED;
+				pack_file_name(layers[i], part, parts, name);
+				assert_int_equal(pack_file_parse(name, &layer, &rank, &size), 0);
+				assert_int_equal(layer, layers[i]);
+				assert_int_equal(rank, whole ? 0 : part);
+				assert_int_equal(size, whole ? 1 : parts);
+			}
+		}
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(names_of_files_read_back),
 		cmocka_unit_test(every_type_packs_to_what_it_was),
 		cmocka_unit_test(slices_put_together_are_the_model),
 		cmocka_unit_test(cuts_that_cannot_be_are_refused),
