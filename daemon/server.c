@@ -449,9 +449,6 @@ int server_plan_model(struct server *s, const char *path, const char *device_map
 	struct config_model model = {0};
 	if (strlen(path) >= sizeof model.path)
 		return base_error_set(e, -ENAMETOOLONG, "path: longer than %zu bytes", sizeof model.path - 1);
-	if (device_map[0] && !s->coordinator)
-		return base_error_set(
-			e, -EINVAL, "device_map: is the coordinator's of a cluster, which this daemon is not");
 	snprintf(model.path, sizeof model.path, "%s", path);
 	int status = config_model_finish(&model, e);
 	struct server_entry *x = status ? NULL : server_entry_create(s, &model);

@@ -85,8 +85,11 @@ void server_load_configured(struct server *s);
 /* Returns at once; a load under way is given up. Running requests get daemon.drain to finish; meanwhile the model is
  * listed as UNLOADED, then it is gone. */
 int server_unload_model(struct server *s, const char *name, struct base_error *e);
+/* Can a dry run ask for this device_map ("": the configured one)? -EINVAL. */
+int server_check_map(const struct server *s, const char *device_map, struct base_error *e);
 /* Dry run for a file, with budgets as given (0: the configured ones), of a coordinator: of each node, and with
- * device_map ("": the configured one). -EHOSTDOWN: nodes are missing. -EINVAL: the map is not one of this model. */
+ * device_map, which server_check_map has found good. -EHOSTDOWN: nodes are missing. -EINVAL: cluster.map is not one of
+ * this model. */
 int server_plan_model(struct server *s, const char *path, const char *device_map, uint64_t weights_bytes,
 	uint64_t kv_bytes, struct server_model_info *ret_info, struct base_error *e);
 int server_abort(struct server *s, const char *request_id); // -ENOENT

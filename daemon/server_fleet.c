@@ -734,19 +734,41 @@ void server_fleet_destroy(struct server_fleet *f)
 	free(f);
 }
 
+/* name "": as configured. */
+static int find_map(const struct server *s, const char *name, enum fleet_map *ret_map, struct base_error *e)
+{
+	enum fleet_map map;
+	int status = fleet_map_find(name[0] ? name : s->config.cluster.device_map, &map);
+	if (status)
+		return base_error_set(
+			e, status, "device_map: \"%.40s\" is none of auto, balanced, sequential, explicit", name);
+	if (map == FLEET_MAP_EXPLICIT && !s->config.cluster.map[0])
+		return base_error_set(e, -EINVAL, "device_map: explicit: cluster.map is not set");
+	*ret_map = map;
+	return 0;
+}
+
+int server_check_map(const struct server *s, const char *device_map, struct base_error *e)
+{
+	enum fleet_map unused;
+	if (device_map[0] && !s->coordinator)
+		return base_error_set(
+			e, -EINVAL, "device_map: is the coordinator's of a cluster, which this daemon is not");
+	return s->coordinator ? find_map(s, device_map, &unused, e) : 0;
+}
+
 /* device_map "": as configured. What is wrong with a map of this model is said before any node is waited for. */
 static int choose_map(struct server_fleet *f, const char *device_map, struct base_error *e)
 {
 	const struct config *c = &f->entry->server->config;
-	const char *name = device_map[0] ? device_map : c->cluster.device_map, *text = "", *key = "cluster.pins";
-	if (fleet_map_find(name, &f->map) < 0)
-		return base_error_set(
-			e, -EINVAL, "device_map: \"%.40s\" is none of auto, balanced, sequential, explicit", name);
+	const char *text = "", *key = "cluster.pins";
+	int status = find_map(f->entry->server, device_map, &f->map, e);
+	if (status)
+		return status;
 	if (f->map == FLEET_MAP_EXPLICIT) {
 		key = "cluster.map";
 		text = c->cluster.map;
-		int status = text[0] ? config_map_check(text, key, f->entry->program->config.layers, &f->parts, e)
-				     : base_error_set(e, -EINVAL, "device_map: explicit: cluster.map is not set");
+		status = config_map_check(text, key, f->entry->program->config.layers, &f->parts, e);
 		if (status)
 			return status;
 	} else if (f->map == FLEET_MAP_AUTO) {
@@ -756,7 +778,7 @@ static int choose_map(struct server_fleet *f, const char *device_map, struct bas
 	f->entries = calloc(FLEET_ENTRIES, sizeof *f->entries);
 	if (!f->rules || !f->entries)
 		return base_error_set(e, -ENOMEM, "no memory");
-	int status = config_sizes_parse(c->cluster.reserve, "cluster.reserve", f->reserve, &f->reserve_count, e);
+	status = config_sizes_parse(c->cluster.reserve, "cluster.reserve", f->reserve, &f->reserve_count, e);
 	return status ? status : config_map_parse(text, key, f->rules, &f->rules_count, e);
 }
 

@@ -165,10 +165,14 @@ static void plan_placement(struct rpc_call *c, const ProtobufCMessage *request)
 	_cleanup_free_ struct rpc_convert_placement *place = info ? admin_alloc(c, 1, sizeof(*place)) : NULL;
 	if (!place)
 		return;
-	int r = server_plan_model(daemon_of(c), m->path, m->device_map, m->weights_bytes, m->kv_bytes, info, &e);
+	int r = server_check_map(daemon_of(c), m->device_map, &e);
 	if (r < 0) {
-		bool map = strncmp(e.message, "device_map", strlen("device_map")) == 0;
-		fail_from(c, r, &e, map ? "device_map" : "path");
+		fail_from(c, r, &e, "device_map");
+		return;
+	}
+	r = server_plan_model(daemon_of(c), m->path, m->device_map, m->weights_bytes, m->kv_bytes, info, &e);
+	if (r < 0) {
+		fail_from(c, r, &e, "path");
 		return;
 	}
 	rpc_convert_placement(info, server_machine(daemon_of(c)), place);

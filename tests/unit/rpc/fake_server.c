@@ -477,12 +477,15 @@ int server_unload_model(struct server *s, const char *name, struct base_error *e
 	return strcmp(name, "fake") ? base_error_set(e, -ENOENT, "there is no model \"%s\"", name) : 0;
 }
 
+int server_check_map(const struct server *s, const char *device_map, struct base_error *e)
+{
+	return strcmp(device_map, "diagonal") ? 0 : base_error_set(e, -EINVAL, "\"diagonal\" is no map");
+}
+
 int server_plan_model(struct server *s, const char *path, const char *device_map, uint64_t weights_bytes,
 	uint64_t kv_bytes, struct server_model_info *ret_info, struct base_error *e)
 {
 	int code = atomic_load(&s->fake.plan_error);
-	if (strcmp(device_map, "diagonal") == 0)
-		return base_error_set(e, -EINVAL, "device_map: \"diagonal\" is no map");
 	if (code)
 		return base_error_set(e, code, "memory.weights is 12 bytes short");
 	fill_info(s, ret_info);

@@ -85,6 +85,11 @@ static void admin_shows_and_plans_placements(void **state)
 		f->client, ADMIN "PlanPlacement", &p.base, &thaw__admin__v1__plan_placement_reply__descriptor, &s));
 	assert_int_equal(s.code, GRPC_STATUS_FAILED_PRECONDITION);
 	assert_non_null(strstr(s.message, "12 bytes short"));
+	atomic_store(&f->fake->plan_error, -EINVAL);
+	assert_null(fixture_call(
+		f->client, ADMIN "PlanPlacement", &p.base, &thaw__admin__v1__plan_placement_reply__descriptor, &s));
+	assert_int_equal(s.code, GRPC_STATUS_INVALID_ARGUMENT);
+	assert_string_equal(s.field, "path");
 	p.device_map = (char *)"diagonal";
 	assert_null(fixture_call(
 		f->client, ADMIN "PlanPlacement", &p.base, &thaw__admin__v1__plan_placement_reply__descriptor, &s));

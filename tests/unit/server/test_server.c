@@ -284,6 +284,9 @@ static void test_refusals(void **state)
 	snprintf(pid, sizeof pid, "%d", (int)getpid());
 	assert_non_null(strstr(e.message, pid));
 	static struct server_model_info info;
+	assert_int_equal(server_check_map(h.server, "", &e), 0);
+	assert_int_equal(server_check_map(h.server, "balanced", &e), -EINVAL);
+	assert_non_null(strstr(e.message, "the coordinator's of a cluster"));
 	assert_int_equal(server_plan_model(h.server, h.model, "", 4096, 0, &info, &e), -ENOMEM);
 	assert_non_null(strstr(e.message, "short"));
 	assert_int_equal(server_plan_model(h.server, h.model, "", 0, 0, &info, &e), 0);
