@@ -119,6 +119,10 @@ int config_map_walk(const struct config_tree *t, yaml_node_t *n, const char *wha
 	uint32_t *ret_count)
 {
 	uint32_t count = 0;
+	if (!n) {
+		*ret_count = 0;
+		return 0;
+	}
 	if (n->type != YAML_MAPPING_NODE)
 		return config_tree_fail(t, n, "%s must hold modules: \"layers.0-9: NAME\"", what);
 	for (yaml_node_pair_t *p = n->data.mapping.pairs.start; p < n->data.mapping.pairs.top; p++) {
@@ -217,7 +221,7 @@ int config_map_take(
 	uint32_t count = 0;
 	if (!rules)
 		return base_error_set(t->e, -ENOMEM, "%s: out of memory", t->name);
-	int r = n ? config_map_walk(t, n, what, rules, &count) : 0;
+	int r = config_map_walk(t, n, what, rules, &count);
 	for (uint32_t i = 0; i < count && r == 0; i++)
 		r = check_rule(t, &rules[i]);
 	return r < 0 ? r : print_rules(t, what, rules, count, ret_text);
@@ -229,6 +233,10 @@ static int walk_sizes(const struct config_tree *t, yaml_node_t *n, const char *w
 	struct config_size ret_sizes[static CONFIG_SIZES], uint32_t *ret_count)
 {
 	uint32_t count = 0;
+	if (!n) {
+		*ret_count = 0;
+		return 0;
+	}
 	if (n->type != YAML_MAPPING_NODE)
 		return config_tree_fail(t, n, "%s must hold nodes: \"NAME: 4GiB\"", what);
 	for (yaml_node_pair_t *p = n->data.mapping.pairs.start; p < n->data.mapping.pairs.top; p++) {
@@ -258,7 +266,7 @@ int config_sizes_take(
 	uint32_t count = 0;
 	char text[CONFIG_MAP_BYTES] = "", size[BASE_UNITS_TEXT_BYTES];
 	size_t at = 0;
-	int r = n ? walk_sizes(t, n, what, sizes, &count) : 0;
+	int r = walk_sizes(t, n, what, sizes, &count);
 	for (uint32_t i = 0; i < count && r == 0 && at < sizeof text; i++) {
 		at += (size_t)snprintf(text + at, sizeof text - at, "%s%s: %s%s", i ? ", " : "{", sizes[i].node,
 			base_units_exact_bytes(sizes[i].bytes, size), i + 1 == count ? "}" : "");
@@ -272,69 +280,66 @@ int config_sizes_take(
 
 /* ---- from text ---- */
 
-struct reader { // one of its outputs is wanted
-	struct config_rule *rules;
-	struct config_size *sizes;
-	uint32_t *count;
-	char *text;
-	bool is_sizes;
+struct parsed {
+	yaml_document_t document;
+	struct config_tree tree; // its document NULL: none is there
+	yaml_node_t *root; // NULL: the text is empty
 };
 
-static int read_root(const struct config_tree *t, yaml_node_t *root, const struct reader *r)
+static void finish(struct parsed *x)
 {
-	if (r->text)
-		return r->is_sizes ? config_sizes_take(t, root, t->name, r->text)
-				   : config_map_take(t, root, t->name, r->text);
-	*r->count = 0;
-	if (!root)
-		return 0;
-	return r->is_sizes ? walk_sizes(t, root, t->name, r->sizes, r->count)
-			   : config_map_walk(t, root, t->name, r->rules, r->count);
+	if (x->tree.document)
+		yaml_document_delete(x->tree.document);
 }
 
-static int with_tree(const char *text, const char *what, const struct reader *reader, struct base_error *e)
+static int parse(const char *text, const char *what, struct parsed *ret, struct base_error *e)
 {
 	yaml_parser_t parser;
-	yaml_document_t document;
-	const struct config_tree t = {&document, what, e};
-	int r;
+	int r = 0;
 	if (!yaml_parser_initialize(&parser))
 		return base_error_set(e, -ENOMEM, "%s: out of memory", what);
 	yaml_parser_set_input_string(&parser, (const unsigned char *)text, strlen(text));
-	if (!yaml_parser_load(&parser, &document)) {
+	if (!yaml_parser_load(&parser, &ret->document))
 		r = base_error_set(e, -EINVAL, "%s:%zu:%zu: %s", what, parser.problem_mark.line + 1,
 			parser.problem_mark.column + 1, parser.problem ? parser.problem : "not YAML");
-	} else {
-		r = read_root(&t, yaml_document_get_root_node(&document), reader);
-		yaml_document_delete(&document);
-	}
 	yaml_parser_delete(&parser);
-	return r;
+	if (r < 0)
+		return r;
+	ret->tree = (struct config_tree){&ret->document, what, e};
+	ret->root = yaml_document_get_root_node(&ret->document);
+	return 0;
 }
 
 int config_map_normalise(
 	const char *text, const char *what, char ret_text[static CONFIG_MAP_BYTES], struct base_error *e)
 {
-	return with_tree(text, what, &(const struct reader){.text = ret_text}, e);
+	_cleanup_(finish) struct parsed x = {0};
+	int r = parse(text, what, &x, e);
+	return r < 0 ? r : config_map_take(&x.tree, x.root, what, ret_text);
 }
 
 int config_map_parse(
 	const char *text, const char *what, struct config_rule *ret_rules, uint32_t *ret_count, struct base_error *e)
 {
-	return with_tree(text, what, &(const struct reader){.rules = ret_rules, .count = ret_count}, e);
+	_cleanup_(finish) struct parsed x = {0};
+	int r = parse(text, what, &x, e);
+	return r < 0 ? r : config_map_walk(&x.tree, x.root, what, ret_rules, ret_count);
 }
 
 int config_sizes_normalise(
 	const char *text, const char *what, char ret_text[static CONFIG_MAP_BYTES], struct base_error *e)
 {
-	return with_tree(text, what, &(const struct reader){.text = ret_text, .is_sizes = true}, e);
+	_cleanup_(finish) struct parsed x = {0};
+	int r = parse(text, what, &x, e);
+	return r < 0 ? r : config_sizes_take(&x.tree, x.root, what, ret_text);
 }
 
 int config_sizes_parse(const char *text, const char *what, struct config_size ret_sizes[static CONFIG_SIZES],
 	uint32_t *ret_count, struct base_error *e)
 {
-	return with_tree(
-		text, what, &(const struct reader){.sizes = ret_sizes, .count = ret_count, .is_sizes = true}, e);
+	_cleanup_(finish) struct parsed x = {0};
+	int r = parse(text, what, &x, e);
+	return r < 0 ? r : walk_sizes(&x.tree, x.root, what, ret_sizes, ret_count);
 }
 
 /* ---- what shows without the nodes ---- */

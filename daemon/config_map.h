@@ -49,7 +49,7 @@ const char *config_tree_key(
 int config_tree_fail(const struct config_tree *t, const struct yaml_node_s *n, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 
-/* ret_rules: (FLEET_ENTRIES). what: the key, for messages. */
+/* ret_rules: (FLEET_ENTRIES). n NULL: none. what: the key, for messages. */
 int config_map_walk(const struct config_tree *t, struct yaml_node_s *n, const char *what, struct config_rule *ret_rules,
 	uint32_t *ret_count);
 
