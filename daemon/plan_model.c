@@ -13,15 +13,6 @@ struct cut {
 	uint64_t heads_bytes, others_bytes;
 };
 
-static bool follows_attention(const struct program *p, const struct program_step *matmul)
-{
-	for (const struct program_step *s = matmul; s-- > p->steps;) {
-		if (s->out == matmul->in[0])
-			return s->op == PROGRAM_ATTEND;
-	}
-	return false;
-}
-
 static bool is_matrix(const struct program *p, uint32_t weight)
 {
 	return p->weights[weight].rows > 1 && p->steps[p->weights[weight].step].op == PROGRAM_MATMUL;
@@ -31,7 +22,7 @@ static bool with_heads(const struct program *p, uint32_t weight)
 {
 	const struct program_weight *w = &p->weights[weight];
 	if (w->split == PROGRAM_SPLIT_INPUT)
-		return follows_attention(p, &p->steps[w->step]);
+		return program_follows_attention(p, weight);
 	return w->split == PROGRAM_SPLIT_HEADS || w->split == PROGRAM_SPLIT_KV_HEADS;
 }
 

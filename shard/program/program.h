@@ -113,6 +113,10 @@ void program_get_shape(const struct program *p, struct program_shape *ret_shape)
 int program_shape_check(const struct program_shape *s, uint32_t parts, struct base_error *e);
 int program_check_parts(const struct program *p, uint32_t parts, struct base_error *e);
 
+/* Has attention written the input of the matmul that reads this weight? Of those that are split by PROGRAM_SPLIT_INPUT
+ * it tells attn_output from ffn_down. */
+bool program_follows_attention(const struct program *p, uint32_t weight);
+
 struct program_cut { // the part of a weight
 	uint32_t first_row, rows, first_col, cols;
 };

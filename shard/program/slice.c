@@ -18,21 +18,14 @@ static uint32_t block_of(const struct program_weight *w)
 	return traits ? traits->block_cols : 1;
 }
 
-// The step that wrote the input of the matmul that reads a weight.
-static const struct program_step *feeder_of(const struct program *p, uint32_t weight)
+bool program_follows_attention(const struct program *p, uint32_t weight)
 {
-	uint32_t value = p->steps[p->weights[weight].step].in[0];
-	for (uint32_t s = p->weights[weight].step; s-- > 0;) {
+	uint32_t s = p->weights[weight].step, value = p->steps[s].in[0];
+	while (s-- > 0) {
 		if (p->steps[s].out == value)
-			return &p->steps[s];
+			return p->steps[s].op == PROGRAM_ATTEND;
 	}
-	return NULL;
-}
-
-static bool follows_attention(const struct program *p, uint32_t weight)
-{
-	const struct program_step *feeder = feeder_of(p, weight);
-	return feeder && feeder->op == PROGRAM_ATTEND;
+	return false;
 }
 
 void program_get_shape(const struct program *p, struct program_shape *ret_shape)
@@ -50,7 +43,7 @@ void program_get_shape(const struct program *p, struct program_shape *ret_shape)
 		const struct program_weight *w = &p->weights[i];
 		if (w->split != PROGRAM_SPLIT_INPUT)
 			continue;
-		uint32_t *block = follows_attention(p, i) ? &s.attention_block : &s.ffn_block;
+		uint32_t *block = program_follows_attention(p, i) ? &s.attention_block : &s.ffn_block;
 		*block = block_of(w) > *block ? block_of(w) : *block;
 	}
 	*ret_shape = s;
@@ -126,7 +119,7 @@ static uint32_t output_unit(const struct program *p, uint32_t weight)
 	const struct program_weight *w = &p->weights[weight];
 	for (uint32_t i = weight + 1; i < p->weights_count && p->weights[i].layer == w->layer; i++) {
 		const struct program_weight *next = &p->weights[i];
-		if (next->split == PROGRAM_SPLIT_INPUT && next->cols == w->rows && !follows_attention(p, i))
+		if (next->split == PROGRAM_SPLIT_INPUT && next->cols == w->rows && !program_follows_attention(p, i))
 			return block_of(next) > QUANT_GROUP_ROWS ? block_of(next) : QUANT_GROUP_ROWS;
 	}
 	return QUANT_GROUP_ROWS;
@@ -150,7 +143,7 @@ static void cut_input(
 	const struct program *p, uint32_t part, uint32_t parts, uint32_t weight, struct program_cut *ret_cut)
 {
 	const struct program_weight *w = &p->weights[weight];
-	if (follows_attention(p, weight))
+	if (program_follows_attention(p, weight))
 		cut_heads(&p->config, false, part, parts, &ret_cut->first_col, &ret_cut->cols);
 	else
 		share_in_units(w->cols, block_of(w) > QUANT_GROUP_ROWS ? block_of(w) : QUANT_GROUP_ROWS, part, parts,
