@@ -237,9 +237,10 @@ static void print_table(struct offline *o)
 		return;
 	}
 	fprintf(o->c->out,
-		"%.2f tokens/s for one stream (%s), %.2f for %" PRIu32 " in %" PRIu32 " micro-batches (%s); %s\n",
+		"%.2f tokens/s for one stream (%s), %.2f for %" PRIu32 " in %" PRIu32 " micro-batch%s (%s); %s\n",
 		p->one.tokens_per_s, topology_resource_name(p->one.binding), p->full.tokens_per_s, o->in.sequences,
-		p->full.micro_batches, topology_resource_name(p->full.binding), p->lift);
+		p->full.micro_batches, p->full.micro_batches == 1 ? "" : "es", topology_resource_name(p->full.binding),
+		p->lift);
 }
 
 static void draw(struct offline *o)
