@@ -108,6 +108,7 @@ void world_join(struct world *w, uint32_t i, const char *name, uint32_t cpus)
 	assert_int_equal(cluster_session_open(w->coordinator, &peer, wake, n, &n->session, NULL), 0);
 	*f = (struct cluster_facts){.version = "1", .cluster = "lab", .cpus = cpus, .incarnation = ++n->incarnation};
 	f->wall_ns = base_clock_wall_ns();
+	f->memory_bytes = f->memory_limit_bytes = f->memory_available_bytes = 8ull << 30;
 	snprintf(f->node, sizeof f->node, "%s", name);
 	snprintf(f->address, sizeof f->address, "10.0.0.%u", i);
 	f->pull_port = (uint16_t)(5000 + i);

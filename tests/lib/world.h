@@ -36,7 +36,8 @@ void world_open_model(struct world *w, const char *name); // in the place of the
 void world_close(struct world *w); // all but the state
 void world_finish(struct world *w);
 
-void world_join(struct world *w, uint32_t i, const char *name, uint32_t cpus); // 10.0.0.i; another process than before
+/* 10.0.0.i, with 8 GiB of memory and no budgets; another process than before. */
+void world_join(struct world *w, uint32_t i, const char *name, uint32_t cpus);
 void world_leave(struct world *w, uint32_t i);
 int world_say(struct world *w, uint32_t i, Thaw__Node__V1__NodeMessage *m);
 /* Calls hear() with all that the coordinator has told it. */
