@@ -209,7 +209,8 @@ static void write_step(struct rpc_trace_writer *w, struct out *o)
 		break;
 	case RPC_TRACE_PROCESS:
 		write_process(w, o);
-		qsort(p->events, p->count, sizeof *p->events, compare);
+		if (p->count) // of none there is no list
+			qsort(p->events, p->count, sizeof *p->events, compare);
 		memset(w->lanes, 0, sizeof w->lanes);
 		w->span = 0;
 		w->at = RPC_TRACE_SPANS;
