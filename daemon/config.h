@@ -36,7 +36,7 @@ struct config {
 	struct {
 		char path[CONFIG_TEXT_BYTES]; // /var/lib/thaw
 		char sources[CONFIG_TEXT_BYTES]; // where a worker looks for model files, "" for nowhere else
-		uint32_t replicas; // shares of a model that each node of a plan keeps
+		uint32_t replicas; // nodes keep what plans after replicas - 1 losses need
 	} store;
 	struct {
 		char role[16]; // none, coordinator, worker, both

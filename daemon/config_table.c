@@ -55,8 +55,9 @@ const struct config_key config_keys[] = {
 		.help = "Directory where a worker looks for a model's file by its name, when the coordinator's path is not here. "
 			"Without a copy it pulls its layers from a node that has one."},
 	{.path = "store.replicas", .type = CONFIG_TYPE_COUNT, AT(store.replicas), .value = "1", .min = 1, .max = 16,
-		.help = "Coordinator: shares of a model that each node of a plan keeps in its store, its own among them, the others "
-			"next to it, so that a loss needs no transfer: 3 is enough for one node of several equal ones, 2 of two."},
+		.help = "Coordinator: 2 has nodes keep in their stores what the plan after the loss of any one of a model's nodes "
+			"would give them, so that the loss needs no transfer; 3 of any two at once, and so on, as far as these "
+			"are 136 plans at most. 1: nodes keep what they compute."},
 
 	{.path = "cluster.role", .type = CONFIG_TYPE_CHOICE, AT(cluster.role), .value = "none", .choices = roles,
 		.help = "What this node does in a cluster: coordinator, worker (computes), both, or none for one machine."},

@@ -34,6 +34,11 @@ struct summary { // of a plan, for status, placement and metrics
 	char explanation[SERVER_EXPLANATION_BYTES];
 };
 
+struct remarks { // on a plan, for those that come to be
+	char left_out[CLUSTER_MAX_NODES * CLUSTER_NAME_BYTES / 8]; // names
+	struct base_error fewer; // there are not enough nodes for compute.tensor; code 0: there are
+};
+
 struct server_fleet {
 	struct server_entry *entry;
 	struct cluster_fleet *fleet;
@@ -47,11 +52,10 @@ struct server_fleet {
 	uint32_t reserve_count;
 	struct fleet_map_entry *entries; // (FLEET_ENTRIES), plan_lock: the rules, of the devices that are planned with
 	uint64_t weights_bytes, kv_bytes; // asked for on each node, instead of its budgets; 0: as they are
-	struct cluster_view_links links; // plan_lock; of the last plan
+	struct cluster_view_links links; // plan_lock; of the plan that is made
 	struct summary next; // lock; of the last plan
 	bool ran; // lock; a group: what is shown is its plan, until the next group's
-	char left_out[CLUSTER_MAX_NODES * CLUSTER_NAME_BYTES / 8]; // names that were told
-	bool told_tensor; // that there are not enough nodes for compute.tensor
+	struct remarks told; // plan_lock
 	int listen_fd, cancel_fd;
 	struct cluster_member self;
 	struct cluster_group group; // scratch of gather
@@ -237,7 +241,7 @@ static void fill_input(
 
 /* As many ranks in a stage as compute.tensor says; where there are not so many nodes, fewer are better than none. The
  * other maps are of whole layers, unless it says how many share them, and an explicit one says that itself. */
-static int build(struct server_fleet *f, const struct fleet_device *devices, uint32_t count,
+static int build(struct server_fleet *f, const struct fleet_device *devices, uint32_t count, struct remarks *remarks,
 	struct fleet_device *ret_planned, struct fleet_plan *ret_plan, struct base_error *e)
 {
 	bool is_explicit = f->map == FLEET_MAP_EXPLICIT;
@@ -248,15 +252,12 @@ static int build(struct server_fleet *f, const struct fleet_device *devices, uin
 	in.tp_least = in.tp_most = wanted || in.map == FLEET_MAP_AUTO ? wanted : 1;
 	int status = fleet_plan_build_even(&in, ret_planned, ret_plan, &why);
 	if (status == -ENOMEM && wanted > 1 && !is_explicit) {
-		if (!f->told_tensor)
-			server_emit_event(
-				f->entry->server, "warning", "fewer_parts", f->entry->info->name, why.message);
-		f->told_tensor = true;
+		remarks->fewer = why;
 		in.tp_least = 1;
 		in.tp_most = in.map == FLEET_MAP_AUTO ? wanted - 1 : 1;
 		status = fleet_plan_build_even(&in, ret_planned, ret_plan, &why);
 	} else if (!status) {
-		f->told_tensor = false;
+		remarks->fewer.code = 0;
 	}
 	if (status && e)
 		*e = why;
@@ -350,18 +351,19 @@ static int set_context(struct server_fleet *f, uint32_t context, struct base_err
 	return 0;
 }
 
-static int plan_for(struct server_fleet *f, const struct fleet_device *devices, uint32_t count,
+static int plan_for(struct server_fleet *f, const struct fleet_device *devices, uint32_t count, struct remarks *remarks,
 	struct fleet_device *ret_planned, struct fleet_plan *ret_plan, struct base_error *e)
 {
 	struct server_entry *x = f->entry;
 	struct base_error later;
-	int status = build(f, devices, count, ret_planned, ret_plan, e);
-	/* Only the first plan may choose the context: requests count on it later. */
+	int status = build(f, devices, count, remarks, ret_planned, ret_plan, e);
+	/* Only the first plan may choose the context: requests count on it later. Until there is one nobody asks what
+	 * another would be. */
 	while (status == -ENOMEM && !f->context_fixed && !x->server->config.scheduler.context_tokens &&
 		x->rank.context_tokens / 2 >= SERVER_MIN_AUTO_CONTEXT) {
 		status = set_context(f, x->rank.context_tokens / 2, e);
 		if (!status)
-			status = build(f, devices, count, ret_planned, ret_plan, &later);
+			status = build(f, devices, count, remarks, ret_planned, ret_plan, &later);
 	}
 	return status;
 }
@@ -402,31 +404,39 @@ static uint32_t least_of(const struct server_fleet *f, const struct fleet_device
 
 /* A group has so many stages at most: of more nodes those are taken that the last plan had, then those with the most
  * room. An explicit map has those that it names, which are not more. */
-static uint32_t leave_out(
-	struct server_fleet *f, struct fleet_device *devices, uint32_t *order, uint32_t used, uint32_t n)
+static uint32_t leave_out(const struct server_fleet *f, struct fleet_device *devices, uint32_t *order, uint32_t used,
+	uint32_t n, struct remarks *remarks)
 {
-	char names[sizeof f->left_out] = "", text[sizeof names + 96];
-	size_t at = 0;
+	char *names = remarks->left_out;
+	size_t at = 0, room = sizeof remarks->left_out;
 	bool is_explicit = f->map == FLEET_MAP_EXPLICIT;
 	_Static_assert(CONFIG_MAP_NODES <= CLUSTER_MAX_STAGES);
 	for (uint32_t least; n > CLUSTER_MAX_STAGES || is_explicit; n--) {
 		least = least_of(f, devices, used, n);
 		if (least == n)
 			break;
-		if (at < sizeof names && !is_explicit)
-			at += (size_t)snprintf(
-				names + at, sizeof names - at, "%s%s", at ? ", " : "", devices[least].name);
+		if (at < room && !is_explicit)
+			at += (size_t)snprintf(names + at, room - at, "%s%s", at ? ", " : "", devices[least].name);
 		used -= least < used;
 		memmove(devices + least, devices + least + 1, (n - least - 1) * sizeof *devices);
 		memmove(order + least, order + least + 1, (n - least - 1) * sizeof *order);
 	}
-	if (names[0] && strcmp(names, f->left_out) != 0) {
-		snprintf(text, sizeof text, "a model uses %u nodes at most: not %s, which have the least memory",
-			CLUSTER_MAX_STAGES, names);
-		server_emit_event(f->entry->server, "warning", "nodes_left_out", f->entry->info->name, text);
-	}
-	memcpy(f->left_out, names, sizeof f->left_out);
 	return n;
+}
+
+/* What was told of the plan before is not told again. */
+static void tell(struct server_fleet *f, const struct remarks *r)
+{
+	struct server *s = f->entry->server;
+	char text[sizeof r->left_out + 96];
+	if (r->left_out[0] && strcmp(r->left_out, f->told.left_out) != 0) {
+		snprintf(text, sizeof text, "a model uses %u nodes at most: not %s, which have the least memory",
+			CLUSTER_MAX_STAGES, r->left_out);
+		server_emit_event(s, "warning", "nodes_left_out", f->entry->info->name, text);
+	}
+	if (r->fewer.code && !f->told.fewer.code)
+		server_emit_event(s, "warning", "fewer_parts", f->entry->info->name, r->fewer.message);
+	f->told = *r;
 }
 
 /* What a rule names is there, or there is no plan: it is a constraint. */
@@ -454,6 +464,23 @@ static int find_named(struct server_fleet *f, const struct fleet_device *devices
 	return 0;
 }
 
+/* The plan is made, and comes to be if its nodes can prepare it: it is shown, and other models count on it. */
+static int settle(struct server_fleet *f, const struct cluster_view *view, const struct fleet_device *planned,
+	uint32_t count, const struct fleet_plan *p, struct cluster_plan *plan, struct base_error *e)
+{
+	struct server_entry *x = f->entry;
+	int status = summarise(f, planned, count, p, plan, e);
+	if (status)
+		return status;
+	f->context_fixed = true;
+	pthread_mutex_lock(&x->server->lock);
+	memset(x->planned, 0, sizeof x->planned);
+	for (uint32_t i = 0; i < plan->stages_count; i++)
+		hold(f, &x->planned[i], view->nodes[plan->stages[i].node].name, &plan->stages[i]);
+	pthread_mutex_unlock(&x->server->lock);
+	return 0;
+}
+
 /* plan_lock held. */
 static int plan_alone(
 	struct server_fleet *f, const struct cluster_view *view, struct cluster_plan *ret_plan, struct base_error *e)
@@ -461,6 +488,7 @@ static int plan_alone(
 	_cleanup_free_ struct fleet_device *devices = calloc(2 * (view->count + 1), sizeof *devices);
 	struct fleet_device *planned = devices + view->count + 1;
 	struct fleet_plan p = {0};
+	struct remarks remarks = {.fewer = f->told.fewer};
 	uint64_t others = 0;
 	uint32_t order[CLUSTER_MAX_NODES], used = order_nodes(f, view, order);
 	f->links = view->links;
@@ -468,26 +496,20 @@ static int plan_alone(
 		return base_error_set(e, -ENOMEM, "no memory for a plan");
 	for (uint32_t i = 0; i < view->count; i++)
 		others += fill_device(f, &view->nodes[order[i]], &devices[i]);
-	uint32_t n = leave_out(f, devices, order, used, view->count);
+	uint32_t n = leave_out(f, devices, order, used, view->count, &remarks);
 	int status = find_named(f, devices, n, e);
 	if (!status)
-		status = plan_for(f, devices, n, planned, &p, e);
+		status = plan_for(f, devices, n, &remarks, planned, &p, e);
 	if (status == -ENOMEM && others)
 		base_error_prefix(e, "beside the models that are loaded");
-	if (!status) {
+	if (!status)
 		take_plan(&p, order, ret_plan);
-		status = summarise(f, planned, n, &p, ret_plan, e);
-	}
+	if (!view->what_if)
+		tell(f, &remarks);
+	if (!status && !view->what_if)
+		status = settle(f, view, planned, n, &p, ret_plan, e);
 	fleet_plan_finish(&p);
-	if (status)
-		return status;
-	f->context_fixed = true;
-	pthread_mutex_lock(&f->entry->server->lock);
-	memset(f->entry->planned, 0, sizeof f->entry->planned);
-	for (uint32_t i = 0; i < ret_plan->stages_count; i++)
-		hold(f, &f->entry->planned[i], view->nodes[ret_plan->stages[i].node].name, &ret_plan->stages[i]);
-	pthread_mutex_unlock(&f->entry->server->lock);
-	return 0;
+	return status;
 }
 
 static int plan(void *context, const struct cluster_view *view, struct cluster_plan *ret_plan, struct base_error *e)

@@ -37,7 +37,7 @@ struct cluster_coordinator_config {
 	const char *cluster, *node; // this one
 	const char *version; // only nodes of the same one may join
 	const char *host; // of this node, where nodes that join from here are reached
-	uint32_t replicas; // shares of a model that each node keeps; 0, 1: its own
+	uint32_t replicas; // nodes keep what plans need after replicas - 1 losses; 0, 1: nothing
 	uint64_t spare_ns; // that a group runs before its spares are asked for; 0: 5 s
 	uint32_t nodes; // that compute, before a model without an earlier plan is planned
 	uint64_t heartbeat_ns, lost_ns; // 0: as above
@@ -135,6 +135,7 @@ struct cluster_view {
 	struct cluster_view_node nodes[CLUSTER_MAX_NODES]; // by name
 	uint32_t count;
 	struct cluster_view_links links;
+	bool what_if; // asked what would be planned: it is not to come, so it is not shown and nobody is told
 	const struct cluster_state_plan
 		*previous; // the last plan of this model, NULL if none: layer files lie where it had them
 };
@@ -174,7 +175,7 @@ struct cluster_fleet_config {
 	uint64_t header_hash, header_bytes, file_bytes;
 	int file_fd; // of path, as it is now, open as long as the fleet is: nodes without a copy pull from it; -1: they cannot
 	/* The engine's thread or the coordinator's, one at a time, without the lock: what goes where. -ENOMEM: these
-	 * nodes cannot hold it. */
+	 * nodes cannot hold it. The same of the same view, and it changes nothing if that says what_if. */
 	int (*plan)(
 		void *context, const struct cluster_view *view, struct cluster_plan *ret_plan, struct base_error *e);
 	/* The engine's thread, once for each plan, before listen: a port for the group's connections. */
@@ -204,10 +205,6 @@ void cluster_fleet_mend(struct cluster_fleet *f);
 bool cluster_fleet_broken(struct cluster_fleet *f);
 
 /* ---- spare copies (spare.c) ---- */
-
-/* What node `at` of these stages keeps for store.replicas: its own layers and those next to them. Pure. */
-void cluster_spare_range(const struct cluster_slice *stages, uint32_t count, uint32_t at, uint32_t replicas,
-	struct cluster_slice *ret_slice);
 
 /* A model that is not to come back soon: nodes that are there delete what they keep of it as spare, unless a fleet has
  * it, too. After the destruction of its own, if it had one. */

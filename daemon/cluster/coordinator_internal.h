@@ -111,6 +111,47 @@ struct fleet_unfit { // a node that could not prepare its part, as long as it is
 	char why[CLUSTER_TEXT_BYTES];
 };
 
+struct fleet_seen {
+	const struct cluster_node *node;
+	uint64_t incarnation;
+};
+
+#define CLUSTER_MAX_SPARES 16u // ranges that a node is asked for
+#define CLUSTER_MAX_AHEAD 136u // plans for losses: of each one and each two of CLUSTER_MAX_STAGES nodes
+
+struct fleet_ahead { // what would be planned after a loss
+	uint32_t parts;
+	struct cluster_node *node[CLUSTER_MAX_STAGES];
+	struct cluster_slice slice[CLUSTER_MAX_STAGES];
+};
+
+struct fleet_keeper { // a node that is to have layers for plans that may come
+	struct cluster_node *node;
+	struct cluster_slice slice[CLUSTER_MAX_SPARES];
+	uint32_t slices, asked; // asked for, one after the other
+	uint64_t assignment; // of the last that was; 0: it is over
+	uint32_t stored_layers;
+	uint64_t written_bytes;
+	bool cut; // there is no place for all slices
+};
+
+/* What the nodes of a group keep for losses. None -> quiet for spare_ns -> asking, a plan in each step of the
+ * coordinator's thread -> the keepers are asked for. Another group, or other nodes that are there, begin it anew. */
+struct fleet_spares {
+	uint64_t epoch; // of the group; 0: none
+	struct fleet_seen seen[CLUSTER_MAX_NODES]; // that can be used
+	uint32_t seen_count;
+	uint64_t quiet_ns; // since when it is so
+	struct cluster_node *member[CLUSTER_MAX_STAGES]; // of the group, each once
+	uint32_t members;
+	uint32_t lost, most; // bits of the members that the next plan is without, 0: all are asked; as many at most
+	uint32_t refused[CLUSTER_MAX_AHEAD]; // without these there is no plan
+	uint32_t refused_count;
+	struct base_error why; // the first
+	struct fleet_keeper keeper[CLUSTER_MAX_NODES];
+	uint32_t keepers;
+};
+
 struct cluster_fleet {
 	struct cluster_coordinator *coordinator;
 	struct cluster_fleet *next;
@@ -119,18 +160,14 @@ struct cluster_fleet {
 	enum fleet_state state; // of `coming`
 	struct fleet_try coming, running; // running.parts 0: no group
 	uint64_t running_epoch, running_ns; // since when
-	uint64_t spared_epoch; // of the group that spares were asked for
-	struct fleet_try spares; // assignments that are under way; an assignment of 0 is over
+	struct fleet_spares spares;
 	struct timespec changed; // the file, when the fleet was made
 	bool broken; // a node of running is lost
 	bool planned; // once, since the start
 	bool check; // the next assignments have all data read
 	bool replan; // in the background, while running goes on
 	char replan_why[CLUSTER_TEXT_BYTES];
-	struct {
-		const struct cluster_node *node;
-		uint64_t incarnation;
-	} seen[CLUSTER_MAX_NODES]; // by the last plan
+	struct fleet_seen seen[CLUSTER_MAX_NODES]; // by the last plan
 	uint32_t seen_count;
 	uint64_t changes; // of membership, while plan() runs: its view is stale
 	struct fleet_unfit unfit[CLUSTER_MAX_NODES];
@@ -194,12 +231,22 @@ void cluster_sources_fill(
 	const struct cluster_coordinator *c, const struct cluster_node *to, struct cluster_assign *assign);
 void cluster_sources_note(struct cluster_node *n, const uint8_t digest[static CLUSTER_DIGEST_BYTES], bool copy);
 
+/* fleet.c; lock held */
+bool cluster_fleet_usable(const struct cluster_fleet *f, const struct cluster_node *n);
+/* One Assign; its number. */
+uint64_t cluster_fleet_send(
+	struct cluster_fleet *f, struct cluster_node *n, const struct cluster_slice *slice, bool spare);
+void cluster_fleet_release_node(const struct cluster_node *n, uint64_t assignment); // 0 is fine
+/* What would be planned now if these nodes were lost: nothing comes of it. The lock is dropped while plan() runs, the
+ * fleet stays. -ESTALE: the nodes are others by now. Other errors: there is no plan. */
+int cluster_fleet_foresee(struct cluster_fleet *f, struct cluster_node *const *lost, uint32_t count,
+	struct fleet_ahead *ret_ahead, struct base_error *e);
+
 /* spare.c; lock held: copies of layers that other nodes compute, so that the next plan finds them where it needs
  * them. */
-void cluster_fleet_send(struct cluster_fleet *f, struct fleet_part *p, bool spare); // fleet.c: one Assign
-void cluster_fleet_release_part(const struct fleet_part *p); // fleet.c
-void cluster_fleet_release(struct fleet_try *t); // fleet.c: all of them
+/* A step of the coordinator's thread for a group that runs. May drop the lock and take it again. */
 void cluster_spares_step(struct cluster_fleet *f);
+void cluster_spares_cancel(struct cluster_fleet *f); // what is under way is released, and it begins anew
 void cluster_spares_stored(struct cluster_coordinator *c, struct cluster_node *n, const Thaw__Node__V1__Stored *m);
 /* True: it was about a spare. */
 bool cluster_spares_failed(struct cluster_coordinator *c, struct cluster_node *n, const Thaw__Node__V1__Failed *m);

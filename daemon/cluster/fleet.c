@@ -24,24 +24,24 @@
 
 /* ---- messages to nodes; lock held ---- */
 
-void cluster_fleet_release_part(const struct fleet_part *p)
+void cluster_fleet_release_node(const struct cluster_node *n, uint64_t assignment)
 {
 	Thaw__Node__V1__CoordinatorMessage m = THAW__NODE__V1__COORDINATOR_MESSAGE__INIT;
 	Thaw__Node__V1__Release r = THAW__NODE__V1__RELEASE__INIT;
 	size_t bytes = 0;
-	if (!p->assignment || !p->node->session)
+	if (!assignment || !n->session)
 		return;
-	r.assignment = p->assignment;
+	r.assignment = assignment;
 	m.what_case = THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_RELEASE;
 	m.release = &r;
 	uint8_t *data = cluster_pack_coordinator(&m, &bytes);
-	cluster_session_post(p->node->session, data, bytes);
+	cluster_session_post(n->session, data, bytes);
 }
 
-void cluster_fleet_release(struct fleet_try *t)
+static void release(struct fleet_try *t)
 {
 	for (uint32_t i = 0; i < t->parts; i++)
-		cluster_fleet_release_part(&t->part[i]);
+		cluster_fleet_release_node(t->part[i].node, t->part[i].assignment);
 	t->parts = 0;
 }
 
@@ -54,7 +54,8 @@ static bool uses(const struct fleet_try *t, const struct cluster_node *n)
 	return false;
 }
 
-void cluster_fleet_send(struct cluster_fleet *f, struct fleet_part *p, bool spare)
+uint64_t cluster_fleet_send(
+	struct cluster_fleet *f, struct cluster_node *n, const struct cluster_slice *slice, bool spare)
 {
 	struct cluster_coordinator *c = f->coordinator;
 	struct cluster_assign a = {.epoch = c->record.epoch,
@@ -63,27 +64,30 @@ void cluster_fleet_send(struct cluster_fleet *f, struct fleet_part *p, bool spar
 		.file_bytes = f->config.file_bytes,
 		.check = f->check,
 		.spare = spare,
-		.slice = p->slice};
+		.slice = *slice};
 	size_t bytes = 0;
 	snprintf(a.model, sizeof a.model, "%s", f->model);
 	snprintf(a.path, sizeof a.path, "%s", f->path);
 	memcpy(a.digest, f->config.digest, sizeof a.digest);
-	p->assignment = a.assignment = ++c->last_assignment;
-	cluster_sources_fill(c, p->node, &a);
-	snprintf(p->phase, sizeof p->phase, "assigned");
+	a.assignment = ++c->last_assignment;
+	cluster_sources_fill(c, n, &a);
 	uint8_t *data = cluster_pack_assign(&a, &bytes);
-	if (p->node->session)
-		cluster_session_post(p->node->session, data, bytes);
+	if (n->session)
+		cluster_session_post(n->session, data, bytes);
 	else
 		free(data);
+	return a.assignment;
 }
 
 /* Spares hold the store's lock: they are over first. */
 static void send_assigns(struct cluster_fleet *f)
 {
-	cluster_fleet_release(&f->spares);
-	for (uint32_t i = 0; i < f->coming.parts; i++)
-		cluster_fleet_send(f, &f->coming.part[i], false);
+	cluster_spares_cancel(f);
+	for (uint32_t i = 0; i < f->coming.parts; i++) {
+		struct fleet_part *p = &f->coming.part[i];
+		snprintf(p->phase, sizeof p->phase, "assigned");
+		p->assignment = cluster_fleet_send(f, p->node, &p->slice, false);
+	}
 }
 
 /* ---- who can be used; lock held ---- */
@@ -106,7 +110,7 @@ static void forget_unfit(struct cluster_fleet *f, const struct cluster_node *n)
 	}
 }
 
-static bool usable(const struct cluster_fleet *f, const struct cluster_node *n)
+bool cluster_fleet_usable(const struct cluster_fleet *f, const struct cluster_node *n)
 {
 	return n->state == CLUSTER_NODE_READY && !n->draining && !n->leaving && !unfit(f, n);
 }
@@ -181,7 +185,7 @@ static int check_nodes(struct cluster_fleet *f, struct base_error *e)
 		const struct fleet_unfit *u = unfit(f, n);
 		if (u && u->busy && u->again_ns && n->state == CLUSTER_NODE_READY && !n->draining && !n->leaving)
 			return base_error_set(e, -EAGAIN, "node %s is tried again soon: %s", n->name, u->why);
-		if (!usable(f, n))
+		if (!cluster_fleet_usable(f, n))
 			continue;
 		count++;
 		if (now > n->heard_ns + SILENT_BEATS * c->config.heartbeat_ns)
@@ -206,13 +210,23 @@ static int by_name(const void *a, const void *b)
 	return strcmp((*(struct cluster_node *const *)a)->name, (*(struct cluster_node *const *)b)->name);
 }
 
-static void take_snapshot(struct cluster_fleet *f, struct snapshot *s)
+static bool is_one_of(const struct cluster_node *n, struct cluster_node *const *list, uint32_t count)
+{
+	uint32_t i = 0;
+	while (i < count && list[i] != n)
+		i++;
+	return i < count;
+}
+
+static void take_snapshot(
+	struct cluster_fleet *f, struct cluster_node *const *without, uint32_t without_count, struct snapshot *s)
 {
 	struct cluster_coordinator *c = f->coordinator;
 	uint32_t n = 0;
 	for (uint32_t i = 0; i < c->nodes_count; i++) {
-		if (usable(f, &c->nodes[i]))
-			s->node[n++] = &c->nodes[i];
+		struct cluster_node *x = &c->nodes[i];
+		if (cluster_fleet_usable(f, x) && !is_one_of(x, without, without_count))
+			s->node[n++] = x;
 	}
 	qsort(s->node, n, sizeof s->node[0], by_name);
 	for (uint32_t i = 0; i < n; i++) {
@@ -223,11 +237,6 @@ static void take_snapshot(struct cluster_fleet *f, struct snapshot *s)
 	}
 	s->view.count = n;
 	cluster_links_view(c, s->node, n, &s->view.links);
-	f->seen_count = n;
-	for (uint32_t i = 0; i < n; i++) {
-		f->seen[i].node = s->node[i];
-		f->seen[i].incarnation = s->facts[i].incarnation;
-	}
 	const struct cluster_state_plan *p = previous_plan(f);
 	if (p) {
 		s->previous = *p;
@@ -240,11 +249,8 @@ static uint32_t parts_of(const struct cluster_plan *p)
 	return p->parts ? p->parts : 1;
 }
 
-static int take_plan(
-	struct cluster_fleet *f, const struct snapshot *s, const struct cluster_plan *p, struct base_error *e)
+static int check_plan(const struct snapshot *s, const struct cluster_plan *p, struct base_error *e)
 {
-	struct fleet_try *t = &f->coming;
-	*t = (struct fleet_try){0};
 	if (!p->stages_count || p->stages_count > CLUSTER_MAX_STAGES || p->stages_count % parts_of(p))
 		return base_error_set(e, -EPROTO, "a plan of %u ranks, %u of each stage, 1 to %u", p->stages_count,
 			parts_of(p), CLUSTER_MAX_STAGES);
@@ -252,6 +258,19 @@ static int take_plan(
 		if (p->stages[i].node >= s->view.count)
 			return base_error_set(
 				e, -EPROTO, "a plan with node %u of %u", p->stages[i].node, s->view.count);
+	}
+	return 0;
+}
+
+static int take_plan(
+	struct cluster_fleet *f, const struct snapshot *s, const struct cluster_plan *p, struct base_error *e)
+{
+	struct fleet_try *t = &f->coming;
+	*t = (struct fleet_try){0};
+	int status = check_plan(s, p, e);
+	if (status)
+		return status;
+	for (uint32_t i = 0; i < p->stages_count; i++) {
 		t->part[i].node = s->node[p->stages[i].node];
 		t->part[i].slice = p->stages[i].slice;
 	}
@@ -261,10 +280,10 @@ static int take_plan(
 }
 
 /* Lock held; dropped while plan() runs. */
-static int ask_plan(struct cluster_fleet *f, struct snapshot *s, struct cluster_plan *ret_plan, struct base_error *e)
+static int call_plan(struct cluster_fleet *f, const struct snapshot *s, struct cluster_plan *ret_plan,
+	bool *ret_changed, struct base_error *e)
 {
 	struct cluster_coordinator *c = f->coordinator;
-	take_snapshot(f, s);
 	f->state = FLEET_PLANNING;
 	uint64_t changes = f->changes;
 	pthread_mutex_unlock(&c->lock);
@@ -272,7 +291,45 @@ static int ask_plan(struct cluster_fleet *f, struct snapshot *s, struct cluster_
 	pthread_mutex_lock(&c->lock);
 	f->state = FLEET_IDLE;
 	pthread_cond_broadcast(&c->changed); // who destroys the fleet waits for that
-	if (!status && changes != f->changes)
+	*ret_changed = changes != f->changes;
+	return status;
+}
+
+int cluster_fleet_foresee(struct cluster_fleet *f, struct cluster_node *const *lost, uint32_t count,
+	struct fleet_ahead *ret_ahead, struct base_error *e)
+{
+	_cleanup_free_ struct snapshot *s = calloc(1, sizeof *s);
+	struct cluster_plan plan = {0};
+	bool changed = false;
+	if (!s)
+		return base_error_set(e, -ENOMEM, "no memory for a plan");
+	take_snapshot(f, lost, count, s);
+	s->view.what_if = true;
+	int status = s->view.count ? call_plan(f, s, &plan, &changed, e)
+				   : base_error_set(e, -EHOSTDOWN, "no other node is there");
+	if (changed)
+		return base_error_set(e, -ESTALE, "the nodes changed meanwhile");
+	if (!status)
+		status = check_plan(s, &plan, e);
+	if (status)
+		return status;
+	ret_ahead->parts = plan.stages_count;
+	for (uint32_t i = 0; i < plan.stages_count; i++) {
+		ret_ahead->node[i] = s->node[plan.stages[i].node];
+		ret_ahead->slice[i] = plan.stages[i].slice;
+	}
+	return 0;
+}
+
+static int ask_plan(struct cluster_fleet *f, struct snapshot *s, struct cluster_plan *ret_plan, struct base_error *e)
+{
+	bool changed;
+	take_snapshot(f, NULL, 0, s);
+	f->seen_count = s->view.count;
+	for (uint32_t i = 0; i < s->view.count; i++)
+		f->seen[i] = (struct fleet_seen){s->node[i], s->facts[i].incarnation};
+	int status = call_plan(f, s, ret_plan, &changed, e);
+	if (!status && changed)
 		return base_error_set(e, -EAGAIN, "the nodes changed meanwhile");
 	if (status == -ENOMEM && (f->planned || previous_plan(f))) { // it did fit once: nodes are missing
 		base_error_prefix(e, "the nodes that are left cannot hold the model");
@@ -346,7 +403,7 @@ static int step(struct cluster_fleet *f, struct base_error *e)
 
 static void drop_coming(struct cluster_fleet *f)
 {
-	cluster_fleet_release(&f->coming);
+	release(&f->coming);
 	if (f->state != FLEET_PLANNING)
 		f->state = FLEET_IDLE;
 }
@@ -492,7 +549,7 @@ void cluster_fleet_scatter(struct cluster_fleet *f)
 {
 	struct cluster_coordinator *c = f->coordinator;
 	pthread_mutex_lock(&c->lock);
-	cluster_fleet_release(&f->running);
+	release(&f->running);
 	pthread_mutex_unlock(&c->lock);
 }
 
@@ -743,7 +800,7 @@ static void look_for_new_nodes(struct cluster_fleet *f)
 	uint64_t now = base_clock_now_ns();
 	for (uint32_t i = 0; i < c->nodes_count && !f->replan; i++) {
 		const struct cluster_node *n = &c->nodes[i];
-		if (!usable(f, n) || was_seen(f, n) || now < n->since_ns + STEADY_NS)
+		if (!cluster_fleet_usable(f, n) || was_seen(f, n) || now < n->since_ns + STEADY_NS)
 			continue;
 		f->replan = true;
 		snprintf(f->replan_why, sizeof f->replan_why, "node %s is there", n->name);
@@ -849,9 +906,9 @@ void cluster_fleet_destroy(struct cluster_fleet *f)
 	while (*at != f)
 		at = &(*at)->next;
 	*at = f->next;
-	cluster_fleet_release(&f->coming);
-	cluster_fleet_release(&f->running);
-	cluster_fleet_release(&f->spares);
+	release(&f->coming);
+	release(&f->running);
+	cluster_spares_cancel(f);
 	pthread_mutex_unlock(&c->lock);
 	free(f);
 }

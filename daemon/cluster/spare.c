@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-/* Spare copies: while a group runs, its nodes have layers packed that others compute, as many as store.replicas says
- * and their drives have room for. A plan after a loss cuts the layers anew in the same order, so what a node will need
- * lies next to what it has: of equal nodes it moves by one node's share at most. So each keeps (replicas - 1) shares
- * more, half before and half behind its own. */
+/* Spare copies: while a group runs, nodes have layers packed that others compute, so that the plan after a loss finds
+ * what it needs. What that is, is not guessed: plan() is asked what it would say without each of the nodes, and with
+ * more replicas without each two of them, and so on. */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -10,122 +10,314 @@
 #include "base/units.h"
 #include "daemon/cluster/coordinator_internal.h"
 
-static uint32_t least(uint32_t a, uint32_t b)
+/* ---- what a node needs ---- */
+
+static bool same_part(const struct cluster_slice *a, const struct cluster_slice *b)
 {
-	return a < b ? a : b;
+	return a->tp_rank == b->tp_rank && a->tp_size == b->tp_size;
 }
 
-void cluster_spare_range(const struct cluster_slice *stages, uint32_t count, uint32_t at, uint32_t replicas,
-	struct cluster_slice *ret_slice)
+static uint32_t end_of(const struct cluster_slice *s)
 {
-	const struct cluster_slice *own = &stages[at];
-	uint32_t share = 0, uneven = 0, all = stages[count - 1].first_layer + stages[count - 1].layers;
-	for (uint32_t i = 0; i < count; i++)
-		share = stages[i].layers > share ? stages[i].layers : share;
-	for (uint32_t i = 0; i < count; i++)
-		uneven |= stages[i].layers != share; // then borders move by one more
-	uint32_t copies = replicas < count ? replicas : count;
-	uint32_t side = (uint32_t)(((uint64_t)share * (copies - 1) + 1) / 2) + (copies > 1 ? uneven : 0);
-	uint32_t room_before = own->first_layer, room_behind = all - own->first_layer - own->layers;
-	uint32_t before = least(room_before, side), behind = least(room_behind, side);
-	uint32_t more_before = side - behind, more_behind = side - before; // what one end has no layers for
-	before = least(room_before, before + more_before);
-	behind = least(room_behind, behind + more_behind);
-	*ret_slice = (struct cluster_slice){
-		own->first_layer - before, own->layers + before + behind, own->tp_rank, own->tp_size};
+	return s->first_layer + s->layers;
 }
 
-static bool is_pipeline(const struct fleet_try *t)
+/* Ranges that touch become one. */
+static void merge(struct fleet_keeper *k, struct cluster_slice x)
 {
-	for (uint32_t i = 0; i < t->parts; i++) {
-		if (t->part[i].slice.tp_size != 1)
-			return false; // another plan would cut its layers otherwise
+	for (uint32_t i = 0; i < k->slices; i++) {
+		const struct cluster_slice *y = &k->slice[i];
+		if (!same_part(y, &x) || y->first_layer > end_of(&x) || x.first_layer > end_of(y))
+			continue;
+		uint32_t end = end_of(y) > end_of(&x) ? end_of(y) : end_of(&x);
+		x.first_layer = y->first_layer < x.first_layer ? y->first_layer : x.first_layer;
+		x.layers = end - x.first_layer;
+		k->slice[i] = k->slice[--k->slices];
+		i = UINT32_MAX; // those before may touch it by now
 	}
-	return t->parts > 1;
+	if (k->slices < CLUSTER_MAX_SPARES)
+		k->slice[k->slices++] = x;
+	else
+		k->cut = true;
+}
+
+/* All of x but what the node computes itself, of that the group's parts from `part` on. */
+static void add(const struct cluster_fleet *f, struct fleet_keeper *k, struct cluster_slice x, uint32_t part)
+{
+	for (uint32_t i = part; i < f->running.parts; i++) {
+		const struct cluster_slice *own = &f->running.part[i].slice;
+		if (f->running.part[i].node != k->node || !same_part(own, &x) || own->first_layer >= end_of(&x) ||
+			x.first_layer >= end_of(own))
+			continue;
+		struct cluster_slice before = x;
+		before.layers = own->first_layer > x.first_layer ? own->first_layer - x.first_layer : 0;
+		if (before.layers)
+			add(f, k, before, i + 1);
+		if (end_of(&x) <= end_of(own))
+			return;
+		x.layers = end_of(&x) - end_of(own);
+		x.first_layer = end_of(own);
+	}
+	merge(k, x);
+}
+
+static struct fleet_keeper *keeper_of(struct fleet_spares *s, struct cluster_node *n)
+{
+	uint32_t i = 0;
+	while (i < s->keepers && s->keeper[i].node != n)
+		i++;
+	if (i == s->keepers)
+		s->keeper[s->keepers++] = (struct fleet_keeper){.node = n};
+	return &s->keeper[i];
+}
+
+/* ---- which losses ---- */
+
+/* How many at once: of larger sets there are too many. */
+static uint32_t most_losses(uint32_t members, uint32_t wanted)
+{
+	uint64_t sets = 0, of_size = 1; // all; of the size `most`
+	uint32_t most = 0;
+	_Static_assert(CLUSTER_MAX_STAGES * (CLUSTER_MAX_STAGES + 1) / 2 <= CLUSTER_MAX_AHEAD);
+	for (; most < wanted && most < members; most++) {
+		of_size = of_size * (members - most) / (most + 1);
+		sets += of_size;
+		if (sets > CLUSTER_MAX_AHEAD)
+			break;
+	}
+	return most;
+}
+
+static bool is_refused(const struct fleet_spares *s, uint32_t lost)
+{
+	uint32_t i = 0;
+	while (i < s->refused_count && (s->refused[i] & lost) != s->refused[i])
+		i++;
+	return i < s->refused_count;
+}
+
+/* The next set of as many, then of one more; 0: there is none. */
+static uint32_t after(const struct fleet_spares *s, uint32_t lost)
+{
+	uint32_t lowest = lost & -lost, carried = lost + lowest;
+	uint32_t next = carried | ((lost ^ carried) >> 2) / lowest;
+	uint32_t count = (uint32_t)__builtin_popcount(lost) + 1;
+	if (next < 1u << s->members)
+		return next;
+	return count <= s->most ? (1u << count) - 1 : 0;
+}
+
+static bool is_as_seen(const struct cluster_fleet *f)
+{
+	const struct cluster_coordinator *c = f->coordinator;
+	const struct fleet_spares *s = &f->spares;
+	uint32_t n = 0;
+	for (uint32_t i = 0; i < c->nodes_count; i++) {
+		const struct cluster_node *x = &c->nodes[i];
+		if (!cluster_fleet_usable(f, x))
+			continue;
+		if (n == s->seen_count || s->seen[n].node != x || s->seen[n].incarnation != x->facts->incarnation)
+			return false;
+		n++;
+	}
+	return n == s->seen_count;
+}
+
+static void begin(struct cluster_fleet *f)
+{
+	struct cluster_coordinator *c = f->coordinator;
+	struct fleet_spares *s = &f->spares;
+	cluster_spares_cancel(f);
+	s->epoch = f->running_epoch;
+	s->quiet_ns = base_clock_now_ns();
+	for (uint32_t i = 0; i < c->nodes_count; i++) {
+		const struct cluster_node *x = &c->nodes[i];
+		if (cluster_fleet_usable(f, x))
+			s->seen[s->seen_count++] = (struct fleet_seen){x, x->facts->incarnation};
+	}
+	for (uint32_t i = 0; i < f->running.parts; i++) {
+		uint32_t k = 0;
+		while (k < s->members && s->member[k] != f->running.part[i].node)
+			k++;
+		s->member[k] = f->running.part[i].node;
+		s->members += k == s->members;
+	}
+	uint32_t wanted = c->config.replicas - 1, left = s->seen_count ? s->seen_count - 1 : 0;
+	wanted = wanted < left ? wanted : left; // somebody has to be there to keep them
+	s->most = most_losses(s->members, wanted);
+	s->lost = s->most > 0;
+	if (s->most < wanted && s->most < s->members)
+		cluster_coordinator_emit(c, "notice", "spares_skipped", f->model,
+			"store.replicas is %u: spare layers are kept for the loss of any %u nodes of %u, not of more",
+			c->config.replicas, s->most, s->members);
+}
+
+/* ---- what the nodes are asked for ---- */
+
+static void send_next(struct cluster_fleet *f, struct fleet_keeper *k)
+{
+	k->assignment = 0;
+	if (k->asked == k->slices)
+		return;
+	k->assignment = cluster_fleet_send(f, k->node, &k->slice[k->asked++], true);
+	if (!k->node->session) // it did not read, and is lost
+		k->assignment = 0;
+}
+
+static void tell_refused(struct cluster_fleet *f)
+{
+	const struct fleet_spares *s = &f->spares;
+	char text[200] = "";
+	size_t at = 0;
+	for (uint32_t i = 0; i < s->refused_count && at < sizeof text; i++) {
+		const char *between = i ? "; " : "";
+		for (uint32_t k = 0; k < s->members && at < sizeof text; k++) {
+			if (!(s->refused[i] >> k & 1))
+				continue;
+			at += (size_t)snprintf(text + at, sizeof text - at, "%s%s", between, s->member[k]->name);
+			between = " and ";
+		}
+	}
+	if (s->refused_count)
+		cluster_coordinator_emit(f->coordinator, "warning", "spares_skipped", f->model,
+			"no spare layers for losses that no plan would follow: %s%s: %.250s", text,
+			at < sizeof text ? "" : "...", s->why.message);
+}
+
+/* One plan: drops the lock. */
+static void ask(struct cluster_fleet *f)
+{
+	struct fleet_spares *s = &f->spares;
+	struct cluster_node *lost[CLUSTER_MAX_STAGES];
+	struct fleet_ahead ahead;
+	struct base_error e = {0};
+	uint32_t count = 0;
+	for (uint32_t i = 0; i < s->members; i++) {
+		if (s->lost >> i & 1)
+			lost[count++] = s->member[i];
+	}
+	int status = cluster_fleet_foresee(f, lost, count, &ahead, &e);
+	if (status == -ESTALE || f->broken || !f->running.parts || !is_as_seen(f))
+		return; // the same again, or it begins anew
+	if (status) {
+		s->why = s->refused_count ? s->why : e;
+		s->refused[s->refused_count++] = s->lost;
+	}
+	for (uint32_t i = 0; !status && i < ahead.parts; i++)
+		add(f, keeper_of(s, ahead.node[i]), ahead.slice[i], 0);
+	do
+		s->lost = after(s, s->lost);
+	while (s->lost && is_refused(s, s->lost));
+	if (s->lost)
+		return;
+	tell_refused(f);
+	for (uint32_t i = 0; i < s->keepers; i++)
+		send_next(f, &s->keeper[i]);
 }
 
 void cluster_spares_step(struct cluster_fleet *f)
 {
 	const struct cluster_coordinator *c = f->coordinator;
-	struct cluster_slice stages[CLUSTER_MAX_STAGES];
-	if (c->config.replicas < 2 || f->spared_epoch == f->running_epoch || f->coming.parts ||
-		f->state != FLEET_IDLE || base_clock_now_ns() < f->running_ns + c->config.spare_ns)
+	struct fleet_spares *s = &f->spares;
+	if (c->config.replicas < 2 || f->coming.parts || f->state != FLEET_IDLE || cluster_claim_check(c, NULL))
 		return;
-	f->spared_epoch = f->running_epoch;
-	f->spares.parts = 0;
-	if (!is_pipeline(&f->running)) {
-		if (f->running.parts > 1)
-			cluster_coordinator_emit(f->coordinator, "warning", "spares_skipped", f->model,
-				"store.replicas is %u, and nodes keep no spare layers: they have parts of layers, "
-				"which another plan would cut otherwise",
-				c->config.replicas);
-		return;
-	}
-	for (uint32_t i = 0; i < f->running.parts; i++)
-		stages[i] = f->running.part[i].slice;
-	for (uint32_t i = 0; i < f->running.parts; i++) {
-		struct fleet_part *p = &f->spares.part[f->spares.parts++];
-		*p = (struct fleet_part){.node = f->running.part[i].node};
-		cluster_spare_range(stages, f->running.parts, i, c->config.replicas, &p->slice);
-		cluster_fleet_send(f, p, true);
-	}
+	if (s->epoch != f->running_epoch || !is_as_seen(f))
+		begin(f);
+	else if (s->lost && base_clock_now_ns() >= s->quiet_ns + c->config.spare_ns)
+		ask(f);
 }
 
-static struct fleet_part *find_spare(struct cluster_coordinator *c, const struct cluster_node *n, uint64_t assignment,
-	struct cluster_fleet **ret_fleet)
+void cluster_spares_cancel(struct cluster_fleet *f)
+{
+	struct fleet_spares *s = &f->spares;
+	for (uint32_t i = 0; i < s->keepers; i++)
+		cluster_fleet_release_node(s->keeper[i].node, s->keeper[i].assignment);
+	s->epoch = 0;
+	s->seen_count = s->members = s->lost = s->refused_count = s->keepers = 0;
+}
+
+/* ---- what nodes say ---- */
+
+static struct fleet_keeper *find_keeper(struct cluster_coordinator *c, const struct cluster_node *n,
+	uint64_t assignment, struct cluster_fleet **ret_fleet)
 {
 	for (struct cluster_fleet *f = c->fleets; f && assignment; f = f->next) {
-		for (uint32_t i = 0; i < f->spares.parts; i++) {
-			struct fleet_part *p = &f->spares.part[i];
-			if (p->node != n || p->assignment != assignment)
+		for (uint32_t i = 0; i < f->spares.keepers; i++) {
+			struct fleet_keeper *k = &f->spares.keeper[i];
+			if (k->node != n || k->assignment != assignment)
 				continue;
 			*ret_fleet = f;
-			return p;
+			return k;
 		}
 	}
 	return NULL;
 }
 
-/* The node may forget it. */
-static void finish(struct fleet_part *p)
+static void tell_stored(struct cluster_fleet *f, const struct fleet_keeper *k, const char *why)
 {
-	cluster_fleet_release_part(p);
-	p->assignment = 0;
+	char written[BASE_UNITS_TEXT_BYTES], text[200] = "";
+	uint32_t layers = 0;
+	size_t at = 0;
+	for (uint32_t i = 0; i < k->slices; i++) {
+		const struct cluster_slice *x = &k->slice[i];
+		layers += x->layers;
+		if (at < sizeof text)
+			at += (size_t)snprintf(text + at, sizeof text - at, "%s%u to %u", i ? ", " : "", x->first_layer,
+				end_of(x) - 1);
+		if (at < sizeof text && x->tp_size > 1)
+			at += (size_t)snprintf(
+				text + at, sizeof text - at, " part %u of %u", x->tp_rank + 1, x->tp_size);
+	}
+	cluster_coordinator_emit(f->coordinator, why[0] ? "warning" : "notice", "spares_stored", f->model,
+		"node %s has %u of %u layers that plans after losses need (%s%s), %s of them new%s%.200s%s",
+		k->node->name, k->stored_layers, layers, text, at < sizeof text ? "" : "...",
+		base_units_format_bytes(k->written_bytes, written), why[0] ? ": " : "", why,
+		k->cut ? "; others are too many ranges" : "");
 }
 
 void cluster_spares_stored(struct cluster_coordinator *c, struct cluster_node *n, const Thaw__Node__V1__Stored *m)
 {
 	struct cluster_fleet *f;
-	struct fleet_part *p = find_spare(c, n, m->assignment, &f);
-	char written[BASE_UNITS_TEXT_BYTES];
-	if (!p)
+	struct fleet_keeper *k = find_keeper(c, n, m->assignment, &f);
+	if (!k)
 		return;
-	cluster_coordinator_emit(c, m->text[0] ? "warning" : "notice", "spares_stored", f->model,
-		"node %s has %u of layers %u to %u, %s of them new%s%.200s", n->name, least(m->layers, p->slice.layers),
-		p->slice.first_layer, p->slice.first_layer + p->slice.layers - 1,
-		base_units_format_bytes(m->written_bytes, written), m->text[0] ? ": " : "", m->text);
-	finish(p);
+	uint32_t layers = k->slice[k->asked - 1].layers;
+	k->stored_layers += m->layers < layers ? m->layers : layers;
+	k->written_bytes += m->written_bytes;
+	cluster_fleet_release_node(n, k->assignment);
+	if (m->text[0] || k->asked == k->slices) {
+		k->assignment = 0;
+		tell_stored(f, k, m->text);
+	} else {
+		send_next(f, k);
+	}
 }
 
 bool cluster_spares_failed(struct cluster_coordinator *c, struct cluster_node *n, const Thaw__Node__V1__Failed *m)
 {
 	struct cluster_fleet *f;
-	struct fleet_part *p = find_spare(c, n, m->assignment, &f);
-	if (!p)
+	struct fleet_keeper *k = find_keeper(c, n, m->assignment, &f);
+	if (!k)
 		return false;
-	cluster_coordinator_emit(
-		c, "warning", "spares_failed", f->model, "node %s keeps no spare layers: %.250s", n->name, m->text);
-	finish(p);
+	cluster_coordinator_emit(c, "warning", "spares_failed", f->model, "node %s keeps no more spare layers: %.250s",
+		n->name, m->text);
+	cluster_fleet_release_node(n, k->assignment);
+	k->assignment = 0;
 	return true;
 }
 
 void cluster_spares_node_lost(struct cluster_fleet *f, const struct cluster_node *n)
 {
-	for (uint32_t i = 0; i < f->spares.parts; i++) {
-		if (f->spares.part[i].node == n)
-			f->spares.part[i].assignment = 0; // gone with its connection
+	for (uint32_t i = 0; i < f->spares.keepers; i++) {
+		struct fleet_keeper *k = &f->spares.keeper[i];
+		if (k->node == n) { // gone with its connection
+			k->assignment = 0;
+			k->asked = k->slices;
+		}
 	}
 }
+
+/* ---- models that are gone ---- */
 
 static bool has_fleet(const struct cluster_coordinator *c, const uint8_t digest[static CLUSTER_DIGEST_BYTES])
 {

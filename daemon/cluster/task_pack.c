@@ -215,21 +215,16 @@ static struct pack_config config_of(struct cluster_task *t)
 		.context = t};
 }
 
-/* Of a spare assignment layer by layer, from the middle, where its own layers are, as far as the drive has room. */
+/* Of a spare assignment layer by layer, as far as the drive has room. */
 static int pack_spares(struct cluster_task *t, const struct format_gguf *gguf, const struct program *program,
 	const struct pack_config *config, struct base_error *e)
 {
-	const struct cluster_slice *s = &t->assign.slice;
-	uint32_t middle = s->first_layer + s->layers / 2, end = s->first_layer + s->layers;
 	struct pack_config c = *config;
 	struct pack_result result;
 	c.spare = true;
 	c.slice.layers = 1;
-	for (uint32_t i = 0; i < 2 * s->layers; i++) {
-		uint32_t off = (i + 1) / 2, layer = i % 2 ? middle - off : middle + off;
-		if ((i % 2 && off > middle - s->first_layer) || layer >= end)
-			continue;
-		c.slice.first_layer = layer;
+	for (uint32_t i = 0; i < t->assign.slice.layers; i++) {
+		c.slice.first_layer = t->assign.slice.first_layer + i;
 		if (atomic_load(&t->release))
 			return base_error_set(e, -ECANCELED, "packing was cancelled");
 		int status = pack_model(gguf, program, &c, &result, e);

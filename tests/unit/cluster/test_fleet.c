@@ -23,11 +23,8 @@ struct node { // what it was told
 	struct cluster_start start; // the last
 	uint32_t assigns, starts, releases;
 	bool check; // asked for with the last assignment
-	uint64_t spare; // the last such assignment
-	struct cluster_slice spare_slice;
 	struct cluster_assign assign; // the last
 	bool copy; // what it says when it is prepared
-	uint32_t forgets;
 };
 
 struct scene {
@@ -36,7 +33,7 @@ struct scene {
 	uint32_t most; // nodes that the plan uses; 0: all
 	uint32_t parts; // of them in a stage; 0: 1
 	bool too_small;
-	_Atomic uint32_t regathers, broken, plans, skipped;
+	_Atomic uint32_t regathers, broken, plans;
 	char previous[256]; // nodes of the plan before, as plan() saw them
 	struct cluster_group group;
 };
@@ -73,29 +70,15 @@ static void broken(void *context)
 	atomic_fetch_add(&((struct scene *)context)->broken, 1);
 }
 
-static void on_event(void *context, const char *severity, const char *kind, const char *model, const char *text)
-{
-	if (strcmp(kind, "spares_skipped") == 0)
-		atomic_fetch_add(&((struct scene *)context)->skipped, 1);
-}
-
-static struct scene *scene_create_with(uint32_t nodes, uint32_t replicas)
+static struct scene *scene_create(uint32_t nodes)
 {
 	struct scene *s = calloc(1, sizeof *s);
 	world_init(&s->world, plan, s);
 	s->world.model.regather = regather;
 	s->world.model.broken = broken;
 	s->world.config.nodes = nodes;
-	s->world.config.replicas = replicas;
-	s->world.config.spare_ns = 1000000;
-	s->world.config.events = (struct cluster_events){on_event, s};
 	world_open(&s->world);
 	return s;
-}
-
-static struct scene *scene_create(uint32_t nodes)
-{
-	return scene_create_with(nodes, 1);
 }
 
 static void scene_destroy(struct scene *s)
@@ -133,16 +116,11 @@ static void hear(void *context, uint32_t i, const Thaw__Node__V1__CoordinatorMes
 	struct cluster_assign a;
 	if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_ASSIGN) {
 		assert_int_equal(cluster_read_assign(m->assign, &a, NULL), 0);
-		if (a.spare) {
-			n->spare = a.assignment;
-			n->spare_slice = a.slice;
-		} else {
-			n->assignment = a.assignment;
-			n->slice = a.slice;
-			n->check = a.check;
-			n->assign = a;
-			n->assigns++;
-		}
+		n->assignment = a.assignment;
+		n->slice = a.slice;
+		n->check = a.check;
+		n->assign = a;
+		n->assigns++;
 	} else if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_START) {
 		assert_int_equal(cluster_read_start(m->start, &n->start, NULL), 0);
 		assert_int_equal(n->start.assignment, n->assignment);
@@ -150,11 +128,6 @@ static void hear(void *context, uint32_t i, const Thaw__Node__V1__CoordinatorMes
 	} else if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_RELEASE) {
 		n->released = m->release->assignment;
 		n->releases++;
-	} else if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_FORGET) {
-		assert_int_equal(cluster_read_forget(m->forget, &a, NULL), 0);
-		assert_string_equal(a.model, "m");
-		assert_memory_equal(a.digest, ((const uint8_t[16]){1, 2, 3}), 16);
-		n->forgets++;
 	}
 }
 
@@ -263,128 +236,6 @@ static void two_nodes_and_a_loss(void **state)
 	assert_non_null(strstr(e.message, "n0 is lost"));
 	join(s, 1);
 	run(s, (uint32_t[]){1}, 1);
-	scene_destroy(s);
-}
-
-/* What equal nodes need after the loss of any one of them is next to what they have: they keep it. */
-static void spares_are_what_a_loss_needs(void **state)
-{
-	for (uint32_t n = 2; n <= 9; n++) {
-		for (uint32_t layers = n; layers <= 80; layers++) {
-			struct cluster_slice stage[9], keep;
-			uint32_t copies[80] = {0};
-			for (uint32_t i = 0; i < n; i++) {
-				uint32_t first = layers * i / n, end = layers * (i + 1) / n;
-				stage[i] = (struct cluster_slice){first, end - first, 0, 1};
-			}
-			for (uint32_t i = 0; i < n; i++) {
-				cluster_spare_range(stage, n, i, 1, &keep);
-				assert_memory_equal(&keep, &stage[i], sizeof keep);
-				cluster_spare_range(stage, n, i, 16, &keep);
-				assert_int_equal(keep.layers, layers);
-				cluster_spare_range(stage, n, i, n == 2 ? 2 : 3, &keep);
-				for (uint32_t l = keep.first_layer; l < keep.first_layer + keep.layers; l++)
-					copies[l]++;
-				for (uint32_t lost = 0; lost < n; lost++) {
-					uint32_t at = i - (i > lost), m = n - 1;
-					if (lost == i)
-						continue;
-					assert_true(layers * at / m >= keep.first_layer);
-					assert_true(layers * (at + 1) / m <= keep.first_layer + keep.layers);
-				}
-			}
-			for (uint32_t l = 0; l < layers; l++)
-				assert_true(copies[l] >= 2);
-		}
-	}
-}
-
-static void stored(struct node *n, const char *text)
-{
-	Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
-	Thaw__Node__V1__Stored x = THAW__NODE__V1__STORED__INIT;
-	x.assignment = n->spare;
-	x.layers = 5;
-	x.text = (char *)text;
-	m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_STORED;
-	m.stored = &x;
-	assert_int_equal(send_node(n, &m), 0);
-}
-
-static void expect_spare(struct node *n, uint64_t after)
-{
-	testing_wait_until((read_node(n), n->spare > after));
-}
-
-/* While a group runs its nodes are asked for spares, once; a plan has those that are under way released before its own
- * work. */
-static void spares_of_a_group(void **state)
-{
-	struct scene *s = scene_create_with(3, 2);
-	struct node *n = s->node;
-	for (uint32_t i = 0; i < 3; i++)
-		join(s, i);
-	run(s, (uint32_t[]){0, 1, 2}, 3);
-	for (uint32_t i = 0; i < 3; i++)
-		expect_spare(&n[i], 0);
-	assert_int_equal(n[0].spare_slice.first_layer, 0);
-	assert_int_equal(n[0].spare_slice.layers, 8);
-	assert_int_equal(n[1].spare_slice.first_layer, 2);
-	assert_int_equal(n[1].spare_slice.layers, 8);
-	assert_int_equal(n[2].spare_slice.first_layer, 4);
-	stored(&n[0], ""); // done: forgotten
-	read_node(&n[0]);
-	assert_int_equal(n[0].released, n[0].spare);
-	stored(&n[0], ""); // said twice
-	uint64_t assignment = n[1].assignment;
-	n[1].assignment = n[1].spare;
-	failed(&n[1], -EROFS, "its drive is read-only"); // of a spare: nothing comes of it
-	n[1].assignment = assignment;
-	assert_false(cluster_fleet_broken(s->world.fleet));
-	uint64_t last = n[2].spare;
-	leave(s, 1);
-	cluster_fleet_scatter(s->world.fleet);
-	run(s, (uint32_t[]){0, 2}, 2);
-	assert_int_equal(n[2].releases, 2); // of its part, and of the spare that was under way
-	expect_spare(&n[2], last); // of the new group
-	assert_int_equal(n[2].spare_slice.layers, 12);
-	scene_destroy(s);
-}
-
-/* Parts of layers are cut otherwise by another plan: nobody keeps any, and that is said once for each group. */
-static void parts_have_no_spares(void **state)
-{
-	struct scene *s = scene_create_with(2, 2);
-	s->parts = 2;
-	for (uint32_t i = 0; i < 2; i++)
-		join(s, i);
-	for (uint32_t groups = 1; groups <= 2; groups++) {
-		run(s, (uint32_t[]){0, 1}, 2);
-		testing_wait_until(atomic_load(&s->skipped) == groups);
-		cluster_fleet_scatter(s->world.fleet);
-	}
-	assert_int_equal(s->node[0].spare, 0);
-	scene_destroy(s);
-}
-
-/* When a model is unloaded, and not when its coordinator stops or another name of it is left. */
-static void spares_are_forgotten(void **state)
-{
-	struct scene *s = scene_create(1);
-	join(s, 0);
-	world_open_model(&s->world, "again");
-	struct cluster_fleet *again = base_steal(s->world.fleet);
-	world_open_model(&s->world, "m");
-	cluster_fleet_destroy(base_steal(s->world.fleet));
-	cluster_coordinator_forget(s->world.coordinator, "m", s->world.model.digest);
-	read_node(&s->node[0]);
-	assert_int_equal(s->node[0].forgets, 0);
-	cluster_fleet_destroy(again);
-	world_open_model(&s->world, "m");
-	cluster_fleet_destroy(base_steal(s->world.fleet));
-	cluster_coordinator_forget(s->world.coordinator, "m", s->world.model.digest);
-	read_node(&s->node[0]);
-	assert_int_equal(s->node[0].forgets, 1);
 	scene_destroy(s);
 }
 
@@ -852,10 +703,6 @@ int main(void)
 		cmocka_unit_test(a_loss_while_it_is_prepared),
 		cmocka_unit_test(a_loss_before_the_epoch),
 		cmocka_unit_test(stores_are_mended),
-		cmocka_unit_test(spares_are_what_a_loss_needs),
-		cmocka_unit_test(spares_of_a_group),
-		cmocka_unit_test(parts_have_no_spares),
-		cmocka_unit_test(spares_are_forgotten),
 		cmocka_unit_test(pullers_are_told_who_has_a_copy),
 		cmocka_unit_test(a_node_that_cannot),
 		cmocka_unit_test(a_node_that_is_busy),
