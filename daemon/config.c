@@ -211,6 +211,7 @@ static int check_cluster(const struct config *c, struct base_error *e)
 		return base_error_set(e, -EINVAL, "store.sources: \"%s\" is not an absolute path", c->store.sources);
 	if (role == CLUSTER_ROLE_NONE) {
 		const char *set = c->cluster.join[0]      ? "cluster.join"
+				  : c->cluster.rack[0]    ? "cluster.rack"
 				  : c->cluster.listen[0]  ? "cluster.listen"
 				  : c->cluster.map[0]     ? "cluster.map"
 				  : c->cluster.pins[0]    ? "cluster.pins"
@@ -223,6 +224,8 @@ static int check_cluster(const struct config *c, struct base_error *e)
 	int r = cluster_name_check("cluster.name", c->cluster.name, e);
 	if (r == 0 && c->cluster.node[0])
 		r = cluster_name_check("cluster.node", c->cluster.node, e);
+	if (r == 0 && c->cluster.rack[0])
+		r = cluster_name_check("cluster.rack", c->cluster.rack, e);
 	bool loopback;
 	if (r == 0 && c->cluster.listen[0])
 		r = check_host_port("cluster.listen", c->cluster.listen, &loopback, e);

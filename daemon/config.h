@@ -42,6 +42,7 @@ struct config {
 		char role[16]; // none, coordinator, worker, both
 		char name[64]; // of the cluster
 		char node[64]; // this node's name in it; "": the host's
+		char rack[64]; // where it stands; "": in none
 		char listen[CONFIG_TEXT_BYTES]; // coordinator: HOST:PORT for nodes
 		char join[CONFIG_TEXT_BYTES]; // worker: HOST:PORT of the coordinators, with commas between
 		char address[256]; // of this node, for the other nodes' data; "": the one that it joins with

@@ -65,6 +65,8 @@ const struct config_key config_keys[] = {
 		.help = "The cluster's name, as in its certificates."},
 	{.path = "cluster.node", .type = CONFIG_TYPE_TEXT, AT(cluster.node), .value = "",
 		.help = "This node's name, as in its certificate. Default: the host's name."},
+	{.path = "cluster.rack", .type = CONFIG_TYPE_TEXT, AT(cluster.rack), .value = "",
+		.help = "Where this node stands: nodes of one rack share layers over the links that were measured inside racks."},
 	{.path = "cluster.listen", .type = CONFIG_TYPE_TEXT, AT(cluster.listen), .value = "",
 		.help = "HOST:PORT for other nodes, over mutual TLS. Coordinator: where they join. Worker: where nodes without a model pull "
 			"from its copy; without it they pull from others."},

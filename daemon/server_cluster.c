@@ -159,6 +159,7 @@ static int start_worker(struct server *s, struct base_error *e)
 	const struct cluster_worker_config w = {
 		.cluster = c->cluster.name,
 		.node = c->cluster.node,
+		.rack = c->cluster.rack,
 		.version = THAW_VERSION,
 		.join = s->join,
 		.tls = {.ca = c->cluster.tls_ca, .cert = c->cluster.tls_cert, .key = c->cluster.tls_key},

@@ -219,24 +219,46 @@ static void take_plan(const struct fleet_plan *p, const uint32_t *order, struct 
 		take_stage(p, &p->stages[i], order, ret);
 }
 
+/* Nodes that say no rack are in none that others are in. Where nothing was measured inside a rack there is nothing to
+ * tell racks apart by. */
+static void fill_racks(const struct server_fleet *f, const struct cluster_view *view, const uint32_t *order,
+	struct fleet_device *devices)
+{
+	for (uint32_t i = 0; i < view->count && f->links.of[FLEET_LINK_RACK].measured; i++) {
+		const char *rack = view->nodes[order[i]].facts->rack;
+		if (rack[0])
+			snprintf(devices[i].rack, sizeof devices[i].rack, "%s", rack);
+		else
+			snprintf(devices[i].rack, sizeof devices[i].rack, "/%u", i); // the name of none
+	}
+}
+
+static struct fleet_link link_of(const struct cluster_view_link *l)
+{
+	return (struct fleet_link){l->latency_ns, l->bytes_per_s};
+}
+
+/* None of class host: what is measured is the way that ranks' messages take, also between nodes of one machine. */
 static void fill_input(
 	const struct server_fleet *f, const struct fleet_device *devices, uint32_t count, struct fleet_input *ret_input)
 {
-	/* One class for all: what is measured is the way that ranks' messages take, also between nodes of one
-	 * machine. */
-	const struct fleet_link link = {f->links.latency_ns, f->links.bytes_per_s};
+	const struct cluster_view_links *l = &f->links;
+	bool racks = count && devices[0].rack[0]; // all have one, or none: fill_racks, and plans that leave them aside
 	*ret_input = (struct fleet_input){
 		.model = &f->sizes.sizes,
 		.devices = devices,
 		.devices_count = count,
-		.links[FLEET_LINK_CLUSTER] = link,
-		.overhead_ns = PLAN_MODEL_PASS_NS + 2 * link.latency_ns, // the engine is on another host than the ranks
+		.links[FLEET_LINK_CLUSTER] = link_of(racks ? &l->of[FLEET_LINK_CLUSTER] : &l->all),
+		/* The engine is on another host than the ranks. */
+		.overhead_ns = PLAN_MODEL_PASS_NS + 2 * l->all.latency_ns,
 		.objective = FLEET_OBJECTIVE_FULL,
 		.sequences = f->entry->rank.sequences,
 		.map = f->map,
 		.entries = f->entries,
 		.entries_count = f->rules_count,
 	};
+	if (racks)
+		ret_input->links[FLEET_LINK_RACK] = link_of(&l->of[FLEET_LINK_RACK]);
 }
 
 /* As many ranks in a stage as compute.tensor says; where there are not so many nodes, fewer are better than none. The
@@ -250,12 +272,12 @@ static int build(struct server_fleet *f, const struct fleet_device *devices, uin
 	struct fleet_input in;
 	fill_input(f, devices, count, &in);
 	in.tp_least = in.tp_most = wanted || in.map == FLEET_MAP_AUTO ? wanted : 1;
-	int status = fleet_plan_build_even(&in, ret_planned, ret_plan, &why);
+	int status = fleet_plan_build_racks(&in, ret_planned, ret_plan, &why);
 	if (status == -ENOMEM && wanted > 1 && !is_explicit) {
 		remarks->fewer = why;
 		in.tp_least = 1;
 		in.tp_most = in.map == FLEET_MAP_AUTO ? wanted - 1 : 1;
-		status = fleet_plan_build_even(&in, ret_planned, ret_plan, &why);
+		status = fleet_plan_build_racks(&in, ret_planned, ret_plan, &why);
 	} else if (!status) {
 		remarks->fewer.code = 0;
 	}
@@ -275,22 +297,30 @@ static void show(struct server_fleet *f)
 	memcpy(info->explanation, f->next.explanation, sizeof info->explanation);
 }
 
-static void explain_links(const struct cluster_view_links *l, FILE *out)
+static void explain_link(const char *where, const struct cluster_view_link *l, bool others, FILE *out)
 {
 	char age[BASE_UNITS_TEXT_BYTES];
 	uint64_t now = base_clock_wall_ns();
-	if (!l->pairs)
-		return;
 	if (!l->measured)
-		fprintf(out, "links between nodes: not measured, %.0f us and %.2f GB/s are assumed\n",
-			l->latency_ns / 1e3, l->bytes_per_s / 1e9);
+		fprintf(out, "links %s: not measured, %.0f us and %.2f GB/s %s\n", where, l->latency_ns / 1e3,
+			l->bytes_per_s / 1e9, others ? "as of the others" : "are assumed");
 	else
 		fprintf(out,
-			"links between nodes: %.1f us and %.2f GB/s, the slowest of %u that were measured (%u more are "
-			"taken to be "
-			"like it), the oldest %s ago\n",
-			l->latency_ns / 1e3, l->bytes_per_s / 1e9, l->measured, l->pairs - l->measured,
+			"links %s: %.1f us and %.2f GB/s, the slowest of %u that were measured (%u more are "
+			"taken to be like it), the oldest %s ago\n",
+			where, l->latency_ns / 1e3, l->bytes_per_s / 1e9, l->measured, l->pairs - l->measured,
 			base_units_format_duration(now > l->oldest_wall_ns ? now - l->oldest_wall_ns : 0, age));
+}
+
+static void explain_links(const struct cluster_view_links *l, FILE *out)
+{
+	const struct cluster_view_link *rack = &l->of[FLEET_LINK_RACK], *cluster = &l->of[FLEET_LINK_CLUSTER];
+	if (rack->pairs && cluster->pairs) {
+		explain_link("inside racks", rack, l->all.measured > 0, out);
+		explain_link("between racks", cluster, l->all.measured > 0, out);
+	} else if (l->all.pairs) {
+		explain_link("between nodes", &l->all, false, out);
+	}
 }
 
 /* Until a group has run, what is planned is shown: a plan beside one that runs may never come to be. */
@@ -496,6 +526,7 @@ static int plan_alone(
 		return base_error_set(e, -ENOMEM, "no memory for a plan");
 	for (uint32_t i = 0; i < view->count; i++)
 		others += fill_device(f, &view->nodes[order[i]], &devices[i]);
+	fill_racks(f, view, order, devices);
 	uint32_t n = leave_out(f, devices, order, used, view->count, &remarks);
 	int status = find_named(f, devices, n, e);
 	if (!status)

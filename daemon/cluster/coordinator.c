@@ -314,8 +314,8 @@ static int join(struct cluster_session *s, struct cluster_facts **facts, struct 
 	cluster_links_joined(c, n);
 	if (fresh)
 		note_nodes(c);
-	cluster_coordinator_emit(c, "notice", "node_joined", "", "node %s: %u CPUs, host %s, address %s%s", n->name,
-		f->cpus, f->host, f->address, n->draining ? ", drained" : "");
+	cluster_coordinator_emit(c, "notice", "node_joined", "", "node %s: %u CPUs, host %s, address %s%s%s%s", n->name,
+		f->cpus, f->host, f->address, f->rack[0] ? ", rack " : "", f->rack, n->draining ? ", drained" : "");
 	pthread_cond_broadcast(&c->changed);
 	return 0;
 }

@@ -21,6 +21,7 @@
 #include "daemon/cluster/identity.h"
 #include "daemon/cluster/message.h"
 #include "daemon/cluster/state.h"
+#include "topology/fleet/fleet.h"
 
 #define CLUSTER_HEARTBEAT_NS (200 * 1000000ull)
 #define CLUSTER_LOST_NS (2000 * 1000000ull)
@@ -109,18 +110,24 @@ struct cluster_link_info { // between two nodes
 	double latency_ns, bytes_per_s; // 0: not measured
 	uint64_t measured_wall_ns;
 	char error[CLUSTER_TEXT_BYTES]; // of the last try, if it failed
+	enum fleet_link_class class; // rack, or cluster
 };
 uint32_t cluster_coordinator_links(struct cluster_coordinator *c, struct cluster_link_info *ret_links, uint32_t room);
 
 /* Of links that were not measured: what a plain network has. They weigh little against drives and memory. */
 #define CLUSTER_LINK_LATENCY_NS 50e3
 #define CLUSTER_LINK_BYTES_PER_S 1e9
-struct cluster_view_links { // between nodes that a plan may use
+struct cluster_view_link { // of pairs of nodes
 	uint32_t pairs, measured;
-	double latency_ns, bytes_per_s; // of the slowest that were measured; measured 0: as above
+	double latency_ns, bytes_per_s; // of the slowest that were measured
 	uint64_t oldest_wall_ns;
 };
-/* What a plan that is made now counts for all links. */
+/* Between nodes that a plan may use. A class of which nothing was measured counts as the next wider one of which
+ * something was, or as all; and all as above, if nothing was at all. */
+struct cluster_view_links {
+	struct cluster_view_link all, of[FLEET_LINK_CLASSES]; // of: nodes of a rack, all others; no pairs of a host
+};
+/* What a plan that is made now counts. */
 void cluster_coordinator_plan_link(struct cluster_coordinator *c, struct cluster_view_links *ret_links);
 
 /* ---- fleets: the server's models ---- */

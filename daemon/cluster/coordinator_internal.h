@@ -222,7 +222,7 @@ void cluster_links_done(
 void cluster_links_step(struct cluster_coordinator *c, uint64_t now);
 /* Will the first figures of a link be there soon? Not for longer than 3 s after a node joined. */
 bool cluster_links_pending(const struct cluster_coordinator *c);
-void cluster_links_view(struct cluster_coordinator *c, struct cluster_node *const *nodes, uint32_t count,
+void cluster_links_view(struct cluster_coordinator *c, struct cluster_node *const *nodes, uint32_t nodes_count,
 	struct cluster_view_links *ret_links);
 
 /* source.c; lock held: nodes that other ones than this coordinator may pull the file from, for an assignment of

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* Links between nodes: which pairs are measured, one after the other, and what came of it. Of few nodes all pairs are,
- * of many those with the first one and with two neighbours each; the rest is taken to be like the slowest of these.
+ * of many those with the first one and with two neighbours each, and of a rack each with the next one; the rest is
+ * taken to be like the slowest of these of its class: within a rack, or not.
  * What was measured is kept in a file with its date and digests of both machines, for a day. A pair that cannot be
  * measured stays at what is assumed, with an event. */
 #include <errno.h>
@@ -130,6 +131,24 @@ static bool is_wanted(uint32_t nodes, uint32_t a, uint32_t b)
 	return nodes <= ALL_PAIRS || a == 0 || apart <= NEIGHBOURS || nodes - apart <= NEIGHBOURS;
 }
 
+static enum fleet_link_class class_of(const struct cluster_node *a, const struct cluster_node *b)
+{
+	bool same = a->facts && b->facts && a->facts->rack[0] && strcmp(a->facts->rack, b->facts->rack) == 0;
+	return same ? FLEET_LINK_RACK : FLEET_LINK_CLUSTER;
+}
+
+/* No rack is taken to be like another of which more was measured. */
+static bool is_next_of_rack(struct cluster_node *const *nodes, uint32_t a, uint32_t b)
+{
+	if (class_of(nodes[a], nodes[b]) != FLEET_LINK_RACK)
+		return false;
+	for (uint32_t i = a + 1; i < b; i++) {
+		if (class_of(nodes[a], nodes[i]) == FLEET_LINK_RACK)
+			return false;
+	}
+	return true;
+}
+
 static bool is_due(const struct link *x, const struct cluster_node *a, const struct cluster_node *b, uint64_t now)
 {
 	if (!x || !holds(x, a, b))
@@ -248,8 +267,9 @@ static void look(struct cluster_coordinator *c, uint64_t now)
 	l->pending = false;
 	for (uint32_t a = 0; a < n; a++) {
 		for (uint32_t b = a + 1; b < n; b++) {
-			const struct link *x = is_wanted(n, a, b) ? find(l, nodes[a]->name, nodes[b]->name) : NULL;
-			if (!is_wanted(n, a, b) || !is_due(x, nodes[a], nodes[b], now))
+			bool wanted = is_wanted(n, a, b) || is_next_of_rack(nodes, a, b);
+			const struct link *x = wanted ? find(l, nodes[a]->name, nodes[b]->name) : NULL;
+			if (!wanted || !is_due(x, nodes[a], nodes[b], now))
 				continue;
 			l->pending = l->pending || !x || !holds(x, nodes[a], nodes[b]);
 			if (!l->number)
@@ -391,26 +411,41 @@ bool cluster_links_pending(const struct cluster_coordinator *c)
 	return l && l->pending && base_clock_now_ns() < l->joined_ns + WAIT_NS;
 }
 
-void cluster_links_view(struct cluster_coordinator *c, struct cluster_node *const *nodes, uint32_t count,
+static void count(struct cluster_view_link *v, const struct cluster_link_info *i)
+{
+	v->latency_ns = i->latency_ns > v->latency_ns ? i->latency_ns : v->latency_ns;
+	v->bytes_per_s = !v->measured || i->bytes_per_s < v->bytes_per_s ? i->bytes_per_s : v->bytes_per_s;
+	v->oldest_wall_ns =
+		!v->measured || i->measured_wall_ns < v->oldest_wall_ns ? i->measured_wall_ns : v->oldest_wall_ns;
+	v->measured++;
+}
+
+void cluster_links_view(struct cluster_coordinator *c, struct cluster_node *const *nodes, uint32_t nodes_count,
 	struct cluster_view_links *ret_links)
 {
-	struct cluster_view_links v = {.pairs = count ? count * (count - 1) / 2 : 0};
-	for (uint32_t a = 0; c->links && a < count; a++) {
-		for (uint32_t b = a + 1; b < count; b++) {
-			const struct link *x = find(c->links, nodes[a]->name, nodes[b]->name);
-			if (!is_measured(x, nodes[a], nodes[b]))
-				continue;
-			const struct cluster_link_info *i = &x->info;
-			v.latency_ns = i->latency_ns > v.latency_ns ? i->latency_ns : v.latency_ns;
-			v.bytes_per_s = !v.measured || i->bytes_per_s < v.bytes_per_s ? i->bytes_per_s : v.bytes_per_s;
-			v.oldest_wall_ns = !v.measured || i->measured_wall_ns < v.oldest_wall_ns ? i->measured_wall_ns
-												 : v.oldest_wall_ns;
-			v.measured++;
+	struct cluster_view_links v = {0};
+	for (uint32_t a = 0; a < nodes_count; a++) {
+		for (uint32_t b = a + 1; b < nodes_count; b++) {
+			struct cluster_view_link *of = &v.of[class_of(nodes[a], nodes[b])];
+			const struct link *x = c->links ? find(c->links, nodes[a]->name, nodes[b]->name) : NULL;
+			v.all.pairs++;
+			of->pairs++;
+			if (is_measured(x, nodes[a], nodes[b])) {
+				count(&v.all, &x->info);
+				count(of, &x->info);
+			}
 		}
 	}
-	if (!v.measured) {
-		v.latency_ns = CLUSTER_LINK_LATENCY_NS;
-		v.bytes_per_s = CLUSTER_LINK_BYTES_PER_S;
+	if (!v.all.measured) {
+		v.all.latency_ns = CLUSTER_LINK_LATENCY_NS;
+		v.all.bytes_per_s = CLUSTER_LINK_BYTES_PER_S;
+	}
+	const struct cluster_view_link *wider = &v.all;
+	for (int i = FLEET_LINK_CLASSES - 1; i >= 0; i--) {
+		if (v.of[i].measured)
+			wider = &v.of[i];
+		v.of[i].latency_ns = wider->latency_ns;
+		v.of[i].bytes_per_s = wider->bytes_per_s;
 	}
 	*ret_links = v;
 }
@@ -429,12 +464,25 @@ void cluster_coordinator_plan_link(struct cluster_coordinator *c, struct cluster
 	pthread_mutex_unlock(&c->lock);
 }
 
+static const struct cluster_node *find_node(const struct cluster_coordinator *c, const char *name)
+{
+	for (uint32_t i = 0; i < c->nodes_count; i++) {
+		if (strcmp(c->nodes[i].name, name) == 0)
+			return &c->nodes[i];
+	}
+	return NULL;
+}
+
 uint32_t cluster_coordinator_links(struct cluster_coordinator *c, struct cluster_link_info *ret_links, uint32_t room)
 {
 	uint32_t n = 0;
 	pthread_mutex_lock(&c->lock);
-	for (uint32_t i = 0; c->links && i < c->links->count && n < room; i++)
-		ret_links[n++] = c->links->list[i].info;
+	for (uint32_t i = 0; c->links && i < c->links->count && n < room; i++) {
+		struct cluster_link_info *x = &ret_links[n++];
+		*x = c->links->list[i].info;
+		const struct cluster_node *a = find_node(c, x->node[0]), *b = find_node(c, x->node[1]);
+		x->class = a && b ? class_of(a, b) : FLEET_LINK_CLUSTER;
+	}
 	pthread_mutex_unlock(&c->lock);
 	return n;
 }

@@ -122,6 +122,8 @@ int cluster_read_register(const Thaw__Node__V1__Register *m, struct cluster_fact
 		status = take_name("cluster", m->cluster, ret->cluster, e);
 	if (!status)
 		status = take_name("node", m->node, ret->node, e);
+	if (!status && m->rack[0])
+		status = take_name("rack", m->rack, ret->rack, e);
 	if (!status)
 		status = take_host("address", m->address, ret->address, e);
 	if (!status)
@@ -396,6 +398,7 @@ void cluster_fill_register(const struct cluster_facts *f, struct cluster_registe
 	r->version = (char *)f->version;
 	r->cluster = (char *)f->cluster;
 	r->node = (char *)f->node;
+	r->rack = (char *)f->rack;
 	r->incarnation = f->incarnation;
 	r->wall_ns = f->wall_ns;
 	r->address = (char *)f->address;

@@ -39,6 +39,7 @@ struct cluster_stored {
 
 struct cluster_facts { // what a node says of itself
 	char version[32], cluster[CLUSTER_NAME_BYTES], node[CLUSTER_NAME_BYTES];
+	char rack[CLUSTER_NAME_BYTES]; // "": none
 	uint64_t incarnation, wall_ns;
 	char address[CLUSTER_HOST_BYTES]; // "": the coordinator's own host
 	char host[64], cpu_model[96];

@@ -524,6 +524,7 @@ static void fill_facts(struct cluster_worker *w, struct cluster_facts *f)
 	snprintf(f->version, sizeof f->version, "%s", w->config.version);
 	snprintf(f->cluster, sizeof f->cluster, "%s", w->config.cluster);
 	snprintf(f->node, sizeof f->node, "%s", w->config.node);
+	snprintf(f->rack, sizeof f->rack, "%s", w->config.rack ? w->config.rack : "");
 	snprintf(f->address, sizeof f->address, "%s", w->address);
 	snprintf(f->host, sizeof f->host, "%s", m->host);
 	snprintf(f->cpu_model, sizeof f->cpu_model, "%s", m->cpu_model);

@@ -21,6 +21,7 @@
 
 struct cluster_worker_config {
 	const char *cluster, *node, *version;
+	const char *rack; // where it stands; NULL, "": in none
 	/* HOST:PORT, or unix:PATH of the coordinator in this process; several with commas between where some stand by:
 	 * they are tried in turn. */
 	const char *join;

@@ -237,7 +237,9 @@ struct Thaw__Admin__V1__NodeLink;
 void ctl_print_links(struct ctl *c, struct Thaw__Admin__V1__NodeLink *const *links,
 	size_t count); // a table, and when they were measured
 struct Thaw__Admin__V1__PlanLink;
-void ctl_print_plan_link(struct ctl *c, const struct Thaw__Admin__V1__PlanLink *p); // a line; NULL: nothing
+/* A line for each class, or where there are none, for `all`; NULL: nothing. */
+void ctl_print_plan_links(struct ctl *c, const struct Thaw__Admin__V1__PlanLink *all,
+	struct Thaw__Admin__V1__PlanLink *const *classes, size_t count);
 char *ctl_seconds(double seconds, char out[static CTL_SIZE_BYTES]); // "1.2s", "35ms"
 
 /* json.c */

@@ -61,18 +61,26 @@ void ctl_print_links(struct ctl *c, Thaw__Admin__V1__NodeLink *const *links, siz
 	ctl_table_print(&t, c);
 }
 
-void ctl_print_plan_link(struct ctl *c, const Thaw__Admin__V1__PlanLink *p)
+static void print_plan_link(struct ctl *c, const Thaw__Admin__V1__PlanLink *p, bool others)
 {
 	char latency[CTL_SIZE_BYTES], rate[CTL_SIZE_BYTES];
-	if (!p)
-		return;
-	fprintf(c->out, "plans count %s and %s for every link: ", ctl_seconds(p->latency_ns / 1e9, latency),
-		ctl_rate(p->bytes_per_second, rate));
+	fprintf(c->out, "plans count %s and %s for every link%s%s: ", ctl_seconds(p->latency_ns / 1e9, latency),
+		ctl_rate(p->bytes_per_second, rate), p->class_[0] ? " of class " : "", p->class_);
 	if (p->measured)
 		fprintf(c->out, "the slowest of %" PRIu32 " that were measured, of %" PRIu32 "\n", p->measured,
 			p->links);
 	else
-		fprintf(c->out, "assumed, none of %" PRIu32 " was measured\n", p->links);
+		fprintf(c->out, "%s, none of %" PRIu32 " was measured\n", others ? "as of the others" : "assumed",
+			p->links);
+}
+
+void ctl_print_plan_links(
+	struct ctl *c, const Thaw__Admin__V1__PlanLink *all, Thaw__Admin__V1__PlanLink *const *classes, size_t count)
+{
+	if (!count && all)
+		print_plan_link(c, all, false);
+	for (size_t i = 0; i < count; i++)
+		print_plan_link(c, classes[i], all && all->measured);
 }
 
 /* The slowest that a node has. */
@@ -92,13 +100,22 @@ static void describe_link(const Thaw__Admin__V1__GetNodesReply *reply, const cha
 			ctl_rate(slowest->bytes_per_second, rate));
 }
 
+static bool has_racks(const Thaw__Admin__V1__GetNodesReply *reply)
+{
+	for (size_t i = 0; i < reply->n_nodes; i++) {
+		if (reply->nodes[i]->rack[0])
+			return true;
+	}
+	return false;
+}
+
 static void print_nodes(struct ctl *c, const void *message)
 {
 	const Thaw__Admin__V1__GetNodesReply *reply = message;
-	static const struct ctl_column columns[] = {{"NODE", false, false}, {"STATE", false, false},
-		{"CPUS", true, false}, {"MEMORY", true, false}, {"FREE", true, false}, {"DRIVE", true, false},
-		{"LINK", false, false}, {"COMPUTE", true, true}, {"ADDRESS", false, true}, {"LOSSES", true, true},
-		{"LAYERS", false, false}, {"DETAIL", false, false}};
+	struct ctl_column columns[] = {{"NODE", false, false}, {"RACK", false, !has_racks(reply)},
+		{"STATE", false, false}, {"CPUS", true, false}, {"MEMORY", true, false}, {"FREE", true, false},
+		{"DRIVE", true, false}, {"LINK", false, false}, {"COMPUTE", true, true}, {"ADDRESS", false, true},
+		{"LOSSES", true, true}, {"LAYERS", false, false}, {"DETAIL", false, false}};
 	struct ctl_table t;
 	char size[CTL_SIZE_BYTES], work[512], link[2 * CTL_SIZE_BYTES];
 	ctl_table_init(&t, columns, base_array_size(columns));
@@ -106,6 +123,7 @@ static void print_nodes(struct ctl *c, const void *message)
 		const Thaw__Admin__V1__Node *n = reply->nodes[i];
 		describe_work(n, work, sizeof work);
 		ctl_table_cell(&t, "%s%s", n->name, n->coordinator ? "*" : "");
+		ctl_table_cell(&t, "%s", n->rack[0] ? n->rack : "-");
 		ctl_table_cell(&t, "%s", n->drained ? "drained" : n->draining ? "draining" : n->state);
 		ctl_table_cell(&t, "%" PRIu32, n->cpus);
 		ctl_table_cell(&t, "%s", ctl_size(n->memory_bytes, size));
@@ -124,7 +142,7 @@ static void print_nodes(struct ctl *c, const void *message)
 		fprintf(c->out, "\n");
 		if (reply->n_links)
 			ctl_print_links(c, reply->links, reply->n_links);
-		ctl_print_plan_link(c, reply->plan_link);
+		ctl_print_plan_links(c, reply->plan_link, reply->plan_links, reply->n_plan_links);
 		fprintf(c->out, "\n");
 	}
 	if (c->output == CTL_OUTPUT_WIDE)

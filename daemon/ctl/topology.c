@@ -41,12 +41,22 @@ static void print_machine(struct ctl *c, const Thaw__Admin__V1__Machine *m)
 		fprintf(c->out, "measured: nothing yet\n");
 }
 
+static bool has_racks(const Thaw__Admin__V1__GetTopologyReply *t)
+{
+	for (size_t i = 0; i < t->n_machines; i++) {
+		if (t->machines[i]->rack[0])
+			return true;
+	}
+	return false;
+}
+
 static void print_machines(struct ctl *c, const Thaw__Admin__V1__GetTopologyReply *t)
 {
-	static const struct ctl_column columns[] = {{"NODE", false, false}, {"STATE", false, false},
-		{"HOST", false, true}, {"PACKAGES", true, false}, {"CORES", true, false}, {"CPUS", true, false},
-		{"INSTALLED", true, false}, {"USABLE", true, false}, {"FREE", true, false}, {"DRIVE", true, false},
-		{"MEMORY", true, false}, {"COMPUTE", true, false}, {"CPU", false, false}, {"DETAIL", false, false}};
+	const struct ctl_column columns[] = {{"NODE", false, false}, {"RACK", false, !has_racks(t)},
+		{"STATE", false, false}, {"HOST", false, true}, {"PACKAGES", true, false}, {"CORES", true, false},
+		{"CPUS", true, false}, {"INSTALLED", true, false}, {"USABLE", true, false}, {"FREE", true, false},
+		{"DRIVE", true, false}, {"MEMORY", true, false}, {"COMPUTE", true, false}, {"CPU", false, false},
+		{"DETAIL", false, false}};
 	struct ctl_table table;
 	char size[CTL_SIZE_BYTES], name[128];
 	ctl_table_init(&table, columns, base_array_size(columns));
@@ -56,6 +66,7 @@ static void print_machines(struct ctl *c, const Thaw__Admin__V1__GetTopologyRepl
 		const uint32_t counts[] = {m->packages, m->cores, m->cpus};
 		const uint64_t sizes[] = {m->memory_bytes, m->memory_limit_bytes, m->memory_available_bytes};
 		ctl_table_cell(&table, "%s", title_of(m, name, sizeof name));
+		ctl_table_cell(&table, "%s", m->rack[0] ? m->rack : "-");
 		ctl_table_cell(&table, "%s", m->state[0] ? m->state : "-");
 		ctl_table_cell(&table, "%s", m->host[0] ? m->host : "-");
 		for (size_t k = 0; k < base_array_size(counts); k++) {
@@ -138,7 +149,7 @@ static void print_topology(struct ctl *c, const void *message)
 		fprintf(c->out, "\n");
 	if (t->n_links)
 		ctl_print_links(c, t->links, t->n_links);
-	ctl_print_plan_link(c, t->plan_link);
+	ctl_print_plan_links(c, t->plan_link, t->plan_links, t->n_plan_links);
 }
 
 /* ---- a reply to a drawing ---- */
@@ -160,7 +171,9 @@ static int draw_machine(struct drawing *d, const Thaw__Admin__V1__Machine *m, st
 	int status = machine_message_read(m, &d->scanned[i], &d->bandwidths[i], e);
 	if (status)
 		return status;
-	snprintf(d->notes[i], sizeof d->notes[i], "%s%s%s%s%s", m->coordinator ? "coordinator" : "",
+	bool said = m->coordinator || m->state[0];
+	snprintf(d->notes[i], sizeof d->notes[i], "%s%s%s%s%s%s%s%s", m->rack[0] ? "rack " : "", m->rack,
+		m->rack[0] && said ? ", " : "", m->coordinator ? "coordinator" : "",
 		m->coordinator && m->state[0] ? ", " : "", m->state, m->why[0] ? ": " : "", m->why);
 	d->machines[d->count++] = (struct topology_draw_machine){.machine = &d->scanned[i],
 		.name = m->name,
@@ -363,6 +376,7 @@ static int show_files(struct ctl *c)
 		struct recorded *x = &f->machines[i];
 		machine_message_fill(&x->machine, c->options.fleet ? &x->bandwidths : NULL, &x->message);
 		x->message.machine.name = x->name;
+		x->message.machine.rack = x->rack;
 		f->list[f->reply.n_machines++] = &x->message.machine;
 	}
 	f->reply.machines = f->list;

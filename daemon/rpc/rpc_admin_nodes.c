@@ -22,29 +22,46 @@ static struct cluster_coordinator *coordinator_of(struct rpc_call *c)
 	return NULL;
 }
 
-struct rpc_admin_links {
+struct links {
+	struct rpc_admin_links out;
 	struct cluster_link_info infos[CLUSTER_MAX_LINKS];
 	Thaw__Admin__V1__NodeLink links[CLUSTER_MAX_LINKS], *list[CLUSTER_MAX_LINKS];
-	Thaw__Admin__V1__PlanLink plan;
+	Thaw__Admin__V1__PlanLink all, classes[FLEET_LINK_CLASSES], *class_list[FLEET_LINK_CLASSES];
 };
 
-static void fill_plan_link(struct cluster_coordinator *coordinator, Thaw__Admin__V1__PlanLink *ret)
+static void fill_plan_link(const struct cluster_view_link *v, const char *class, Thaw__Admin__V1__PlanLink *ret)
+{
+	thaw__admin__v1__plan_link__init(ret);
+	ret->latency_ns = v->latency_ns;
+	ret->bytes_per_second = v->bytes_per_s;
+	ret->links = v->pairs;
+	ret->measured = v->measured;
+	ret->class_ = (char *)class;
+}
+
+static void fill_plan_links(struct cluster_coordinator *coordinator, struct links *l)
 {
 	struct cluster_view_links v;
 	cluster_coordinator_plan_link(coordinator, &v);
-	thaw__admin__v1__plan_link__init(ret);
-	ret->latency_ns = v.latency_ns;
-	ret->bytes_per_second = v.bytes_per_s;
-	ret->links = v.pairs;
-	ret->measured = v.measured;
+	fill_plan_link(&v.all, "", &l->all);
+	l->out.plan = v.all.pairs ? &l->all : NULL;
+	l->out.plans = l->class_list;
+	for (int i = 0; i < FLEET_LINK_CLASSES; i++) {
+		if (v.of[i].pairs == 0 || v.of[i].pairs == v.all.pairs)
+			continue;
+		fill_plan_link(&v.of[i], fleet_link_class_name((enum fleet_link_class)i), &l->classes[i]);
+		l->class_list[l->out.plans_count++] = &l->classes[i];
+	}
 }
 
-struct rpc_admin_links *rpc_admin_links_create(struct cluster_coordinator *coordinator,
-	Thaw__Admin__V1__NodeLink ***ret_list, size_t *ret_count, Thaw__Admin__V1__PlanLink **ret_plan)
+struct rpc_admin_links *rpc_admin_links_create(struct cluster_coordinator *coordinator)
 {
-	struct rpc_admin_links *l = coordinator ? calloc(1, sizeof *l) : NULL;
-	*ret_count = l ? cluster_coordinator_links(coordinator, l->infos, CLUSTER_MAX_LINKS) : 0;
-	for (size_t i = 0; i < *ret_count; i++) {
+	struct links *l = coordinator ? calloc(1, sizeof *l) : NULL;
+	if (!l)
+		return NULL;
+	l->out.list = l->list;
+	l->out.count = cluster_coordinator_links(coordinator, l->infos, CLUSTER_MAX_LINKS);
+	for (size_t i = 0; i < l->out.count; i++) {
 		Thaw__Admin__V1__NodeLink *m = &l->links[i];
 		thaw__admin__v1__node_link__init(m);
 		m->node_a = l->infos[i].node[0];
@@ -53,14 +70,11 @@ struct rpc_admin_links *rpc_admin_links_create(struct cluster_coordinator *coord
 		m->bytes_per_second = l->infos[i].bytes_per_s;
 		m->measured_wall_ns = l->infos[i].measured_wall_ns;
 		m->error = l->infos[i].error;
-		m->class_ = (char *)"cluster"; // server_fleet.c plans with no other
+		m->class_ = (char *)fleet_link_class_name(l->infos[i].class);
 		l->list[i] = m;
 	}
-	if (l)
-		fill_plan_link(coordinator, &l->plan);
-	*ret_plan = l && l->plan.links ? &l->plan : NULL;
-	*ret_list = l ? l->list : NULL;
-	return l;
+	fill_plan_links(coordinator, l);
+	return &l->out;
 }
 
 struct shown_node {
@@ -81,6 +95,7 @@ static void show_node(const struct cluster_node_info *i, uint64_t now, struct sh
 	m->drained = i->drained;
 	m->coordinator = i->self;
 	m->host = (char *)i->facts.host;
+	m->rack = (char *)i->facts.rack;
 	m->address = (char *)i->facts.address;
 	m->cpus = i->facts.cpus;
 	m->memory_bytes = i->facts.memory_limit_bytes;
@@ -121,8 +136,14 @@ void rpc_admin_get_nodes(struct rpc_call *c, const ProtobufCMessage *request)
 		rpc_call_fail(c, &f);
 		return;
 	}
-	struct rpc_admin_links *links =
-		rpc_admin_links_create(coordinator, &reply.links, &reply.n_links, &reply.plan_link);
+	struct rpc_admin_links *links = rpc_admin_links_create(coordinator);
+	if (links) {
+		reply.links = links->list;
+		reply.n_links = links->count;
+		reply.plan_link = links->plan;
+		reply.plan_links = links->plans;
+		reply.n_plan_links = links->plans_count;
+	}
 	uint64_t now = base_clock_now_ns();
 	reply.cluster = (char *)server_config(c->queue->server->daemon)->cluster.name;
 	reply.epoch = cluster_coordinator_epoch(coordinator);

@@ -46,6 +46,7 @@ static void add_node(struct fleet *f, struct cluster_coordinator *coordinator, c
 	x->name = (char *)i->name;
 	x->state = (char *)cluster_node_state_name(i->state);
 	x->why = (char *)i->why;
+	x->rack = (char *)i->facts.rack;
 	x->coordinator = i->self;
 }
 
@@ -85,12 +86,18 @@ void rpc_admin_get_topology(struct rpc_call *c, const ProtobufCMessage *request)
 		add_nodes(f, coordinator);
 		reply.cluster = (char *)server_config(daemon)->cluster.name;
 	} else {
-		add_own(f);
+		add_own(f)->rack = (char *)server_config(daemon)->cluster.rack;
 	}
 	reply.n_machines = f->count;
 	reply.machines = f->list;
-	struct rpc_admin_links *links =
-		rpc_admin_links_create(coordinator, &reply.links, &reply.n_links, &reply.plan_link);
+	struct rpc_admin_links *links = rpc_admin_links_create(coordinator);
+	if (links) {
+		reply.links = links->list;
+		reply.n_links = links->count;
+		reply.plan_link = links->plan;
+		reply.plan_links = links->plans;
+		reply.n_plan_links = links->plans_count;
+	}
 	rpc_call_reply(c, &reply.base);
 	free(links);
 }

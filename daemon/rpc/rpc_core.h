@@ -225,11 +225,15 @@ void rpc_admin_get_topology(struct rpc_call *c, const ProtobufCMessage *request)
 struct cluster_coordinator;
 struct Thaw__Admin__V1__NodeLink;
 struct Thaw__Admin__V1__PlanLink;
-struct rpc_admin_links; // messages; free() ends it
-/* NULL when this is no coordinator, or memory is short: there are none then. ret_plan: NULL where no two nodes can be
- * used. */
-struct rpc_admin_links *rpc_admin_links_create(struct cluster_coordinator *coordinator,
-	struct Thaw__Admin__V1__NodeLink ***ret_list, size_t *ret_count, struct Thaw__Admin__V1__PlanLink **ret_plan);
+struct rpc_admin_links { // as replies have them; free() ends it
+	struct Thaw__Admin__V1__NodeLink **list;
+	size_t count;
+	struct Thaw__Admin__V1__PlanLink *plan; // NULL: no two nodes can be used
+	struct Thaw__Admin__V1__PlanLink **plans; // of each class, where there are several
+	size_t plans_count;
+};
+/* NULL when this is no coordinator, or memory is short: there are none then. */
+struct rpc_admin_links *rpc_admin_links_create(struct cluster_coordinator *coordinator);
 void rpc_admin_drain_node(struct rpc_call *c, const ProtobufCMessage *request);
 extern const struct rpc_method rpc_admin_methods[];
 extern const uint32_t rpc_admin_methods_count;

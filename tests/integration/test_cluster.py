@@ -65,11 +65,19 @@ class Fleet(unittest.TestCase):
         self.assertEqual(running.changed(), 0)
 
     def test_tokens_of_one_host(self):
-        """Two and three hosts, also with a coordinator that computes nothing: the tokens of one."""
+        """Two and three hosts, also with a coordinator that computes nothing: the tokens of one. Three are in two racks, whose links count
+        by themselves."""
         for count, role in ((2, "both"), (3, "both"), (2, "coordinator")):
             c = self.cluster(role)
-            a = c.start(count)
+            racks = ("r1", "r1", "r2") if count == 3 else ()
+            a = c.start(count, racks=racks)
             self.at_work(c, count)
+            if racks:
+                self.assertEqual({name: n["rack"] for name, n in c.shown().items()}, {"a": "r1", "b": "r1", "c": "r2"})
+                wait_for("links of both classes", lambda: [(x["class"], x["links"]) for x in json.loads(
+                    a.ctl("nodes").stdout).get("plan_links", [])] == [("rack", 1), ("cluster", 2)])
+                wait_for("a plan with them", lambda: re.search(r"links inside racks: .*\nlinks between racks: ", json.loads(
+                    a.ctl("placement").stdout)["placements"][0]["explanation"]))
             shown = json.loads(a.ctl("topology").stdout)["machines"]
             self.assertEqual(len(shown), count + (role == "coordinator"))
             self.assertEqual([m["name"] for m in shown if m["coordinator"]], ["a"])

@@ -72,8 +72,8 @@ class Cluster:
         self.nodes.append(d)
         return d
 
-    def start(self, count, *sets, model=None, hidden=False, coordinator=()):
-        """Node a, then b and c, ... that join it; waits until the model is served over all of them."""
+    def start(self, count, *sets, model=None, hidden=False, coordinator=(), racks=()):
+        """Node a, then b and c, ... that join it; waits until the model is served over all of them. racks: of each node."""
         a = self.node("a", f"cluster.nodes={count}", *sets, *coordinator)
         if hidden:
             self.hide_model(a.make_model())
@@ -81,6 +81,8 @@ class Cluster:
             a.sets.append(f"models.0.path={model or a.make_model()}")
         for i in range(1, count + (self.role == "coordinator")):
             self.node("abcdefgh"[i], *sets)
+        for d, rack in zip(self.nodes, racks):
+            d.sets.append(f"cluster.rack={rack}")
         for d in self.nodes:
             self.run(d)
         return a.wait_ready()

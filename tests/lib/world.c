@@ -111,6 +111,7 @@ void world_join(struct world *w, uint32_t i, const char *name, uint32_t cpus)
 	f->memory_bytes = f->memory_limit_bytes = f->memory_available_bytes = 8ull << 30;
 	snprintf(f->node, sizeof f->node, "%s", name);
 	snprintf(f->address, sizeof f->address, "10.0.0.%u", i);
+	snprintf(f->rack, sizeof f->rack, "%s", w->rack[i] ? w->rack[i] : "");
 	f->pull_port = (uint16_t)(5000 + i);
 	f->store[0].copy = w->copies >> i & 1;
 	memcpy(f->store[0].digest, w->model.digest, sizeof f->store[0].digest);

@@ -24,6 +24,7 @@ struct world {
 	struct cluster_coordinator *coordinator;
 	struct cluster_fleet *fleet;
 	struct world_node node[WORLD_NODES];
+	const char *rack[WORLD_NODES]; // what they say when they join; NULL: none
 	uint32_t copies; // bits of the nodes that say that they have a copy of the model when they join
 };
 

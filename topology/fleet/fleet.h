@@ -199,6 +199,11 @@ void fleet_plan_finish(struct fleet_plan *p); // half-built and zero are fine
  * (devices_count): as they were planned with, for what is said of the plan. */
 int fleet_plan_build_even(const struct fleet_input *input, struct fleet_device *ret_devices,
 	struct fleet_plan *ret_plan, struct base_error *e);
+/* As fleet_plan_build_even, of devices in several racks: where the map is free, parts of a stage are of one rack,
+ * unless leaving racks aside, where every link counts as the slowest of all classes, brings a fifth; or it is all that
+ * fits. ret_devices then have no rack, and input's links are to be told as that slowest one, of the class cluster. */
+int fleet_plan_build_racks(const struct fleet_input *input, struct fleet_device *ret_devices,
+	struct fleet_plan *ret_plan, struct base_error *e);
 
 /* Why a stage of so many ranks is impossible for the model, into reason; true if it is possible. */
 bool fleet_tp_possible(const struct fleet_model *m, uint32_t ranks, char *reason, size_t room);

@@ -486,7 +486,7 @@ static double speed(const struct search *s, uint32_t device)
 }
 
 struct ranked {
-	uint32_t device, host, kind;
+	uint32_t device, rack, host, kind;
 	double speed;
 };
 
@@ -498,10 +498,12 @@ static int by_speed(const void *a, const void *b)
 	return x->device < y->device ? -1 : x->device > y->device;
 }
 
-// Devices of a host stay together, and its equal ones: a hop inside is the cheapest.
+// Devices of a rack and of a host stay together, and its equal ones: a hop inside is the cheapest.
 static int by_host(const void *a, const void *b)
 {
 	const struct ranked *x = a, *y = b;
+	if (x->rack != y->rack)
+		return x->rack < y->rack ? -1 : 1;
 	if (x->host != y->host)
 		return x->host < y->host ? -1 : 1;
 	if (x->kind != y->kind)
@@ -517,8 +519,8 @@ static int choose_order(struct search *s)
 	if (!r || !s->order)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < n; i++)
-		r[i] = (struct ranked){
-			i, s->f->host[i], s->kind_of[i], speed(s, i) + 1e18 * (s->f->pinned[i] || i == s->limits->use)};
+		r[i] = (struct ranked){i, s->f->rack[i], s->f->host[i], s->kind_of[i],
+			speed(s, i) + 1e18 * (s->f->pinned[i] || i == s->limits->use)};
 	qsort(r, n, sizeof *r, by_speed);
 	s->devices = n < FLEET_SEARCHED ? n : FLEET_SEARCHED;
 	qsort(r, s->devices, sizeof *r, by_host);

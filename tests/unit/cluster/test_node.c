@@ -376,6 +376,7 @@ static void machines_of_all_nodes_are_shown(void **state)
 	peer_open(&a, w.folder, "a");
 	a.machine = &scanned;
 	snprintf(a.facts.host, sizeof a.facts.host, "hosta");
+	snprintf(a.facts.rack, sizeof a.facts.rack, "r1");
 	a.facts.bandwidths.drive_bytes_per_s = 3e9;
 	peer_send_register(&a);
 	assert_int_equal(peer_next(&a, PATIENCE_NS), THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_ACCEPTED);
@@ -392,6 +393,8 @@ static void machines_of_all_nodes_are_shown(void **state)
 	assert_non_null(m);
 	assert_false(m->coordinator);
 	assert_string_equal(m->host, "hosta");
+	assert_string_equal(m->rack, "r1");
+	assert_string_equal(machine_of(t, "b")->rack, "");
 	assert_true(strcmp(m->state, "ready") == 0 || strcmp(m->state, "lost") == 0);
 	assert_int_equal(m->n_numa_nodes, 2);
 	assert_int_equal(m->numa_nodes[1]->memory_bytes, 1 << 21);
@@ -445,6 +448,29 @@ static void machines_of_any_size_are_bounded(void **state)
 	}
 }
 
+static void racks_have_names(void **state)
+{
+	static const char *const good[] = {"", "r1", "row-3.rack-7"};
+	static const char *const bad[] = {"../r1", "R1", "-r", "r ", "r\n1", "\xc3\xa9",
+		"0123456789012345678901234567890123456789012345678901234567890123"};
+	const struct cluster_facts f = {.version = "1", .cluster = "lab", .node = "a", .cpus = 1};
+	_cleanup_free_ struct cluster_register_message *m = calloc(1, sizeof *m);
+	_cleanup_free_ struct cluster_facts *ret = calloc(1, sizeof *ret);
+	struct base_error e = {0};
+	cluster_fill_register(&f, m);
+	for (size_t i = 0; i < base_array_size(good); i++) {
+		m->reg.rack = (char *)good[i];
+		if (cluster_read_register(&m->reg, ret, &e))
+			fail_msg("%s", base_error_text(&e));
+		assert_string_equal(ret->rack, good[i]);
+	}
+	for (size_t i = 0; i < base_array_size(bad); i++) {
+		m->reg.rack = (char *)bad[i];
+		assert_int_equal(cluster_read_register(&m->reg, ret, &e), -EBADMSG);
+		assert_memory_equal(base_error_text(&e), "rack: \"", 7);
+	}
+}
+
 static void refusals(void **state)
 {
 	struct peer p, first;
@@ -476,6 +502,9 @@ static void refusals(void **state)
 	peer_open(&p, w.folder, "a");
 	p.facts.cpus = 0;
 	expect_refusal(&p, "MALFORMED", "machine.cpus");
+	peer_open(&p, w.folder, "a");
+	snprintf(p.facts.rack, sizeof p.facts.rack, "../r1");
+	expect_refusal(&p, "MALFORMED", "rack: \"../r1\" is no name");
 	peer_open(&p, w.folder, "a");
 	peer_beat(&p);
 	expect_refusal(&p, "OUT_OF_TURN", "before Register");
@@ -834,6 +863,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(leave, setup, teardown),
 		cmocka_unit_test_setup_teardown(machines_of_all_nodes_are_shown, setup, teardown),
 		cmocka_unit_test(machines_of_any_size_are_bounded),
+		cmocka_unit_test(racks_have_names),
 		cmocka_unit_test_setup_teardown(refusals, setup, teardown),
 		cmocka_unit_test_setup_teardown(gone_at_once, setup, teardown),
 		cmocka_unit_test_setup_teardown(certificates, setup, teardown),

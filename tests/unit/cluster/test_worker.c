@@ -38,6 +38,7 @@ int getaddrinfo(const char *host, const char *port, const struct addrinfo *hints
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char addresses[MOST][64]; // lock
+static char rack[64]; // lock
 static uint32_t registered; // lock
 
 static void message(struct rpc_call *c, const ProtobufCMessage *request)
@@ -45,8 +46,10 @@ static void message(struct rpc_call *c, const ProtobufCMessage *request)
 	const Thaw__Node__V1__NodeMessage *m = (const Thaw__Node__V1__NodeMessage *)request;
 	struct rpc_fault f;
 	pthread_mutex_lock(&lock);
-	if (m->what_case == THAW__NODE__V1__NODE_MESSAGE__WHAT_REGISTER && registered < MOST)
+	if (m->what_case == THAW__NODE__V1__NODE_MESSAGE__WHAT_REGISTER && registered < MOST) {
 		snprintf(addresses[registered++], sizeof addresses[0], "%s", m->register_->address);
+		snprintf(rack, sizeof rack, "%s", m->register_->rack);
+	}
 	pthread_mutex_unlock(&lock);
 	rpc_fault_set(&f, GRPC_STATUS_UNAVAILABLE, "FAKE", NULL, "come back later");
 	rpc_call_fail(c, &f);
@@ -117,6 +120,7 @@ static void a_name_is_asked_for_at_each_join(void **state)
 	const struct cluster_worker_config c = {
 		.cluster = "lab",
 		.node = "node-a",
+		.rack = "r1",
 		.version = "0",
 		.join = f.address,
 		.address = "me.test",
@@ -140,6 +144,7 @@ static void a_name_is_asked_for_at_each_join(void **state)
 	atomic_store(&last_number, 9);
 	wait_for_address("10.0.0.9");
 	cluster_worker_stop(w);
+	assert_string_equal(rack, "r1");
 	fixture_close(&f);
 }
 

@@ -116,6 +116,12 @@ static const struct {
 	{"node's name", "cluster:\n  role: worker\n  join: a:1\n  node: A_b\n",
 		"t.yaml: cluster.node: \"A_b\" is no name: 1 to 63 of a-z, 0-9, '-' and '.', with a letter or digit at "
 		"both ends"},
+	{"rack's name", "cluster:\n  role: worker\n  join: a:1\n  rack: ../r1\n",
+		"t.yaml: cluster.rack: \"../r1\" is no name: 1 to 63 of a-z, 0-9, '-' and '.', with a letter or digit "
+		"at "
+		"both ends"},
+	{"rack without a role", "cluster:\n  rack: r1\n",
+		"t.yaml: cluster.rack: is set, and cluster.role is none: coordinator, worker or both is wanted"},
 	{"no port to join", "cluster:\n  role: worker\n  join: a\n",
 		"t.yaml: cluster.join: \"a\" is not HOST:PORT, nor [IPV6]:PORT"},
 	{"worker with a model",

@@ -854,6 +854,44 @@ static void topology_shows_all_nodes_of_a_cluster(void **state)
 	assert_non_null(strstr(
 		s.out, "\nplans count 20us and 2.0GB/s for every link: the slowest of 1 that were measured, of 1\n"));
 	drop(&s);
+	/* In racks: where each stands, and what counts inside and between them. */
+	Thaw__Admin__V1__PlanLink inside = plan, between = plan, *plans[] = {&inside, &between};
+	inside.class_ = (char *)"rack";
+	between.class_ = (char *)"cluster";
+	between.measured = 0;
+	a.rack = (char *)"east";
+	t.plan_links = plans;
+	t.n_plan_links = 2;
+	answer("/thaw.admin.v1.Admin/GetTopology", &t);
+	s = RUN("topology");
+	assert_non_null(strstr(s.out, "NODE     RACK  STATE "));
+	assert_non_null(strstr(s.out, "\nnode-a*  east  ready "));
+	assert_non_null(strstr(s.out, "\nnode-b   -     lost "));
+	assert_non_null(
+		strstr(s.out, "\nplans count 20us and 2.0GB/s for every link of class rack: the slowest of 1 that "
+			      "were measured, of 1\nplans count 20us and 2.0GB/s for every link of class cluster: "
+			      "as of the others, none of 1 was measured\n"));
+	assert_null(strstr(s.out, "every link: "));
+	drop(&s);
+	s = RUN("topology", "-o", "svg");
+	assert_non_null(strstr(s.out, ">rack east, coordinator, ready<"));
+	drop(&s);
+	Thaw__Admin__V1__Node node = THAW__ADMIN__V1__NODE__INIT, *nodes[] = {&node};
+	Thaw__Admin__V1__GetNodesReply n = THAW__ADMIN__V1__GET_NODES_REPLY__INIT;
+	node.name = (char *)"node-a";
+	node.state = (char *)"ready";
+	n.nodes = nodes;
+	n.n_nodes = 1;
+	answer("/thaw.admin.v1.Admin/GetNodes", &n);
+	s = RUN("nodes");
+	assert_memory_equal(s.out, "NODE    STATE ", 14);
+	drop(&s);
+	node.rack = (char *)"east";
+	answer("/thaw.admin.v1.Admin/GetNodes", &n);
+	s = RUN("nodes");
+	assert_memory_equal(s.out, "NODE    RACK  STATE ", 20);
+	assert_non_null(strstr(s.out, "\nnode-a  east  ready "));
+	drop(&s);
 }
 
 /* What a daemon that means ill may send: more machines, links and parts than there is room for, and names that lead

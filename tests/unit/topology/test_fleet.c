@@ -258,6 +258,92 @@ static void every_stage_has_as_many_ranks(void **state)
 	free(s);
 }
 
+static void put_in_racks(struct scene *s, const uint32_t *racks)
+{
+	for (uint32_t d = 0; d < s->in.devices_count; d++) {
+		s->devices[d].bandwidths.drive_bytes_per_s = 1e8;
+		snprintf(s->devices[d].rack, FLEET_NAME_BYTES, "r%u", racks[d]);
+	}
+}
+
+/* One slow link between racks keeps no rack from sharing layers. */
+static void parts_stay_in_a_rack(void **state)
+{
+	static const uint32_t racks[] = {0, 1, 0, 1, 1, 0};
+	struct scene *s = small_model(6, 24 * MIB);
+	struct fleet_device planned[6];
+	struct fleet_plan p;
+	struct base_error e = {0};
+	put_in_racks(s, racks);
+	s->in.links[FLEET_LINK_RACK] = (struct fleet_link){.latency_ns = 2000, .bytes_per_s = 10e9};
+	s->in.links[FLEET_LINK_CLUSTER] = (struct fleet_link){.latency_ns = 1e7, .bytes_per_s = 1e8};
+	for (int one = 0; one < 2; one++) {
+		s->in.objective = one ? FLEET_OBJECTIVE_ONE : FLEET_OBJECTIVE_FULL;
+		if (fleet_plan_build_racks(&s->in, planned, &p, &e))
+			fail_msg("%s", base_error_text(&e));
+		assert_int_equal(p.stages_count, 2);
+		assert_int_equal(p.ranks_count, 6);
+		for (uint32_t i = 0; i < p.ranks_count; i++)
+			assert_int_equal(racks[p.ranks[i].device], racks[p.ranks[i / 3 * 3].device]);
+		assert_true(racks[p.ranks[0].device] != racks[p.ranks[3].device]);
+		assert_int_equal(p.stages[0].link, FLEET_LINK_RACK);
+		assert_int_equal(p.stages[0].link_next, FLEET_LINK_CLUSTER);
+		assert_string_equal(planned[1].rack, "r1");
+		double aside = find_alternative(&p, "racks left aside")->tokens_per_s_full;
+		assert_true(aside > 0 && aside < 1.2 * p.full.tokens_per_s);
+		fleet_plan_finish(&p);
+	}
+	/* As it was without racks: the slowest of all links is that of all, and nobody shares. */
+	s->in.links[FLEET_LINK_RACK] = s->in.links[FLEET_LINK_CLUSTER];
+	assert_int_equal(fleet_plan_build_even(&s->in, planned, &p, &e), 0);
+	assert_int_equal(p.stages[0].tp, 1);
+	fleet_plan_finish(&p);
+	free(s);
+}
+
+/* Racks whose links are no slower than those inside, or that alone have too few devices, keep nobody from sharing. */
+static void racks_are_left_aside_where_that_is_better(void **state)
+{
+	static const uint32_t racks[] = {0, 0, 1, 2};
+	struct scene *s = small_model(3, 40 * MIB);
+	struct fleet_device planned[4];
+	struct fleet_plan p;
+	struct base_error e = {0};
+	put_in_racks(s, racks);
+	s->in.links[FLEET_LINK_RACK] = (struct fleet_link){.latency_ns = 2000, .bytes_per_s = 10e9};
+	s->in.links[FLEET_LINK_CLUSTER] = (struct fleet_link){.latency_ns = 5000, .bytes_per_s = 5e9};
+	for (int wanted = 0; wanted < 2; wanted++) {
+		s->in.tp_least = s->in.tp_most = wanted ? 3 : 0;
+		if (fleet_plan_build_racks(&s->in, planned, &p, &e))
+			fail_msg("%s", base_error_text(&e));
+		assert_int_equal(p.stages_count, 1);
+		assert_int_equal(p.stages[0].tp, 3);
+		assert_int_equal(p.stages[0].link, FLEET_LINK_CLUSTER);
+		for (uint32_t d = 0; d < 3; d++)
+			assert_string_equal(planned[d].rack, "");
+		const struct fleet_alternative *a = find_alternative(&p, "parts of a stage in one rack");
+		assert_string_equal(a->reason, wanted ? "does not fit" : "slower");
+		fleet_plan_finish(&p);
+	}
+	/* What is refused is refused as without racks. */
+	s->in.tp_least = s->in.tp_most = 9;
+	assert_int_equal(fleet_plan_build_racks(&s->in, planned, &p, &e), -ENOMEM);
+	assert_string_equal(e.message, "9 ranks in a stage: there are 3 devices that are alike, not 9");
+	s->in.tp_least = s->in.tp_most = 2;
+	assert_int_equal(fleet_plan_build_racks(&s->in, planned, &p, &e), -EINVAL);
+	/* A map says who shares, in whatever rack. */
+	const struct fleet_map_entry entry = {.last_layer = 29, .devices = {0, 2, 1}, .devices_count = 3};
+	s->in.map = FLEET_MAP_EXPLICIT;
+	s->in.entries = &entry;
+	s->in.entries_count = 1;
+	s->in.tp_least = s->in.tp_most = 3;
+	if (fleet_plan_build_racks(&s->in, planned, &p, &e))
+		fail_msg("%s", base_error_text(&e));
+	assert_int_equal(p.ranks[1].device, 2);
+	fleet_plan_finish(&p);
+	free(s);
+}
+
 static void maps_of_several_ranks(void **state)
 {
 	struct scene *s = small_model(7, 60 * MIB);
@@ -579,6 +665,8 @@ int main(void)
 		cmocka_unit_test(one_machine_is_a_fleet_of_one),
 		cmocka_unit_test(heads_decide_how_many_share_a_stage),
 		cmocka_unit_test(every_stage_has_as_many_ranks),
+		cmocka_unit_test(parts_stay_in_a_rack),
+		cmocka_unit_test(racks_are_left_aside_where_that_is_better),
 		cmocka_unit_test(maps_of_several_ranks),
 		cmocka_unit_test(a_device_that_slows_is_left_out),
 		cmocka_unit_test(uneven_hosts_get_uneven_stages),
