@@ -195,6 +195,11 @@ static int check_map(const struct config *c, struct base_error *e)
 	int r = is_explicit ? config_map_check(c->cluster.map, "cluster.map", 0, &parts, e) : 0;
 	if (r == 0 && c->cluster.pins[0])
 		r = config_map_check_pins(c->cluster.pins, "cluster.pins", e);
+	if (r == 0 && is_explicit && c->compute.tensor && !parts)
+		return base_error_set(e, -EINVAL,
+			"cluster.map: not all of its layers are on as many nodes, and compute.tensor is %" PRIu32
+			": leave that out",
+			c->compute.tensor);
 	if (r == 0 && is_explicit && c->compute.tensor && c->compute.tensor != parts)
 		return base_error_set(e, -EINVAL,
 			"cluster.map: its layers are on %" PRIu32 " node%s each, and "

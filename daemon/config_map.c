@@ -367,24 +367,18 @@ static int name_nodes(
 	return 0;
 }
 
-/* All stages of a group have as many ranks. */
-static int check_even(const char *what, const struct fleet_map_entry *entries, uint32_t count, uint32_t *ret_parts,
-	struct base_error *e)
+/* Nodes that share each layer; 0: not as many everywhere. */
+static uint32_t parts_of(const struct fleet_map_entry *entries, uint32_t count)
 {
 	const struct fleet_map_entry *first = NULL;
 	for (uint32_t i = 0; i < count; i++) {
-		const struct fleet_map_entry *x = &entries[i];
-		if (x->module != FLEET_MODULE_LAYERS)
+		if (entries[i].module != FLEET_MODULE_LAYERS)
 			continue;
-		first = first ? first : x;
-		if (x->devices_count != first->devices_count)
-			return base_error_set(e, -EINVAL,
-				"%s: layers %u-%u are on %u nodes and layers %u-%u on %u: it has to be as many for all",
-				what, first->first_layer, first->last_layer, first->devices_count, x->first_layer,
-				x->last_layer, x->devices_count);
+		first = first ? first : &entries[i];
+		if (entries[i].devices_count != first->devices_count)
+			return 0;
 	}
-	*ret_parts = first ? first->devices_count : 1;
-	return 0;
+	return first ? first->devices_count : 1;
 }
 
 int config_map_check_pins(const char *text, const char *what, struct base_error *e)
@@ -427,5 +421,6 @@ int config_map_check(const char *text, const char *what, uint32_t layers, uint32
 		base_error_prefix(e, "%s", what);
 		return r;
 	}
-	return check_even(what, c->entries, count, ret_parts, e);
+	*ret_parts = parts_of(c->entries, count);
+	return 0;
 }

@@ -72,7 +72,7 @@ int config_sizes_normalise(
 int config_sizes_parse(const char *text, const char *what, struct config_size ret_sizes[static CONFIG_SIZES],
 	uint32_t *ret_count, struct base_error *e);
 /* What an explicit map lacks, or has twice: of a model of so many layers; 0: as far as that shows without one.
- * ret_parts: nodes that share each layer. -EINVAL. */
+ * ret_parts: nodes that share each layer; 0: not as many everywhere. -EINVAL. */
 int config_map_check(const char *text, const char *what, uint32_t layers, uint32_t *ret_parts, struct base_error *e);
 /* The same of pins. */
 int config_map_check_pins(const char *text, const char *what, struct base_error *e);

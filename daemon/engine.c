@@ -354,11 +354,11 @@ static void *engine_thread(void *argument)
 
 /* ---- create, destroy ---- */
 
-static int check_config(const struct engine_config *c, struct base_error *error)
+static int check_config(const struct engine_config *c, struct rank_shape *ret_shape, struct base_error *error)
 {
 	uint32_t parts = c->parts ? c->parts : 1;
-	if (!c->stages || c->stages > ENGINE_MAX_RANKS || parts > ENGINE_MAX_RANKS / c->stages || !c->tokenizer ||
-		(!c->starter.gather && (!c->starter.start || !c->starter.stop)))
+	if (rank_shape_even(c->stages, parts, ret_shape) < 0 || rank_shape_check(ret_shape, ENGINE_MAX_RANKS) < 0 ||
+		!c->tokenizer || (!c->starter.gather && (!c->starter.start || !c->starter.stop)))
 		return base_error_set(error, -EINVAL, "engine: %u stages of %u ranks each, at most %u ranks", c->stages,
 			parts, ENGINE_MAX_RANKS);
 	if (!c->max_running || c->max_running > RANK_MAX_SEQUENCES)
@@ -414,7 +414,8 @@ static void engine_free(struct engine *e)
 
 int engine_create(const struct engine_config *config, struct engine **ret_engine, struct base_error *error)
 {
-	int status = check_config(config, error);
+	struct rank_shape shape;
+	int status = check_config(config, &shape, error);
 	if (status)
 		return status;
 	struct engine *e = calloc(1, sizeof *e);
@@ -428,7 +429,7 @@ int engine_create(const struct engine_config *config, struct engine **ret_engine
 	e->state = e->load.state = ENGINE_LOADING;
 	pthread_mutex_init(&e->lock, NULL);
 	base_trace_init(&e->spans);
-	engine_link_set_ranks(e, config->stages, config->parts ? config->parts : 1);
+	engine_link_set_ranks(e, &shape);
 	status = take_memory(e);
 	if (!status)
 		status = -pthread_create(&e->thread, NULL, engine_thread, e);

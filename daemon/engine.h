@@ -25,15 +25,14 @@ enum engine_state { ENGINE_LOADING, ENGINE_READY, ENGINE_RECOVERING, ENGINE_DRAI
 struct engine_gathered { // the ranks of one epoch, on several hosts
 	struct link_group *group; // the engine's from now on: member 0 is this process
 	uint64_t epoch; // higher than any before
-	uint32_t stages; // at most engine_config.stages
-	uint32_t parts; // of the layers of each stage; 0 is 1
+	struct rank_shape shape; // at most engine_config.stages
 	uint32_t passes; // in flight at most; 0: one for each stage
-	const struct rank_assign *assign; // (stages, parts), copied
+	const struct rank_assign *assign; // (ranks), copied
 	double bound_pass_ns_disk, bound_pass_ns_memory, bound_token_ns_compute;
 };
 
 /* How ranks come to life: processes in thawd, threads in tests. start() is called for each rank in order and returns
- * a connected socket; rank: stage * parts + part. */
+ * a connected socket; ranks are numbered as in shard/rank/shape.h. */
 struct engine_starter {
 	int (*start)(void *context, uint32_t rank, int *ret_fd, struct base_error *e);
 	void (*stop)(void *context, uint32_t rank); // makes sure that it is gone; called before a restart
@@ -69,8 +68,8 @@ enum engine_reject {
 struct engine_config {
 	const char *model_name;
 	uint32_t stages; // with gather(): the most that there can be
-	uint32_t parts; // of the layers of each stage (tensor parallelism); 0 is 1
-	/* For each rank; epoch, stage, stages and patience_ns are filled in by the engine. config.slice says what it
+	uint32_t parts; // of the layers of each stage (tensor parallelism), without gather(); 0 is 1
+	/* For each rank; epoch, shape, stage and patience_ns are filled in by the engine. config.slice says what it
 	 * has. */
 	struct rank_assign assign[ENGINE_MAX_RANKS];
 	const struct text_tokenizer *tokenizer; // outlives the engine
@@ -133,7 +132,8 @@ struct engine_load {
 	struct rank_placement placement[ENGINE_MAX_RANKS];
 	struct rank_stats stats[ENGINE_MAX_RANKS];
 	struct pack_slice slice[ENGINE_MAX_RANKS]; // what each rank has of the model
-	uint32_t stages, parts, ranks; // rank: stage * parts + part
+	struct rank_shape shape; // of the ranks that are there, or were there last
+	uint32_t ranks;
 };
 void engine_get_load(struct engine *e, struct engine_load *ret_load);
 
@@ -153,7 +153,7 @@ struct engine_trace {
 	uint64_t epoch;
 	uint64_t started_ns, ended_ns; // of the engine's clock
 	uint64_t started_wall_ns;
-	uint32_t stages, parts;
+	struct rank_shape shape;
 	uint32_t processes; // 0: the engine, 1 + rank: that rank
 	struct engine_trace_process process[1 + ENGINE_MAX_RANKS];
 };

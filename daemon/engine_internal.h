@@ -115,7 +115,8 @@ struct engine {
 	struct link_group *group; // NULL between ranks
 	uint64_t epoch;
 	uint64_t starts; // of the ranks, ever
-	uint32_t stages, parts, ranks; // of this epoch; ranks: stages * parts
+	struct rank_shape shape; // of this epoch
+	uint32_t ranks;
 	uint32_t passes; // in flight at most
 	uint64_t down_ns; // since when no hosts can hold the model, or lose it again and again; 0: some can
 	bool regather; // lock: asked for, with:
@@ -186,7 +187,7 @@ void engine_link_poll(struct engine *e); // messages in
 bool engine_link_often_lost(const struct engine *e); // in a row, without a pass in between
 void engine_link_lost(struct engine *e, const char *why);
 void engine_link_leave(struct engine *e, const char *why); // the same without a failure
-void engine_link_set_ranks(struct engine *e, uint32_t stages, uint32_t parts); // of the next epoch
+void engine_link_set_ranks(struct engine *e, const struct rank_shape *shape); // of the next epoch
 /* Encodes e->out and sends it to every rank. False: the ranks were lost meanwhile. */
 bool engine_link_send(struct engine *e, bool large);
 

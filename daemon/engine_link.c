@@ -19,10 +19,11 @@
 
 static const char *rank_name(const struct engine *e, uint32_t rank, char out[static 48])
 {
-	if (e->parts > 1)
-		snprintf(out, 48, "stage %u part %u", rank / e->parts, rank % e->parts);
+	struct rank_place p = rank_shape_place(&e->shape, rank);
+	if (e->shape.parts[p.stage] > 1)
+		snprintf(out, 48, "stage %u part %u", p.stage, p.part);
 	else
-		snprintf(out, 48, "stage %u", rank);
+		snprintf(out, 48, "stage %u", p.stage);
 	return out;
 }
 
@@ -40,14 +41,13 @@ static size_t reply_bytes(const struct engine_config *c)
 	return (64u << 10) + (size_t)c->max_running * 8 + (size_t)c->logits_rows * (64 + 8 * SAMPLE_MAX_LOGPROBS);
 }
 
-void engine_link_set_ranks(struct engine *e, uint32_t stages, uint32_t parts)
+void engine_link_set_ranks(struct engine *e, const struct rank_shape *shape)
 {
-	e->stages = e->passes = stages;
-	e->parts = parts;
-	e->ranks = stages * parts;
+	e->shape = *shape;
+	e->passes = shape->stages;
+	e->ranks = rank_shape_ranks(shape);
 	pthread_mutex_lock(&e->lock);
-	e->load.stages = stages;
-	e->load.parts = parts;
+	e->load.shape = *shape;
 	e->load.ranks = e->ranks;
 	for (uint32_t i = 0; i < e->ranks; i++)
 		e->load.slice[i] = e->config.assign[i].config.slice;
@@ -289,15 +289,14 @@ static int gather_ranks(struct engine *e, const struct link_patience *patience, 
 	if (status)
 		return status;
 	e->group = g.group;
-	uint32_t parts = g.parts ? g.parts : 1;
-	if (!g.stages || g.stages > e->config.stages || parts > ENGINE_MAX_RANKS / g.stages || g.epoch <= e->epoch)
+	if (rank_shape_check(&g.shape, ENGINE_MAX_RANKS) < 0 || g.shape.stages > e->config.stages ||
+		g.epoch <= e->epoch)
 		return base_error_set(error, -EPROTO,
-			"the plan has %u stages of %u ranks, at most %u stages and %u ranks, and epoch %llu after %llu",
-			g.stages, parts, e->config.stages, ENGINE_MAX_RANKS, (unsigned long long)g.epoch,
-			(unsigned long long)e->epoch);
+			"the plan has %u stages, at most %u and %u ranks, and epoch %llu after %llu", g.shape.stages,
+			e->config.stages, ENGINE_MAX_RANKS, (unsigned long long)g.epoch, (unsigned long long)e->epoch);
 	e->epoch = g.epoch;
-	memcpy(e->config.assign, g.assign, (size_t)g.stages * parts * sizeof *g.assign);
-	engine_link_set_ranks(e, g.stages, parts);
+	memcpy(e->config.assign, g.assign, rank_shape_ranks(&g.shape) * sizeof *g.assign);
+	engine_link_set_ranks(e, &g.shape);
 	if (g.passes)
 		e->passes = g.passes < e->config.stages ? g.passes : e->config.stages;
 	e->config.bound_pass_ns_disk = g.bound_pass_ns_disk;
@@ -330,8 +329,8 @@ static bool send_assign(struct engine *e, uint32_t rank)
 		return false;
 	e->out = (struct rank_message){.type = RANK_MESSAGE_ASSIGN, .assign = e->config.assign[rank]};
 	e->out.assign.epoch = e->epoch;
-	e->out.assign.stage = rank / e->parts;
-	e->out.assign.stages = e->stages;
+	e->out.assign.shape = e->shape;
+	e->out.assign.stage = rank_shape_place(&e->shape, rank).stage;
 	e->out.assign.patience_ns = e->config.stuck_ns;
 	int64_t n = rank_message_encode(&e->out, m->data, m->room_bytes);
 	if (n < 0)
@@ -525,7 +524,7 @@ static void on_message(struct engine *e, uint32_t rank)
 		}
 		break;
 	case RANK_MESSAGE_RESULT:
-		if (!loading && rank == (e->stages - 1) * e->parts) {
+		if (!loading && rank == rank_shape_answers(&e->shape)) {
 			engine_pass_result(e);
 			return;
 		}

@@ -26,8 +26,7 @@ static struct engine_trace *trace_create(const struct engine *e)
 		return NULL;
 	snprintf(t->model, sizeof t->model, "%s", e->model_name);
 	t->epoch = e->epoch;
-	t->stages = e->stages;
-	t->parts = e->parts;
+	t->shape = e->shape;
 	t->started_ns = base_clock_now_ns();
 	t->started_wall_ns = base_clock_wall_ns();
 	for (uint32_t i = 0; i < 1 + e->ranks; i++) {

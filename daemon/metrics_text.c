@@ -240,11 +240,11 @@ static const char *rank_labels(
 	const struct snapshot *s, uint32_t model, uint32_t rank, char out[static RANK_LABELS_BYTES])
 {
 	const struct server_model_info *m = &s->models[model];
-	uint32_t parts = m->load.parts ? m->load.parts : 1;
+	struct rank_place p = rank_shape_place(&m->load.shape, rank);
 	char node[MAX_LABEL_BYTES * 2];
 	escape(m->node[rank][0] ? m->node[rank] : server_machine(s->server)->host, node);
-	snprintf(out, RANK_LABELS_BYTES, "node=\"%s\",stage=\"%" PRIu32 "\",tp_rank=\"%" PRIu32 "\"", node,
-		rank / parts, rank % parts);
+	snprintf(out, RANK_LABELS_BYTES, "node=\"%s\",stage=\"%" PRIu32 "\",tp_rank=\"%" PRIu32 "\"", node, p.stage,
+		p.part);
 	return out;
 }
 

@@ -47,7 +47,6 @@ struct server_fleet {
 	enum fleet_map map;
 	struct config_rule *rules; // (FLEET_ENTRIES): the map if it is explicit, else pins
 	uint32_t rules_count;
-	uint32_t parts; // explicit: ranks of each stage
 	struct config_size reserve[CONFIG_SIZES];
 	uint32_t reserve_count;
 	struct fleet_map_entry *entries; // (FLEET_ENTRIES), plan_lock: the rules, of the devices that are planned with
@@ -210,7 +209,6 @@ static void take_stage(
 static void take_plan(const struct fleet_plan *p, const uint32_t *order, struct cluster_plan *ret)
 {
 	ret->stages_count = p->ranks_count;
-	ret->parts = p->stages[0].tp;
 	ret->kv_blocks = p->kv_blocks;
 	ret->passes = p->full.micro_batches;
 	ret->tokens_per_s_one = p->one.tokens_per_s;
@@ -267,13 +265,14 @@ static int build(struct server_fleet *f, const struct fleet_device *devices, uin
 	struct fleet_device *ret_planned, struct fleet_plan *ret_plan, struct base_error *e)
 {
 	bool is_explicit = f->map == FLEET_MAP_EXPLICIT;
-	uint32_t wanted = is_explicit ? f->parts : f->entry->server->config.compute.tensor;
+	uint32_t wanted = is_explicit ? 0 : f->entry->server->config.compute.tensor;
 	struct base_error why;
 	struct fleet_input in;
 	fill_input(f, devices, count, &in);
-	in.tp_least = in.tp_most = wanted || in.map == FLEET_MAP_AUTO ? wanted : 1;
+	in.tp_even = wanted > 0;
+	in.tp_least = in.tp_most = wanted || is_explicit || in.map == FLEET_MAP_AUTO ? wanted : 1;
 	int status = fleet_plan_build_racks(&in, ret_planned, ret_plan, &why);
-	if (status == -ENOMEM && wanted > 1 && !is_explicit) {
+	if (status == -ENOMEM && wanted > 1) {
 		remarks->fewer = why;
 		in.tp_least = 1;
 		in.tp_most = in.map == FLEET_MAP_AUTO ? wanted - 1 : 1;
@@ -715,8 +714,7 @@ static int gather(
 		fill_assign(f, i);
 	connected(f);
 	ret_gathered->epoch = f->group.epoch;
-	ret_gathered->stages = f->group.stages;
-	ret_gathered->parts = f->group.parts;
+	ret_gathered->shape = f->group.shape;
 	ret_gathered->passes = p->passes;
 	ret_gathered->assign = f->assign;
 	ret_gathered->bound_pass_ns_disk = p->pass_ns_disk;
@@ -821,7 +819,8 @@ static int choose_map(struct server_fleet *f, const char *device_map, struct bas
 	if (f->map == FLEET_MAP_EXPLICIT) {
 		key = "cluster.map";
 		text = c->cluster.map;
-		status = config_map_check(text, key, f->entry->program->config.layers, &f->parts, e);
+		uint32_t parts;
+		status = config_map_check(text, key, f->entry->program->config.layers, &parts, e);
 		if (status)
 			return status;
 	} else if (f->map == FLEET_MAP_AUTO) {

@@ -225,11 +225,13 @@ static uint32_t ranks_of(const struct server_entry *x)
 static struct pack_slice rank_slice(const struct server_entry *x, uint32_t rank)
 {
 	uint32_t stages = x->server->config.compute.stages, layers = x->program->config.layers;
-	uint32_t parts = parts_of(x), stage = rank / parts;
-	uint32_t first = (uint32_t)((uint64_t)layers * stage / stages),
-		 end = (uint32_t)((uint64_t)layers * (stage + 1) / stages);
+	struct rank_shape shape = {0};
+	(void)rank_shape_even(stages, parts_of(x), &shape); // check_ranks() has looked
+	struct rank_place p = rank_shape_place(&shape, rank);
+	uint32_t first = (uint32_t)((uint64_t)layers * p.stage / stages),
+		 end = (uint32_t)((uint64_t)layers * (p.stage + 1) / stages);
 	return (struct pack_slice){
-		.first_layer = first, .layers = end - first, .tp_rank = rank % parts, .tp_size = parts};
+		.first_layer = first, .layers = end - first, .tp_rank = p.part, .tp_size = parts_of(x)};
 }
 
 static int check_ranks(const struct server_entry *x, struct base_error *e)
@@ -687,7 +689,9 @@ static int start_engine(struct server_entry *x, const char *directory, struct ba
 	} else {
 		for (uint32_t i = 0; i < ranks_of(x); i++)
 			fill_assign(x, directory, i, &g->assign[i].config);
-		status = supervisor_create(s->rank_path, c->compute.stages, parts_of(x), s->log, &supervisor);
+		struct rank_shape shape = {0}; // a bad one is refused
+		(void)rank_shape_even(c->compute.stages, parts_of(x), &shape);
+		status = supervisor_create(s->rank_path, &shape, s->log, &supervisor);
 		if (status)
 			return base_error_set(e, status, "no memory");
 		g->starter = supervisor_starter(supervisor);

@@ -36,24 +36,24 @@ struct child {
 
 struct supervisor {
 	char rank_path[PATH_MAX];
-	uint32_t stages, parts, ranks; // rank: stage * parts + part
+	struct rank_shape shape;
+	uint32_t ranks;
 	struct base_log *log;
 	pthread_mutex_t lock; // pids
 	struct child child[ENGINE_MAX_RANKS];
 };
 
-int supervisor_create(const char *rank_path, uint32_t stages, uint32_t parts, struct base_log *log,
-	struct supervisor **ret_supervisor)
+int supervisor_create(
+	const char *rank_path, const struct rank_shape *shape, struct base_log *log, struct supervisor **ret_supervisor)
 {
-	if (!stages || !parts || stages > ENGINE_MAX_RANKS / parts || strlen(rank_path) >= PATH_MAX)
+	if (rank_shape_check(shape, ENGINE_MAX_RANKS) < 0 || strlen(rank_path) >= PATH_MAX)
 		return -EINVAL;
 	struct supervisor *s = calloc(1, sizeof *s);
 	if (!s)
 		return -ENOMEM;
 	snprintf(s->rank_path, sizeof s->rank_path, "%s", rank_path);
-	s->stages = stages;
-	s->parts = parts;
-	s->ranks = stages * parts;
+	s->shape = *shape;
+	s->ranks = rank_shape_ranks(shape);
 	s->log = log;
 	pthread_mutex_init(&s->lock, NULL);
 	for (uint32_t i = 0; i < ENGINE_MAX_RANKS; i++) {
@@ -66,10 +66,11 @@ int supervisor_create(const char *rank_path, uint32_t stages, uint32_t parts, st
 
 static const char *rank_name(const struct supervisor *s, uint32_t rank, char out[static 24])
 {
-	if (s->parts > 1)
-		snprintf(out, 24, "%u.%u", rank / s->parts, rank % s->parts);
+	struct rank_place p = rank_shape_place(&s->shape, rank);
+	if (s->shape.parts[p.stage] > 1)
+		snprintf(out, 24, "%u.%u", p.stage, p.part);
 	else
-		snprintf(out, 24, "%u", rank);
+		snprintf(out, 24, "%u", p.stage);
 	return out;
 }
 
@@ -170,7 +171,14 @@ static const char *level_name(const struct base_log *log)
 	return base_log_level_name(log ? atomic_load(&log->level) : BASE_LOG_WARNING);
 }
 
-enum { TO_THAWD, TO_PREVIOUS, TO_NEXT, TO_PARTS, SOCKETS = TO_PARTS + ENGINE_MAX_RANKS };
+/* A rank's sockets, in the order of their descriptors: the kinds, and of some one for each rank, by its number. */
+enum {
+	TO_THAWD,
+	TO_PREVIOUS,
+	TO_NEXT,
+	TO_PARTS = TO_NEXT + ENGINE_MAX_RANKS,
+	SOCKETS = TO_PARTS + ENGINE_MAX_RANKS,
+};
 
 /* The child's sockets get the numbers from 3 on, in two steps, so that no dup2 hits one that is still needed. Nothing
  * else is inherited, whatever a library opened without O_CLOEXEC, or thawd itself was given. */
@@ -210,7 +218,7 @@ static int set_attributes(posix_spawnattr_t *attributes)
 }
 
 struct command { // of a rank
-	char text[8 + SOCKETS][32];
+	char shape[RANK_SHAPE_TEXT_BYTES], text[8 + SOCKETS][32];
 	const char *argv[14 + 2 * SOCKETS];
 	uint32_t texts, count;
 };
@@ -222,18 +230,24 @@ static void add_option(struct command *c, const char *option, uint32_t number)
 	c->argv[c->count++] = c->text[c->texts++];
 }
 
+static const char *option_of(uint32_t socket)
+{
+	return socket == TO_THAWD  ? "--fd"
+	       : socket < TO_NEXT  ? "--previous-fd"
+	       : socket < TO_PARTS ? "--next-fd"
+				   : "--part-fd";
+}
+
 static void write_command(
 	const struct supervisor *s, uint32_t rank, const int *fds, const char *link, struct command *ret)
 {
-	static const char *const options[] = {"--fd", "--previous-fd", "--next-fd", "--part-fd"};
+	struct rank_place me = rank_shape_place(&s->shape, rank);
 	char name[24];
 	ret->argv[ret->count++] = s->rank_path;
-	add_option(ret, "--stage", rank / s->parts);
-	add_option(ret, "--stages", s->stages);
-	if (s->parts > 1) {
-		add_option(ret, "--part", rank % s->parts);
-		add_option(ret, "--parts", s->parts);
-	}
+	add_option(ret, "--stage", me.stage);
+	add_option(ret, "--part", me.part);
+	ret->argv[ret->count++] = "--shape";
+	ret->argv[ret->count++] = rank_shape_print(&s->shape, ret->shape);
 	ret->argv[ret->count++] = "--name";
 	snprintf(ret->text[ret->texts], sizeof ret->text[0], "rank-%s", rank_name(s, rank, name));
 	ret->argv[ret->count++] = ret->text[ret->texts++];
@@ -245,7 +259,7 @@ static void write_command(
 	ret->argv[ret->count++] = level_name(s->log);
 	for (uint32_t i = 0; i < SOCKETS; i++) {
 		if (fds[i] >= 0)
-			add_option(ret, options[i < TO_PARTS ? i : TO_PARTS], FIRST_CHILD_FD + i);
+			add_option(ret, option_of(i), FIRST_CHILD_FD + i);
 	}
 }
 
@@ -286,9 +300,12 @@ static int spawn(struct supervisor *s, uint32_t rank, const int *fds, const char
 /* Where a rank's socket to another one goes, or -1: they do not talk. */
 static int socket_to(const struct supervisor *s, uint32_t rank, uint32_t other)
 {
-	if (rank / s->parts == other / s->parts)
-		return rank == other ? -1 : TO_PARTS + (int)(other % s->parts);
-	return other + s->parts == rank ? TO_PREVIOUS : rank + s->parts == other ? TO_NEXT : -1;
+	struct rank_place a = rank_shape_place(&s->shape, rank), b = rank_shape_place(&s->shape, other);
+	if (a.stage == b.stage)
+		return rank == other ? -1 : TO_PARTS + (int)other;
+	if (a.stage == b.stage + 1 && rank_shape_sender(&s->shape, a) == other)
+		return TO_PREVIOUS;
+	return b.stage == a.stage + 1 && rank_shape_sender(&s->shape, b) == rank ? TO_NEXT + (int)other : -1;
 }
 
 /* Its ends of all sockets: to those that run the kept ones, to those that come new ones. */
@@ -356,17 +373,18 @@ struct engine_starter supervisor_starter(struct supervisor *s)
 	return (struct engine_starter){.start = start, .stop = stop, .context = s};
 }
 
-int supervisor_start_linked(struct supervisor *s, uint32_t rank, const struct supervisor_sockets *sockets,
-	const char *link, struct base_error *e)
+int supervisor_start_linked(struct supervisor *s, uint32_t rank, const int *fds, const char *link, struct base_error *e)
 {
-	int fds[SOCKETS];
-	memset(fds, 0xff, sizeof fds);
-	fds[TO_THAWD] = sockets->coordinator;
-	fds[TO_PREVIOUS] = sockets->previous;
-	fds[TO_NEXT] = sockets->next;
-	memcpy(fds + TO_PARTS, sockets->parts, s->parts * sizeof *fds);
+	int own[SOCKETS];
+	memset(own, 0xff, sizeof own);
+	own[TO_THAWD] = fds[0];
+	for (uint32_t i = 0; i < s->ranks; i++) {
+		int at = socket_to(s, rank, i);
+		if (at >= 0)
+			own[at] = fds[rank_member(i)];
+	}
 	int status = check_free(s, rank, e);
-	return status ? status : spawn(s, rank, fds, link, e);
+	return status ? status : spawn(s, rank, own, link, e);
 }
 
 bool supervisor_ended(struct supervisor *s, uint32_t rank, char *text, size_t room)

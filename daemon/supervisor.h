@@ -6,10 +6,9 @@
  * the end of its socket; its exit status is logged when it is reaped, in stop. That takes 5.3 s at most: a rank that
  * hangs in the kernel outlives SIGKILL, and until it is gone it cannot be started again (-EBUSY).
  *
- * A rank has sockets to thawd, to the ranks of its own part in the stages beside it, and to the other parts of its
- * stage, with the descriptors 3 (thawd), 4 (the stage before), 5 (the stage after), and from 6 on (the other parts, in
- * their order). Ranks are started in order: a socket between two of them is made with the first and kept for the
- * second.
+ * A rank has sockets to thawd, to the rank that it has hidden rows from, to those that have its own (shard/rank/shape.h),
+ * and to the other parts of its stage, with descriptors in that order from 3 (thawd) and 4 on. Ranks are started in
+ * order: a socket between two of them is made with the first and kept for the second.
  */
 #pragma once
 
@@ -23,19 +22,16 @@
 
 struct supervisor;
 /* rank_path: the program. Starts nothing yet. */
-int supervisor_create(const char *rank_path, uint32_t stages, uint32_t parts, struct base_log *log,
+int supervisor_create(const char *rank_path, const struct rank_shape *shape, struct base_log *log,
 	struct supervisor **ret_supervisor);
 void supervisor_destroy(struct supervisor *s); // kills what is left; NULL is fine
 struct engine_starter supervisor_starter(struct supervisor *s);
-/* A rank of a group over several hosts: its sockets are connected already, and stay the caller's; -1: it has none.
- * link: the name of the engine that is to use them. The thread that calls it has to live as long as the rank: ranks die
+/* A rank of a group over several hosts: its sockets, fds[i] to member i of the group, are connected already, and stay
+ * the caller's; -1: none, and those that it does not need are not looked at. link: the name of the engine that is to
+ * use them. The thread that calls it has to live as long as the rank: ranks die
  * with it. */
-struct supervisor_sockets {
-	int coordinator, previous, next;
-	int parts[ENGINE_MAX_RANKS]; // (parts): of the same stage; -1 at its own
-};
-int supervisor_start_linked(struct supervisor *s, uint32_t rank, const struct supervisor_sockets *sockets,
-	const char *link, struct base_error *e);
+int supervisor_start_linked(
+	struct supervisor *s, uint32_t rank, const int *fds, const char *link, struct base_error *e);
 /* True once it has ended by itself; it is reaped then, and why is in text. */
 bool supervisor_ended(struct supervisor *s, uint32_t rank, char *text, size_t room);
 /* A signal has stopped it (SIGSTOP, SIGTSTP): it is there, and does nothing. Not so what a debugger holds. */

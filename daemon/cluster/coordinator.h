@@ -159,7 +159,6 @@ struct cluster_plan {
 	struct cluster_plan_stage
 		stages[CLUSTER_MAX_STAGES]; // one for each rank: all parts of a stage, then the next one's
 	uint32_t stages_count;
-	uint32_t parts; // ranks of every stage; 0 is 1
 	uint32_t kv_blocks;
 	uint32_t passes; // in flight, of a full batch
 	double pass_ns_disk, pass_ns_memory, token_ns_compute; // parts of the bound
@@ -168,7 +167,8 @@ struct cluster_plan {
 
 struct cluster_group { // what a group is, and how its members connect; large: not on the stack
 	uint64_t epoch;
-	uint32_t stages, parts, ranks; // ranks: stages * parts, in the order of the plan
+	struct rank_shape shape;
+	uint32_t ranks; // of the shape, in the order of the plan
 	char node[CLUSTER_MAX_STAGES][CLUSTER_NAME_BYTES];
 	struct cluster_plan plan;
 	struct cluster_prepared prepared[CLUSTER_MAX_STAGES];

@@ -86,7 +86,7 @@ enum fleet_state {
 	FLEET_PREPARED, // gather may start it
 };
 
-struct fleet_part { // of a plan: one stage
+struct fleet_part { // of a plan: one rank
 	struct cluster_node *node;
 	struct cluster_slice slice;
 	uint64_t assignment; // 0: none
@@ -99,6 +99,7 @@ struct fleet_part { // of a plan: one stage
 struct fleet_try {
 	struct fleet_part part[CLUSTER_MAX_STAGES];
 	uint32_t parts;
+	struct rank_shape shape; // that the slices make
 	struct cluster_plan plan;
 };
 

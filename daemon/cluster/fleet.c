@@ -244,16 +244,31 @@ static void take_snapshot(
 	}
 }
 
-static uint32_t parts_of(const struct cluster_plan *p)
+/* Its slices say it: all parts of a stage, in their order, have the same layers. */
+static int read_shape(const struct cluster_plan *p, struct rank_shape *ret_shape, struct base_error *e)
 {
-	return p->parts ? p->parts : 1;
+	struct rank_shape s = {0};
+	uint32_t count = p->stages_count;
+	for (uint32_t i = 0, part = 0; i < count; i++) {
+		const struct cluster_slice *x = &p->stages[i].slice, *first = &p->stages[i - part].slice;
+		if (x->tp_rank != part || x->tp_size != first->tp_size || x->first_layer != first->first_layer ||
+			x->layers != first->layers || x->tp_size > count - (i - part))
+			return base_error_set(
+				e, -EPROTO, "a plan whose rank %u is part %u of %u", i, x->tp_rank, x->tp_size);
+		s.parts[s.stages] = (uint8_t)x->tp_size;
+		part = part + 1 < x->tp_size ? part + 1 : 0;
+		s.stages += !part;
+	}
+	if (rank_shape_check(&s, CLUSTER_MAX_STAGES) < 0)
+		return base_error_set(e, -EPROTO, "a plan of stages that have no rank, or too many");
+	*ret_shape = s;
+	return 0;
 }
 
 static int check_plan(const struct snapshot *s, const struct cluster_plan *p, struct base_error *e)
 {
-	if (!p->stages_count || p->stages_count > CLUSTER_MAX_STAGES || p->stages_count % parts_of(p))
-		return base_error_set(e, -EPROTO, "a plan of %u ranks, %u of each stage, 1 to %u", p->stages_count,
-			parts_of(p), CLUSTER_MAX_STAGES);
+	if (!p->stages_count || p->stages_count > CLUSTER_MAX_STAGES)
+		return base_error_set(e, -EPROTO, "a plan of %u ranks, 1 to %u", p->stages_count, CLUSTER_MAX_STAGES);
 	for (uint32_t i = 0; i < p->stages_count; i++) {
 		if (p->stages[i].node >= s->view.count)
 			return base_error_set(
@@ -268,6 +283,8 @@ static int take_plan(
 	struct fleet_try *t = &f->coming;
 	*t = (struct fleet_try){0};
 	int status = check_plan(s, p, e);
+	if (!status)
+		status = read_shape(p, &t->shape, e);
 	if (status)
 		return status;
 	for (uint32_t i = 0; i < p->stages_count; i++) {
@@ -468,17 +485,14 @@ static int raise_epoch(struct cluster_fleet *f, uint64_t *ret_epoch, struct base
 static int send_starts(struct cluster_fleet *f, uint64_t epoch, struct cluster_group *g, struct base_error *e)
 {
 	struct fleet_try *t = &f->coming;
-	uint32_t parts = parts_of(&t->plan);
-	struct cluster_start s = {
-		.epoch = epoch, .stages = t->parts / parts, .parts = parts, .members_count = t->parts + 1};
+	struct cluster_start s = {.epoch = epoch, .shape = t->shape, .members_count = rank_member(t->parts)};
 	if (f->state != FLEET_PREPARED)
 		return base_error_set(e, -EAGAIN, "a node was lost meanwhile");
 	if (getrandom(g->secret, sizeof g->secret, 0) != (ssize_t)sizeof g->secret)
 		return base_error_set(e, -EIO, "no random bytes");
 	memcpy(s.secret, g->secret, sizeof s.secret);
 	g->epoch = epoch;
-	g->stages = s.stages;
-	g->parts = parts;
+	g->shape = t->shape;
 	g->ranks = t->parts;
 	for (uint32_t i = 0; i < t->parts; i++) {
 		memcpy(g->members[1 + i].host, t->part[i].node->facts->address, sizeof g->members[0].host);
@@ -499,8 +513,7 @@ static int send_starts(struct cluster_fleet *f, uint64_t epoch, struct cluster_g
 		struct fleet_part *p = &f->running.part[i];
 		size_t bytes = 0;
 		s.assignment = p->assignment;
-		s.stage = i / parts;
-		s.part = i % parts;
+		s.place = rank_shape_place(&s.shape, i);
 		snprintf(p->phase, sizeof p->phase, "running");
 		uint8_t *data = cluster_pack_start(&s, &bytes);
 		if (p->node->session)
@@ -854,7 +867,7 @@ static void describe_try(const struct cluster_fleet *f, const struct fleet_try *
 			continue;
 		struct cluster_node_work *w = &i->work[i->work_count++];
 		*w = (struct cluster_node_work){.slice = p->slice,
-			.stage = k / parts_of(&t->plan),
+			.stage = rank_shape_place(&t->shape, k).stage,
 			.done_bytes = p->done_bytes,
 			.total_bytes = p->total_bytes};
 		memcpy(w->model, f->model, sizeof w->model);

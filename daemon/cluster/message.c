@@ -278,23 +278,38 @@ static int take_member(const Thaw__Node__V1__Member *m, struct cluster_member *o
 	return take_host("members[].host", m->host, out->host, e);
 }
 
+static int take_shape(const Thaw__Node__V1__Start *m, struct rank_shape *out, struct base_error *e)
+{
+	*out = (struct rank_shape){.stages = (uint32_t)m->n_parts};
+	bool good = m->n_parts > 0 && m->n_parts < CLUSTER_MAX_MEMBERS;
+	for (size_t i = 0; i < m->n_parts && good; i++) {
+		good = m->parts[i] <= RANK_MAX_PARTS;
+		out->parts[i] = (uint8_t)(good ? m->parts[i] : 0);
+	}
+	if (!good || rank_shape_check(out, CLUSTER_MAX_MEMBERS - 1) < 0)
+		return base_error_set(e, -EBADMSG, "parts: of %zu stages; 1 to %u in each, %u ranks at most",
+			m->n_parts, RANK_MAX_PARTS, CLUSTER_MAX_MEMBERS - 1);
+	return 0;
+}
+
 int cluster_read_start(const Thaw__Node__V1__Start *m, struct cluster_start *ret, struct base_error *e)
 {
 	memset(ret, 0, sizeof *ret);
 	ret->assignment = m->assignment;
 	ret->epoch = m->epoch;
-	ret->stage = m->stage;
-	ret->stages = m->stages;
-	ret->part = m->part;
-	ret->parts = m->parts;
-	if (!m->epoch || !m->stages || m->stages >= CLUSTER_MAX_MEMBERS || m->stage >= m->stages)
-		return base_error_set(e, -EBADMSG, "stage: %u of %u in epoch %llu", m->stage, m->stages,
+	ret->place = (struct rank_place){m->stage, m->part};
+	int good = take_shape(m, &ret->shape, e);
+	if (good < 0)
+		return good;
+	if (!m->epoch || m->stage >= ret->shape.stages)
+		return base_error_set(e, -EBADMSG, "stage: %u of %u in epoch %llu", m->stage, ret->shape.stages,
 			(unsigned long long)m->epoch);
-	if (!m->parts || m->parts > (CLUSTER_MAX_MEMBERS - 1) / m->stages || m->part >= m->parts)
-		return base_error_set(e, -EBADMSG, "part: %u of %u in %u stages", m->part, m->parts, m->stages);
-	if (m->n_members != m->stages * m->parts + 1)
+	if (m->part >= ret->shape.parts[m->stage])
 		return base_error_set(
-			e, -EBADMSG, "members: %zu for %u stages of %u", m->n_members, m->stages, m->parts);
+			e, -EBADMSG, "part: %u of %u in stage %u", m->part, ret->shape.parts[m->stage], m->stage);
+	if (m->n_members != rank_member(rank_shape_ranks(&ret->shape)))
+		return base_error_set(
+			e, -EBADMSG, "members: %zu for %u ranks", m->n_members, rank_shape_ranks(&ret->shape));
 	ret->members_count = (uint32_t)m->n_members;
 	for (size_t i = 0; i < m->n_members; i++) {
 		int status = take_member(m->members[i], &ret->members[i], e);
@@ -512,6 +527,7 @@ uint8_t *cluster_pack_start(const struct cluster_start *s, size_t *ret_bytes)
 	Thaw__Node__V1__CoordinatorMessage m = THAW__NODE__V1__COORDINATOR_MESSAGE__INIT;
 	Thaw__Node__V1__Start x = THAW__NODE__V1__START__INIT;
 	Thaw__Node__V1__Member members[CLUSTER_MAX_MEMBERS], *list[CLUSTER_MAX_MEMBERS];
+	uint32_t parts[RANK_MAX_RANKS];
 	for (uint32_t i = 0; i < s->members_count; i++) {
 		thaw__node__v1__member__init(&members[i]);
 		members[i].host = (char *)s->members[i].host;
@@ -520,10 +536,12 @@ uint8_t *cluster_pack_start(const struct cluster_start *s, size_t *ret_bytes)
 	}
 	x.assignment = s->assignment;
 	x.epoch = s->epoch;
-	x.stage = s->stage;
-	x.stages = s->stages;
-	x.part = s->part;
-	x.parts = s->parts;
+	for (uint32_t i = 0; i < s->shape.stages; i++)
+		parts[i] = s->shape.parts[i];
+	x.stage = s->place.stage;
+	x.part = s->place.part;
+	x.n_parts = s->shape.stages;
+	x.parts = parts;
 	x.n_members = s->members_count;
 	x.members = list;
 	x.secret = (ProtobufCBinaryData){CLUSTER_SECRET_BYTES, (uint8_t *)s->secret};

@@ -12,6 +12,7 @@
 #include "daemon/machine_message.h"
 #include "proto/thaw/node/v1/node.pb-c.h"
 #include "shard/pack/pack.h"
+#include "shard/rank/shape.h"
 #include "topology/machine.h"
 
 #define CLUSTER_PROTOCOL 1u
@@ -93,8 +94,9 @@ struct cluster_member {
 
 struct cluster_start {
 	uint64_t assignment, epoch;
-	uint32_t stage, stages, part, parts;
-	struct cluster_member members[CLUSTER_MAX_MEMBERS]; // 0: the coordinator; rank_member() of shard/rank/message.h
+	struct rank_shape shape;
+	struct rank_place place; // of this node's rank
+	struct cluster_member members[CLUSTER_MAX_MEMBERS]; // 0: the coordinator; rank_member() of shard/rank/shape.h
 	uint32_t members_count;
 	uint8_t secret[CLUSTER_SECRET_BYTES];
 };

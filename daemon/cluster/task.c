@@ -14,7 +14,7 @@
 #include "daemon/cluster/resolve.h"
 #include "daemon/cluster/worker_internal.h"
 #include "shard/link/rendezvous.h"
-#include "shard/rank/message.h"
+#include "shard/rank/shape.h"
 
 #define CONNECT_NS (20 * BASE_NS_PER_SECOND)
 #define OLD_RANK_NS (7 * BASE_NS_PER_SECOND) // for the rank of the plan before to give its memory back
@@ -119,7 +119,7 @@ static int connect_group(struct cluster_task *t, const struct cluster_start *s, 
 	struct link_rendezvous_member list[CLUSTER_MAX_MEMBERS];
 	struct link_rendezvous_group g = {.epoch = s->epoch,
 		.members = s->members_count,
-		.me = rank_member(s->stage, s->part, s->parts),
+		.me = rank_member(rank_shape_rank(&s->shape, s->place)),
 		.list = list,
 		.refused = on_refused,
 		.context = t};
@@ -149,16 +149,11 @@ static int start(struct cluster_task *t, struct base_error *e)
 		status = connect_group(t, s, fds, e);
 	if (status)
 		return status;
-	uint32_t me = rank_member(s->stage, s->part, s->parts);
-	struct supervisor_sockets sockets = {.coordinator = fds[0],
-		.previous = s->stage ? fds[me - s->parts] : -1,
-		.next = s->stage + 1 < s->stages ? fds[me + s->parts] : -1};
-	memcpy(sockets.parts, fds + me - s->part, s->parts * sizeof *fds);
-	status = supervisor_create(w->config.rank_path, s->stages, s->parts, w->config.log, &supervisor);
+	status = supervisor_create(w->config.rank_path, &s->shape, w->config.log, &supervisor);
 	if (status)
 		base_error_set(e, status, "no memory for a rank");
 	else
-		status = supervisor_start_linked(supervisor, me - 1, &sockets, "ucx", e);
+		status = supervisor_start_linked(supervisor, rank_shape_rank(&s->shape, s->place), fds, "ucx", e);
 	for (uint32_t i = 0; i < s->members_count; i++) {
 		if (fds[i] >= 0)
 			close(fds[i]);
@@ -214,7 +209,7 @@ static void say_ended(struct cluster_task *t, const char *how)
 static void watch(struct cluster_task *t)
 {
 	uint64_t stopped_ns = 0;
-	uint32_t rank = rank_member(t->start.stage, t->start.part, t->start.parts) - 1;
+	uint32_t rank = rank_shape_rank(&t->start.shape, t->start.place);
 	struct pollfd p[] = {{.fd = t->cancel_fd, .events = POLLIN},
 		{.fd = supervisor_pidfd(t->supervisor, rank), .events = POLLIN}};
 	char text[CLUSTER_TEXT_BYTES];

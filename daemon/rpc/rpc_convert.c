@@ -167,8 +167,9 @@ void rpc_convert_load(const struct server_model_info *i, const struct engine_his
 	m->ranks = out->rank_list;
 	for (size_t s = 0; s < m->n_ranks; s++) {
 		convert_rank(&l->stats[s], &out->ranks[s]);
-		out->ranks[s].stage = (uint32_t)s / (l->parts ? l->parts : 1);
-		out->ranks[s].tp_rank = (uint32_t)s % (l->parts ? l->parts : 1);
+		struct rank_place place = rank_shape_place(&l->shape, (uint32_t)s);
+		out->ranks[s].stage = place.stage;
+		out->ranks[s].tp_rank = place.part;
 		out->ranks[s].node = (char *)node_of(i, (uint32_t)s, machine);
 		out->rank_list[s] = &out->ranks[s];
 	}
@@ -230,7 +231,7 @@ static void convert_shard(const struct server_model_info *i, uint32_t rank, cons
 	Thaw__Admin__V1__Shard *m = &out->shards[rank];
 	thaw__admin__v1__shard__init(m);
 	snprintf(out->devices[rank], sizeof(out->devices[rank]), "CPU%u", rank);
-	m->stage = rank / (i->load.parts ? i->load.parts : 1);
+	m->stage = rank_shape_place(&i->load.shape, rank).stage;
 	m->tp_rank = slice->tp_rank;
 	m->node = (char *)node_of(i, rank, machine);
 	m->device = out->devices[rank];

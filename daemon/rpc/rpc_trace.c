@@ -84,16 +84,17 @@ static void write_head(struct rpc_trace_writer *w, struct out *o)
 static void write_process_name(struct rpc_trace_writer *w, struct out *o)
 {
 	const struct engine_trace *t = w->trace;
-	uint32_t rank = w->process - 1, parts = t->parts ? t->parts : 1;
+	uint32_t rank = w->process - 1;
+	struct rank_place p = rank_shape_place(&t->shape, rank);
 	char text[TEXT_BYTES];
 	comma(w, o);
 	put(o, "{\"ph\":\"M\",\"pid\":%" PRIu32 ",\"name\":\"process_name\",\"args\":{\"name\":\"", w->process + 1);
 	if (w->process == 0)
 		put(o, "engine of %s", escape(t->model, text));
-	else if (parts > 1)
-		put(o, "rank %" PRIu32 ": stage %" PRIu32 " part %" PRIu32, rank, rank / parts, rank % parts);
+	else if (t->shape.parts[p.stage] > 1)
+		put(o, "rank %" PRIu32 ": stage %" PRIu32 " part %" PRIu32, rank, p.stage, p.part);
 	else
-		put(o, "rank %" PRIu32 ": stage %" PRIu32, rank, rank);
+		put(o, "rank %" PRIu32 ": stage %" PRIu32, rank, p.stage);
 	put(o, " on %s\"}}", escape(t->process[w->process].host, text));
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // thaw-rank: one device running one shard. thawd starts it, with a connected socket to itself and one to each
-// neighbour stage; what it shall load comes over the link. See usage() and serve.h.
+// rank that it talks to; what it shall load comes over the link. See usage() and serve.h.
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -34,11 +34,14 @@ enum exit_code { // the parent looks at these only to tell people
 };
 
 struct arguments {
-	int fd, previous_fd, next_fd;
+	int fd, previous_fd;
+	int next_fds[RANK_MAX_PARTS]; // in the order of rank_shape_receivers
+	uint32_t next_fds_count;
 	const struct link_ops *link;
-	int tensor_fds[LINK_MAX_MEMBERS]; // by tp_rank, -1 at its own
-	int tensor_fds_count; // without its own
-	uint32_t stage, stages, part, parts;
+	int tensor_fds[RANK_MAX_PARTS]; // in the order of the parts, without its own
+	uint32_t tensor_fds_count;
+	struct rank_shape shape;
+	struct rank_place me;
 	int measure, report_fd; // as which member of two; -1: it computes
 	const char *name;
 	enum base_log_level level;
@@ -52,12 +55,13 @@ static void usage(FILE *out)
 		"  --fd N             socket to the coordinator (an inherited, connected unix stream socket, as "
 		"below)\n"
 		"  --stage N          which pipeline stage this is (0)\n"
-		"  --stages N         how many there are (1)\n"
-		"  --previous-fd N    socket to the stage before; all but the first need it\n"
-		"  --next-fd N        socket to the stage after; all but the last need it\n"
-		"  --link NAME        local (default), or ucx: then these sockets may be TCP, to other hosts\n"
 		"  --part N           which part of its layers this is (0)\n"
-		"  --parts N          how many ranks share its layers (1)\n"
+		"  --shape N[,N...]   how many ranks share the layers of each stage (1)\n"
+		"  --previous-fd N    socket to the rank of the stage before that sends to this one; all but the "
+		"first stage need it\n"
+		"  --next-fd N        socket to a rank of the stage after that this one sends to; once for each, in "
+		"their order\n"
+		"  --link NAME        local (default), or ucx: then these sockets may be TCP, to other hosts\n"
 		"  --part-fd N        socket to another part of these layers; once for each, in their order\n"
 		"  --measure N        measure the link to the other end of --fd, as member 0 or 1 of two, and end\n"
 		"  --report-fd N      where the figures go: ns and bytes per second, or ! and what went wrong\n"
@@ -107,15 +111,27 @@ static int check_socket(const struct link_ops *link, const char *option, int fd,
 	return 0;
 }
 
-static int check_arguments(const struct arguments *a)
+static int check_sockets(const struct arguments *a, const char *option, const int *fds, uint32_t count, uint32_t wanted)
 {
-	if (a->stages == 0 || a->stage >= a->stages) {
-		fprintf(stderr, "thaw-rank: --stage %u of --stages %u\n", a->stage, a->stages);
+	char shape[RANK_SHAPE_TEXT_BYTES];
+	int r = 0;
+	if (count != wanted) {
+		fprintf(stderr, "thaw-rank: %u times --%s, %u are needed for --stage %u --part %u of --shape %s\n",
+			count, option, wanted, a->me.stage, a->me.part, rank_shape_print(&a->shape, shape));
 		return -EINVAL;
 	}
-	if (a->parts == 0 || a->part >= a->parts || a->parts * a->stages >= LINK_MAX_MEMBERS) {
-		fprintf(stderr, "thaw-rank: --part %u of --parts %u in %u stages; at most %u ranks\n", a->part,
-			a->parts, a->stages, LINK_MAX_MEMBERS - 1);
+	for (uint32_t i = 0; i < count && !r; i++)
+		r = check_socket(a->link, option, fds[i], true);
+	return r;
+}
+
+static int check_arguments(const struct arguments *a)
+{
+	uint32_t ranks[RANK_MAX_PARTS];
+	char shape[RANK_SHAPE_TEXT_BYTES];
+	if (a->me.stage >= a->shape.stages || a->me.part >= a->shape.parts[a->me.stage]) {
+		fprintf(stderr, "thaw-rank: --stage %u --part %u of --shape %s\n", a->me.stage, a->me.part,
+			rank_shape_print(&a->shape, shape));
 		return -EINVAL;
 	}
 	if (a->measure >= 0 && a->report_fd < 0) {
@@ -124,16 +140,12 @@ static int check_arguments(const struct arguments *a)
 	}
 	int r = check_socket(a->link, "fd", a->fd, true);
 	if (!r)
-		r = check_socket(a->link, "previous-fd", a->previous_fd, a->stage > 0);
+		r = check_socket(a->link, "previous-fd", a->previous_fd, a->me.stage > 0);
 	if (!r)
-		r = check_socket(a->link, "next-fd", a->next_fd, a->stage + 1 < a->stages);
-	if (!r && (uint32_t)a->tensor_fds_count + 1 != a->parts) {
-		fprintf(stderr, "thaw-rank: %d times --part-fd for --parts %u: one for each other part\n",
-			a->tensor_fds_count, a->parts);
-		r = -EINVAL;
-	}
-	for (int i = 0; i < a->tensor_fds_count && !r; i++)
-		r = check_socket(a->link, "part-fd", a->tensor_fds[i], true);
+		r = check_sockets(a, "next-fd", a->next_fds, a->next_fds_count,
+			rank_shape_receivers(&a->shape, rank_shape_rank(&a->shape, a->me), ranks));
+	if (!r)
+		r = check_sockets(a, "part-fd", a->tensor_fds, a->tensor_fds_count, a->shape.parts[a->me.stage] - 1u);
 	return r;
 }
 
@@ -150,21 +162,40 @@ static int parse_link(const char *text, const struct link_ops **ret_link)
 	return -EINVAL;
 }
 
+static int parse_shape(const char *text, struct rank_shape *ret_shape)
+{
+	if (rank_shape_parse(text, ret_shape) == 0)
+		return 0;
+	fprintf(stderr, "thaw-rank: --shape: \"%s\" is no list of 1 to %u for each stage, %u ranks at most\n", text,
+		RANK_MAX_PARTS, RANK_MAX_RANKS);
+	return -EINVAL;
+}
+
+/* One more socket of a kind. */
+static int parse_socket(const char *option, const char *text, int *fds, uint32_t *count)
+{
+	if (*count == RANK_MAX_PARTS) {
+		fprintf(stderr, "thaw-rank: --%s: more than %u\n", option, RANK_MAX_PARTS);
+		return -EINVAL;
+	}
+	return parse_number(option, text, 1 << 20, &fds[(*count)++]);
+}
+
 /* 1: help or version was printed. */
 static int parse_arguments(int argc, char **argv, struct arguments *a)
 {
 	static const struct option options[] = {{"fd", required_argument, NULL, 'f'},
-		{"stage", required_argument, NULL, 's'}, {"stages", required_argument, NULL, 'S'},
+		{"stage", required_argument, NULL, 's'}, {"shape", required_argument, NULL, 'S'},
 		{"previous-fd", required_argument, NULL, 'p'}, {"next-fd", required_argument, NULL, 'n'},
-		{"part", required_argument, NULL, 't'}, {"parts", required_argument, NULL, 'T'},
-		{"part-fd", required_argument, NULL, 'P'}, {"measure", required_argument, NULL, 'm'},
-		{"report-fd", required_argument, NULL, 'r'}, {"name", required_argument, NULL, 'N'},
-		{"link", required_argument, NULL, 'L'}, {"log-level", required_argument, NULL, 'l'},
-		{"help", no_argument, NULL, 'h'}, {"version", no_argument, NULL, 'V'}, {0}};
-	int c, r = 0, at = 0, stage = 0, stages = 1, part = 0, parts = 1;
+		{"part", required_argument, NULL, 't'}, {"part-fd", required_argument, NULL, 'P'},
+		{"measure", required_argument, NULL, 'm'}, {"report-fd", required_argument, NULL, 'r'},
+		{"name", required_argument, NULL, 'N'}, {"link", required_argument, NULL, 'L'},
+		{"log-level", required_argument, NULL, 'l'}, {"help", no_argument, NULL, 'h'},
+		{"version", no_argument, NULL, 'V'}, {0}};
+	int c, r = 0, at = 0, stage = 0, part = 0;
 	*a = (struct arguments){.fd = -1,
 		.previous_fd = -1,
-		.next_fd = -1,
+		.shape = {1, {1}},
 		.measure = -1,
 		.report_fd = -1,
 		.link = &link_local_ops,
@@ -175,17 +206,15 @@ static int parse_arguments(int argc, char **argv, struct arguments *a)
 		else if (c == 's')
 			r = parse_number("stage", optarg, LINK_MAX_MEMBERS, &stage);
 		else if (c == 'S')
-			r = parse_number("stages", optarg, LINK_MAX_MEMBERS - 1, &stages);
+			r = parse_shape(optarg, &a->shape);
 		else if (c == 'p')
 			r = parse_number("previous-fd", optarg, 1 << 20, &a->previous_fd);
 		else if (c == 'n')
-			r = parse_number("next-fd", optarg, 1 << 20, &a->next_fd);
+			r = parse_socket("next-fd", optarg, a->next_fds, &a->next_fds_count);
 		else if (c == 't')
 			r = parse_number("part", optarg, LINK_MAX_MEMBERS, &part);
-		else if (c == 'T')
-			r = parse_number("parts", optarg, LINK_MAX_MEMBERS - 1, &parts);
-		else if (c == 'P' && a->tensor_fds_count < (int)LINK_MAX_MEMBERS - 1)
-			r = parse_number("part-fd", optarg, 1 << 20, &a->tensor_fds[a->tensor_fds_count++]);
+		else if (c == 'P')
+			r = parse_socket("part-fd", optarg, a->tensor_fds, &a->tensor_fds_count);
 		else if (c == 'm')
 			r = parse_number("measure", optarg, 1, &a->measure);
 		else if (c == 'r')
@@ -211,10 +240,7 @@ static int parse_arguments(int argc, char **argv, struct arguments *a)
 		fprintf(stderr, "thaw-rank: \"%s\" is not an option\n", argv[optind]);
 		r = -EINVAL;
 	}
-	a->stage = (uint32_t)stage;
-	a->stages = (uint32_t)stages;
-	a->part = (uint32_t)part;
-	a->parts = (uint32_t)parts;
+	a->me = (struct rank_place){(uint32_t)stage, (uint32_t)part};
 	return r ? r : check_arguments(a);
 }
 
@@ -258,29 +284,31 @@ static int start_signal_thread(_Atomic bool *stop)
 	return -r;
 }
 
-/* The coordinator and the neighbour stages. */
+/* The coordinator, and who this rank has hidden rows from and sends them to. */
 static int connect_all(const struct arguments *a, struct link_group **ret_group, struct base_error *e)
 {
 	int fds[LINK_MAX_MEMBERS];
-	uint32_t me = rank_member(a->stage, a->part, a->parts);
+	uint32_t rank = rank_shape_rank(&a->shape, a->me), after[RANK_MAX_PARTS];
+	uint32_t count = rank_shape_receivers(&a->shape, rank, after);
 	for (uint32_t i = 0; i < LINK_MAX_MEMBERS; i++)
 		fds[i] = -1;
 	fds[0] = a->fd;
-	if (a->stage > 0)
-		fds[me - a->parts] = a->previous_fd;
-	if (a->stage + 1 < a->stages)
-		fds[me + a->parts] = a->next_fd;
-	return a->link->create(
-		fds, 1 + a->stages * a->parts, me, 0, 0, LINK_UNTIL(base_clock_now_ns() + CONNECT_NS), ret_group, e);
+	if (a->me.stage > 0)
+		fds[rank_member(rank_shape_sender(&a->shape, a->me))] = a->previous_fd;
+	for (uint32_t i = 0; i < count; i++)
+		fds[rank_member(after[i])] = a->next_fds[i];
+	return a->link->create(fds, rank_member(rank_shape_ranks(&a->shape)), rank_member(rank), 0, 0,
+		LINK_UNTIL(base_clock_now_ns() + CONNECT_NS), ret_group, e);
 }
 
 /* The other parts of the same layers, of the epoch that the coordinator said. */
 static int connect_parts(const struct arguments *a, uint64_t epoch, struct link_group **ret_group, struct base_error *e)
 {
-	int fds[LINK_MAX_MEMBERS];
-	for (uint32_t i = 0, next = 0; i < a->parts; i++)
-		fds[i] = i == a->part ? -1 : a->tensor_fds[next++];
-	return a->link->create(fds, a->parts, a->part, epoch, TENSOR_RING_BYTES,
+	int fds[RANK_MAX_PARTS];
+	uint32_t parts = a->shape.parts[a->me.stage];
+	for (uint32_t i = 0, next = 0; i < parts; i++)
+		fds[i] = i == a->me.part ? -1 : a->tensor_fds[next++];
+	return a->link->create(fds, parts, a->me.part, epoch, TENSOR_RING_BYTES,
 		LINK_UNTIL(base_clock_now_ns() + CONNECT_NS), ret_group, e);
 }
 
@@ -288,12 +316,13 @@ static int serve(const struct arguments *a, struct base_log *log, const _Atomic 
 {
 	struct link_group *group = NULL, *tensor = NULL;
 	struct base_error e = {0};
+	char shape[RANK_SHAPE_TEXT_BYTES];
 	int r = connect_all(a, &group, &e);
-	if (r == 0 && a->parts > 1)
+	if (r == 0 && a->shape.parts[a->me.stage] > 1)
 		r = connect_parts(a, group->epoch, &tensor, &e);
 	if (r == 0) {
-		base_log_debug(log, "connected epoch=%llu stage=%u stages=%u part=%u parts=%u",
-			(unsigned long long)group->epoch, a->stage, a->stages, a->part, a->parts);
+		base_log_debug(log, "connected epoch=%llu stage=%u part=%u shape=%s", (unsigned long long)group->epoch,
+			a->me.stage, a->me.part, rank_shape_print(&a->shape, shape));
 		r = rank_serve_until(a->link, group, tensor, log, stop, &e);
 	}
 	a->link->close(tensor);
@@ -336,7 +365,7 @@ int main(int argc, char **argv)
 	int r = parse_arguments(argc, argv, &a);
 	if (r)
 		return r > 0 ? EXIT_SUCCESS : EXIT_USAGE;
-	snprintf(name, sizeof name, a.parts > 1 ? "rank-%u.%u" : "rank-%u", a.stage, a.part);
+	snprintf(name, sizeof name, a.shape.parts[a.me.stage] > 1 ? "rank-%u.%u" : "rank-%u", a.me.stage, a.me.part);
 	if (!a.name)
 		a.name = name;
 	settle_process(a.name);

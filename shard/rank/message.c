@@ -162,12 +162,22 @@ static void walk_config(struct walk *w, struct rank_config *c)
 		u32(w, &c->cpus[i]);
 }
 
+static void walk_shape(struct walk *w, struct rank_shape *s)
+{
+	u32_below(w, &s->stages, RANK_MAX_RANKS + 1, "stages");
+	for (uint32_t i = 0; i < s->stages && ok(w); i++) {
+		uint32_t parts = s->parts[i];
+		u32_below(w, &parts, RANK_MAX_PARTS + 1, "parts");
+		s->parts[i] = (uint8_t)parts;
+	}
+	require(w, rank_shape_check(s, RANK_MAX_RANKS) == 0, "parts");
+}
+
 static void walk_assign(struct walk *w, struct rank_assign *a)
 {
 	u64(w, &a->epoch);
-	u32(w, &a->stage);
-	u32(w, &a->stages);
-	require(w, a->stage < a->stages, "stage");
+	walk_shape(w, &a->shape);
+	u32_below(w, &a->stage, a->shape.stages, "stage");
 	u64(w, &a->patience_ns);
 	walk_config(w, &a->config);
 }

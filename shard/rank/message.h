@@ -4,7 +4,7 @@
  * Coordinator -> rank (tag RANK_TAG_COMMAND): ASSIGN once, then OPEN / CLOSE of sequences and PASS, TRACE, in order;
  * STOP. Rank -> coordinator (tag RANK_TAG_REPLY): PROGRESS and then READY or FAILED after ASSIGN; a RESULT for each
  * PASS (last stage, its first rank), STATS about once a second and after STATS_REQUEST, a TRACE_PIECE after each TRACE
- * that reads. Stage -> next stage, each rank to that of its own tp_rank (tag RANK_TAG_HIDDEN): HIDDEN for each pass,
+ * that reads. Stage -> next stage, each rank to its receivers of shape.h (tag RANK_TAG_HIDDEN): HIDDEN for each pass,
  * with what went wrong so far; after it, when its status is 0, a second message with the hidden rows, raw float32
  * (tokens, width). Decoding never trusts: counts and indices are checked, nothing may follow the last field, and
  * padding is zero, so that what decodes has one encoding. Pure functions on the caller's memory: any thread.
@@ -15,8 +15,9 @@
 
 #include "base/error.h"
 #include "shard/rank/rank.h"
+#include "shard/rank/shape.h"
 
-#define RANK_MESSAGE_VERSION 4u // a test fails when the format changes and this does not
+#define RANK_MESSAGE_VERSION 5u // a test fails when the format changes and this does not
 #define RANK_TAG_COMMAND 1u
 #define RANK_TAG_REPLY 2u
 #define RANK_TAG_HIDDEN 3u
@@ -40,18 +41,14 @@ enum rank_message_type {
 	RANK_MESSAGE_HIDDEN = 128,
 };
 
-static inline uint32_t rank_member(uint32_t stage, uint32_t tp_rank, uint32_t tp_size)
-{
-	return 1 + stage * tp_size + tp_rank;
-}
-
 const char *rank_message_name(enum rank_message_type type); // "PASS"; "?" for others
 
 struct rank_assign {
 	uint64_t epoch;
-	/* Member 0 of the group is the coordinator, member rank_member() the rank of config.slice.tp_rank of a stage;
-	 * the ranks of one stage have a group of their own, in the order of tp_rank. */
-	uint32_t stage, stages;
+	/* Of all ranks of the group; this one is part config.slice.tp_rank of its stage, and the parts of a stage have
+	 * a group of their own, in their order. */
+	struct rank_shape shape;
+	uint32_t stage;
 	uint64_t patience_ns; // that a rank waits for the others of its stage; 0: without end
 	struct rank_config config;
 };

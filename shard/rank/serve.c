@@ -18,11 +18,16 @@
 #define TRACE_BYTES (256u + RANK_TRACE_PIECE_EVENTS * 32u)
 #define OUTPUT_BYTES (20u + SAMPLE_MAX_LOGPROBS * 8u)
 
-struct outgoing {
+struct sending {
 	struct link_request request;
+	uint64_t begin_ns; // traced until its end is seen; 0: it is not
+};
+
+struct outgoing { // one message, on its way to so many members
+	struct sending to[RANK_MAX_PARTS];
+	uint32_t count;
 	uint8_t *data;
 	size_t room_bytes;
-	uint64_t begin_ns; // of a send that is traced until its end is seen; 0: none
 };
 
 struct serve {
@@ -49,7 +54,7 @@ struct serve {
 	uint32_t width;
 	bool first, last; // of the stages
 	bool answers; // the first rank of the last stage
-	uint32_t before, after; // members: the rank of the stage before and after with the same tp_rank
+	uint32_t before, after[RANK_MAX_PARTS], after_count; // members: who sends hidden rows to this one, who has its
 	struct link_request hidden_in;
 	uint8_t *head_in; // HIDDEN of the stage before
 	float *rows_in; // (batch_tokens, width)
@@ -123,31 +128,40 @@ static int wait_received(struct serve *s, struct link_request *r)
 
 // ---- sending
 
-static void trace_sent(struct serve *s, struct outgoing *o)
+static void trace_sent(struct serve *s, struct sending *x)
 {
-	base_trace_end(tracing(s), o->begin_ns, BASE_TRACE_SEND, peer(o->request.peer), o->request.room_bytes);
-	o->begin_ns = 0;
+	base_trace_end(tracing(s), x->begin_ns, BASE_TRACE_SEND, peer(x->request.peer), x->request.room_bytes);
+	x->begin_ns = 0;
 }
 
 /* The buffer is free: what was sent from it last has gone. */
 static int wait_sent(struct serve *s, struct outgoing *o)
 {
-	int status = wait_for(s, &o->request);
-	if (!status && o->begin_ns)
-		trace_sent(s, o);
+	int status = 0;
+	for (uint32_t i = 0; i < o->count && !status; i++) {
+		status = wait_for(s, &o->to[i].request);
+		if (!status && o->to[i].begin_ns)
+			trace_sent(s, &o->to[i]);
+	}
 	return status;
 }
 
-static void send_bytes(struct serve *s, struct outgoing *o, uint32_t to, uint32_t tag, size_t bytes)
+static void send_bytes(
+	struct serve *s, struct outgoing *o, const uint32_t *members, uint32_t count, uint32_t tag, size_t bytes)
 {
-	o->begin_ns = base_trace_begin(tracing(s));
-	s->link->send(s->group, to, tag, o->data, bytes, &o->request);
-	if (o->begin_ns && o->request.status == 0)
-		trace_sent(s, o);
+	o->count = count;
+	for (uint32_t i = 0; i < count; i++) {
+		struct sending *x = &o->to[i];
+		x->begin_ns = base_trace_begin(tracing(s));
+		s->link->send(s->group, members[i], tag, o->data, bytes, &x->request);
+		if (x->begin_ns && x->request.status == 0)
+			trace_sent(s, x);
+	}
 }
 
 /* Waits for the buffer to be free, encodes, starts the send. */
-static int send_message(struct serve *s, struct outgoing *o, uint32_t to, uint32_t tag, const struct rank_message *m)
+static int send_message(struct serve *s, struct outgoing *o, const uint32_t *members, uint32_t count, uint32_t tag,
+	const struct rank_message *m)
 {
 	int status = wait_sent(s, o);
 	if (status)
@@ -156,18 +170,26 @@ static int send_message(struct serve *s, struct outgoing *o, uint32_t to, uint32
 	if (n < 0)
 		return base_error_set(s->error, (int)n, "rank: %s of this rank does not encode in %zu bytes",
 			rank_message_name(m->type), o->room_bytes);
-	send_bytes(s, o, to, tag, (size_t)n);
+	send_bytes(s, o, members, count, tag, (size_t)n);
 	return 0;
+}
+
+static const uint32_t coordinator = 0; // the member
+
+static int send_reply(struct serve *s, struct outgoing *o, const struct rank_message *m)
+{
+	return send_message(s, o, &coordinator, 1, RANK_TAG_REPLY, m);
 }
 
 /* What may be left out when the one before is still under way. */
 static void send_small(struct serve *s, const struct rank_message *m)
 {
-	if (s->small.request.status == -EINPROGRESS && s->link->test(s->group, &s->small.request) == -EINPROGRESS)
+	struct link_request *last = &s->small.to[0].request;
+	if (last->status == -EINPROGRESS && s->link->test(s->group, last) == -EINPROGRESS)
 		return;
 	int64_t n = rank_message_encode(m, s->small.data, s->small.room_bytes);
 	if (n > 0)
-		send_bytes(s, &s->small, 0, RANK_TAG_REPLY, (size_t)n);
+		send_bytes(s, &s->small, &coordinator, 1, RANK_TAG_REPLY, (size_t)n);
 }
 
 static void send_stats_if_due(struct serve *s, bool now)
@@ -208,11 +230,13 @@ static int check_assign(const struct serve *s, struct base_error *e)
 		return base_error_set(e, -EINVAL, "rank: assigned for epoch %llu, its group is of epoch %llu",
 			(unsigned long long)a->epoch, (unsigned long long)s->group->epoch);
 	const struct pack_slice *slice = &a->config.slice;
-	if ((uint64_t)a->stages * slice->tp_size + 1 != s->group->members ||
-		rank_member(a->stage, slice->tp_rank, slice->tp_size) != s->group->me)
+	char shape[RANK_SHAPE_TEXT_BYTES];
+	if (slice->tp_size != a->shape.parts[a->stage] ||
+		rank_member(rank_shape_ranks(&a->shape)) != s->group->members ||
+		rank_member(rank_shape_rank(&a->shape, (struct rank_place){a->stage, slice->tp_rank})) != s->group->me)
 		return base_error_set(e, -EINVAL,
-			"rank: assigned as part %u of %u of stage %u of %u, it is member %u of %u", slice->tp_rank,
-			slice->tp_size, a->stage, a->stages, s->group->me, s->group->members);
+			"rank: assigned as part %u of %u of stage %u of %s, it is member %u of %u", slice->tp_rank,
+			slice->tp_size, a->stage, rank_shape_print(&a->shape, shape), s->group->me, s->group->members);
 	if (slice->tp_size > 1 && !s->tensor)
 		return base_error_set(e, -EINVAL, "rank: assigned part %u of %u, it has no link to the other parts",
 			slice->tp_rank, slice->tp_size);
@@ -258,6 +282,21 @@ static int take_pass_buffers(struct serve *s, struct base_error *e)
 	return r;
 }
 
+/* Who this rank talks to. */
+static void find_place(struct serve *s)
+{
+	const struct rank_shape *shape = &s->assign.shape;
+	const struct rank_place me = {s->assign.stage, s->assign.config.slice.tp_rank};
+	s->first = me.stage == 0;
+	s->last = me.stage + 1 == shape->stages;
+	s->answers = s->last && me.part == 0;
+	if (!s->first)
+		s->before = rank_member(rank_shape_sender(shape, me));
+	s->after_count = rank_shape_receivers(shape, rank_shape_rank(shape, me), s->after);
+	for (uint32_t i = 0; i < s->after_count; i++)
+		s->after[i] = rank_member(s->after[i]);
+}
+
 static int load(struct serve *s, struct base_error *e)
 {
 	int r = check_assign(s, e);
@@ -267,12 +306,7 @@ static int load(struct serve *s, struct base_error *e)
 		r = rank_join(s->rank, s->tensor, s->assign.patience_ns, e);
 	if (r)
 		return r;
-	const struct pack_slice *slice = &s->assign.config.slice;
-	s->first = s->assign.stage == 0;
-	s->last = s->assign.stage + 1 == s->assign.stages;
-	s->answers = s->last && slice->tp_rank == 0;
-	s->before = s->group->me - slice->tp_size; // of the first stage: not used
-	s->after = s->group->me + slice->tp_size;
+	find_place(s);
 	s->width = rank_program(s->rank)->config.width;
 	return take_pass_buffers(s, e);
 }
@@ -288,7 +322,7 @@ static int handle_assign(struct serve *s, const struct rank_assign *assign)
 		m.type = RANK_MESSAGE_READY;
 		rank_get_placement(s->rank, &m.ready);
 		s->next_stats_ns = base_clock_now_ns() + STATS_NS;
-		return send_message(s, &s->small, 0, RANK_TAG_REPLY, &m);
+		return send_reply(s, &s->small, &m);
 	}
 	if (s->stopping)
 		return -ECANCELED;
@@ -299,8 +333,8 @@ static int handle_assign(struct serve *s, const struct rank_assign *assign)
 		base_error_set(&m.failed, r, "rank: %s", base_error_text(&m.failed));
 	base_error_set(s->error, r, "%s", m.failed.message);
 	struct base_error text = *s->error;
-	if (send_message(s, &s->small, 0, RANK_TAG_REPLY, &m) == 0)
-		s->link->wait(s->group, &s->small.request, base_clock_now_ns() + LAST_WORDS_NS);
+	if (send_reply(s, &s->small, &m) == 0)
+		s->link->wait(s->group, &s->small.to[0].request, base_clock_now_ns() + LAST_WORDS_NS);
 	*s->error = text;
 	return r;
 }
@@ -400,10 +434,11 @@ static int handle_pass(struct serve *s, struct rank_pass *pass)
 	if (status || (s->last && !s->answers))
 		return status;
 	if (s->last)
-		return send_message(s, head, 0, RANK_TAG_REPLY, &m);
-	status = send_message(s, head, s->after, RANK_TAG_HIDDEN, &m);
+		return send_reply(s, head, &m);
+	status = send_message(s, head, s->after, s->after_count, RANK_TAG_HIDDEN, &m);
 	if (!status && !m.result.status)
-		send_bytes(s, rows, s->after, RANK_TAG_HIDDEN, (size_t)pass->tokens_count * s->width * sizeof(float));
+		send_bytes(s, rows, s->after, s->after_count, RANK_TAG_HIDDEN,
+			(size_t)pass->tokens_count * s->width * sizeof(float));
 	s->hidden_turn = 1 - s->hidden_turn;
 	return status;
 }
@@ -431,7 +466,7 @@ static int send_piece(struct serve *s, uint32_t first)
 	p->boot = base_clock_boot();
 	if (gethostname(p->host, sizeof p->host - 1) < 0)
 		p->host[0] = '\0';
-	return send_message(s, &s->trace_piece, 0, RANK_TAG_REPLY, &m);
+	return send_reply(s, &s->trace_piece, &m);
 }
 
 /* Without memory nothing is recorded, and the pieces are empty: no reason to stop computing. */
@@ -495,8 +530,8 @@ static int handle(struct serve *s, struct rank_message *m)
 static void tell_version(struct serve *s)
 {
 	struct rank_message m = {.type = RANK_MESSAGE_FAILED, .failed = *s->error};
-	send_message(s, &s->small, 0, RANK_TAG_REPLY, &m);
-	s->link->wait(s->group, &s->small.request, base_clock_now_ns() + LAST_WORDS_NS);
+	send_reply(s, &s->small, &m);
+	s->link->wait(s->group, &s->small.to[0].request, base_clock_now_ns() + LAST_WORDS_NS);
 }
 
 static int loop(struct serve *s)
@@ -550,8 +585,10 @@ static void finish(struct serve *s, int status)
 		&s->hidden_head[1], &s->hidden_rows[1], &s->trace_piece};
 	uint64_t deadline = base_clock_now_ns() + LAST_WORDS_NS;
 	for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
-		if (status == 0 && all[i]->request.status == -EINPROGRESS)
-			s->link->wait(s->group, &all[i]->request, deadline);
+		for (uint32_t k = 0; k < all[i]->count && status == 0; k++) {
+			if (all[i]->to[k].request.status == -EINPROGRESS)
+				s->link->wait(s->group, &all[i]->to[k].request, deadline);
+		}
 	}
 	s->link->revoke(s->group);
 	s->link->progress(s->group, UINT32_MAX);

@@ -2,11 +2,12 @@
  * The life of a rank behind a link: waits for ASSIGN, loads, then runs passes until STOP or until the group is revoked.
  * `thaw-rank` calls it with the sockets it inherited; tests call it in threads of one process.
  *
- * Groups: `group` has the coordinator as member 0 and all ranks (rank_member of message.h); `tensor` has the ranks of
- * one stage, by tp_rank, and is NULL where each stage is one rank. The coordinator sends OPEN, CLOSE and PASS to every
+ * Groups: `group` has the coordinator as member 0 and all ranks (shape.h); `tensor` has the ranks of this stage, by
+ * tp_rank, and is NULL where the stage is one rank. The coordinator sends OPEN, CLOSE and PASS to every
  * rank, in the same order. Several passes may be queued on the link; they run in order. Stage 0 reads tokens, later
- * stages receive hidden rows from the stage before, each rank from that of its own tp_rank, so that no rank waits for a
- * second hop; the first rank of a stage collects what the others have to say. A stage goes on to its next pass while
+ * stages receive hidden rows from the stage before, each rank from one that has them (shape.h), so that no rank waits
+ * for a second hop; the first rank of a stage collects what the others have to say, and has from the first one of the
+ * stage before what was collected there. A stage goes on to its next pass while
  * the next stage still computes: its rows are buffered twice here and in the link's ring, so a ring with room for the
  * rows of a pass (batch_tokens * width * 4 bytes) lets all stages work at the same time.
  * A pass that one stage refuses is skipped by the later ones, and the last one reports it; an entry that failed in one

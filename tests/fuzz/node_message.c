@@ -48,8 +48,12 @@ static void coordinator_message(const Thaw__Node__V1__CoordinatorMessage *m)
 		cluster_read_assign(m->assign, &a, NULL) == 0)
 		free(cluster_pack_assign(&a, &n));
 	if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_START &&
-		cluster_read_start(m->start, &s, NULL) == 0)
+		cluster_read_start(m->start, &s, NULL) == 0) {
+		uint32_t ranks = rank_shape_ranks(&s.shape);
+		if (s.members_count != 1 + ranks || rank_shape_rank(&s.shape, s.place) >= ranks)
+			abort();
 		free(cluster_pack_start(&s, &n));
+	}
 	if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_PROBE &&
 		cluster_read_probe(m->probe, &p, NULL) == 0)
 		free(cluster_pack_probe(&p, &n));

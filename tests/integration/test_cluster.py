@@ -108,20 +108,22 @@ class Fleet(unittest.TestCase):
         wait_for("its memory", lambda: not a.ctl("plan", model, check=False).returncode)
 
     def test_explicit_map(self):
-        """Layers go where cluster.map has them. A node that it names is waited for, and missed when it is lost: nobody else gets its layers.
-        Maps that are not the model's are refused by layer: its FAILED model, or the dry run."""
+        """Layers go where cluster.map has them: to a node, or to two that share them. A node that it names is waited for, and missed when
+        it is lost: nobody else gets its layers. Maps that are not the model's are refused by layer: its FAILED model, or the dry run."""
         c = self.cluster()
-        a = c.node("a", "cluster.device_map=explicit", "cluster.map={layers.0-1: b, layers.2-7: a}")
+        a = c.node("a", "cluster.device_map=explicit", "cluster.map={layers.0-1: b, layers.2-7: [a, c]}")
         model = a.make_model()
         a.sets.append(f"models.0.path={model}")
         b = c.node("b")
+        c.run(c.node("c"))
         c.run(a)
         missing = "cluster.map: layers.0-1 is on node b, which is not there"
         wait_for("word of what is missing", lambda: missing in a.log() and "event=waits_for_nodes" in a.log())
         c.run(b)
         a.wait_ready()
         shards = json.loads(a.ctl("placement").stdout)["placements"][0]["shards"]
-        self.assertEqual([(s["node"], s["first_layer"], s["last_layer"]) for s in shards], [("b", 0, 1), ("a", 2, 7)])
+        self.assertEqual([(s["node"], s["stage"], s["tp_rank"], s["first_layer"], s["last_layer"]) for s in shards],
+                         [("b", 0, 0, 0, 1), ("a", 1, 0, 2, 7), ("c", 1, 1, 2, 7)])
         want = a.generate("some words", 10)
         small = ["plan", model, "--weights", "4MiB", "--kv", "2MiB", "--explain"]
         self.assertRegex(a.ctl(*small, json_output=False).stdout, r"0-1 +b ")
@@ -183,7 +185,8 @@ class Fleet(unittest.TestCase):
     @unittest.skipUnless(MODEL and os.environ.get("THAW_TEST_LONG"), "THAW_TEST_MODEL and THAW_TEST_LONG are not set")
     @unittest.skipIf(netns.why_not(), netns.why_not())
     def test_parts_of_the_real_model(self):
-        """SmolLM2 with 3 parts over 3 hosts and with 2 stages of 3 over 6: the tokens of 3 parts on one host, each time. 2 parts are refused."""
+        """SmolLM2 with 3 parts over 3 hosts and with 2 stages of 3 over 6: the tokens of 3 parts on one host, each time. Over 4 hosts, in a
+        stage of one and one of 3: the same tokens every time, also after a part died. 2 parts are refused."""
         real = ["compute.backend=cpu", "memory.kv=32MiB"]
         alone = ["memory.weights=200MiB", "memory.kv=96MiB", "compute.tensor=3"]
         want = self.alone(*real, *alone, model=MODEL).generate("The capital of France is", 24)
@@ -196,6 +199,20 @@ class Fleet(unittest.TestCase):
             for _ in range(5):
                 self.assertEqual(a.generate("The capital of France is", 24), want)
             c.close()
+        hosts = netns.Hosts(4)
+        self.addCleanup(hosts.close)
+        c = self.cluster("both", hosts)
+        a = c.start(4, *real, "memory.weights=64MiB", model=MODEL, coordinator=[
+            "cluster.device_map=explicit", "cluster.map={layers.0-9: a, layers.10-29: [b, c, d]}"])
+        shards = json.loads(a.ctl("placement").stdout)["placements"][0]["shards"]
+        self.assertEqual([(s["node"], s["stage"], s["tp_rank"]) for s in shards], [("a", 0, 0), ("b", 1, 0), ("c", 1, 1), ("d", 1, 2)])
+        text = a.generate("The capital of France is", 24)
+        epoch = self.epoch(a)
+        os.kill(c.nodes[2].ranks()[0], signal.SIGKILL)
+        wait_for("the next group", lambda: self.epoch(a) > epoch)
+        for _ in range(5):
+            self.assertEqual(a.generate("The capital of France is", 24), text)
+        c.close()
         c = self.cluster()
         a = c.node("a", "compute.tensor=2", f"models.0.path={MODEL}").start()
         wait_for("the refusal", lambda: "compute.tensor: 2 ranks in a stage: its 9 heads share 3 KV heads, which do not divide by 2"

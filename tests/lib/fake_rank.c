@@ -310,10 +310,9 @@ static int start(void *context, uint32_t rank, int *ret_fd, struct base_error *e
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0 || pipe(f->rank[rank].stop_pipe) < 0)
 		abort();
 	f->rank[rank].all = f;
-	uint32_t parts = f->parts ? f->parts : 1;
 	f->rank[rank].rank = rank;
-	f->rank[rank].ranks = f->stages * parts;
-	f->rank[rank].answers = rank == (f->stages - 1) * parts;
+	f->rank[rank].ranks = rank_shape_ranks(&f->shape);
+	f->rank[rank].answers = rank == rank_shape_answers(&f->shape);
 	f->rank[rank].fd = fds[1];
 	f->rank[rank].running = true;
 	f->rank[rank].mute = f->mute_starts > 0;

@@ -17,7 +17,8 @@
 
 struct fake_ranks {
 	/* Set by the test before the engine is created. */
-	uint32_t vocab, kv_blocks, stages, parts; // parts 0: 1; the first rank of the last stage answers
+	uint32_t vocab, kv_blocks;
+	struct rank_shape shape;
 	uint64_t cold_bytes;
 	const uint32_t *script; // what is drawn, by the index after the prompt; NULL: the hash
 	uint32_t script_count;

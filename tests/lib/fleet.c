@@ -35,35 +35,39 @@ static void connect_pair(int *a, int *b)
 
 void fleet_start(struct fleet *f, uint32_t stages, size_t ring_bytes)
 {
-	fleet_start_parts(f, &link_local_ops, stages, 1, ring_bytes);
+	struct rank_shape shape;
+	assert_int_equal(rank_shape_even(stages, 1, &shape), 0);
+	fleet_start_shape(f, &link_local_ops, &shape, ring_bytes);
 }
 
-void fleet_start_parts(struct fleet *f, const struct link_ops *ops, uint32_t stages, uint32_t parts, size_t ring_bytes)
+void fleet_start_shape(struct fleet *f, const struct link_ops *ops, const struct rank_shape *shape, size_t ring_bytes)
 {
 	int fds[1 + RANKS];
 	struct base_error e;
 	memset(f, 0, sizeof *f);
 	memset(fds, 0xff, sizeof fds);
 	f->ops = ops;
-	f->stages = stages;
-	f->parts = parts;
-	f->ranks = stages * parts;
+	f->shape = *shape;
+	f->ranks = rank_shape_ranks(shape);
+	assert_true(f->ranks <= RANKS);
 	for (uint32_t i = 0; i < f->ranks; i++) {
 		memset(f->stage[i].fds, 0xff, sizeof f->stage[i].fds);
 		memset(f->stage[i].part_fds, 0xff, sizeof f->stage[i].part_fds);
 	}
 	for (uint32_t i = 0; i < f->ranks; i++) {
 		struct stage *s = &f->stage[i];
+		struct rank_place me = rank_shape_place(shape, i);
+		uint32_t after[RANK_MAX_PARTS], count = rank_shape_receivers(shape, i, after);
 		s->ops = ops;
-		s->parts = parts;
-		s->part = i % parts;
+		s->parts = shape->parts[me.stage];
+		s->part = me.part;
 		s->members = 1 + f->ranks;
 		s->me = 1 + i;
 		connect_pair(&fds[1 + i], &s->fds[0]);
-		if (i + parts < f->ranks)
-			connect_pair(&s->fds[1 + i + parts], &f->stage[i + parts].fds[1 + i]);
-		for (uint32_t other = i + 1; other < (i / parts + 1) * parts; other++)
-			connect_pair(&s->part_fds[other % parts], &f->stage[other].part_fds[s->part]);
+		for (uint32_t k = 0; k < count; k++)
+			connect_pair(&s->fds[rank_member(after[k])], &f->stage[after[k]].fds[rank_member(i)]);
+		for (uint32_t part = s->part + 1; part < s->parts; part++)
+			connect_pair(&s->part_fds[part], &f->stage[i + part - s->part].part_fds[s->part]);
 	}
 	for (uint32_t i = 0; i < f->ranks; i++)
 		assert_int_equal(pthread_create(&f->stage[i].thread, NULL, stage_main, &f->stage[i]), 0);
@@ -74,7 +78,7 @@ void fleet_start_parts(struct fleet *f, const struct link_ops *ops, uint32_t sta
 
 uint32_t fleet_last(const struct fleet *f)
 {
-	return (f->stages - 1) * f->parts;
+	return rank_shape_answers(&f->shape);
 }
 
 void fleet_tell(struct fleet *f, uint32_t rank, const struct rank_message *m)

@@ -13,7 +13,7 @@
 
 #define SECONDS(n) (base_clock_now_ns() + (n)*BASE_NS_PER_SECOND)
 #define STAGES 3u // at most
-#define RANKS 6u // at most: stages * parts
+#define RANKS 6u // at most
 #define EPOCH 5u
 
 struct stage {
@@ -28,7 +28,8 @@ struct stage {
 };
 
 struct fleet { // the coordinator and its ranks
-	uint32_t stages, parts, ranks; // rank: stage * parts + part
+	struct rank_shape shape;
+	uint32_t ranks;
 	struct stage stage[RANKS];
 	const struct link_ops *ops;
 	struct link_group *group;
@@ -39,7 +40,7 @@ struct fleet { // the coordinator and its ranks
 };
 
 void fleet_start(struct fleet *f, uint32_t stages, size_t ring_bytes);
-void fleet_start_parts(struct fleet *f, const struct link_ops *ops, uint32_t stages, uint32_t parts, size_t ring_bytes);
+void fleet_start_shape(struct fleet *f, const struct link_ops *ops, const struct rank_shape *shape, size_t ring_bytes);
 void fleet_tell(struct fleet *f, uint32_t rank, const struct rank_message *m); // to one rank
 void fleet_tell_all(struct fleet *f, const struct rank_message *m);
 /* The next reply of a rank into f->in; STATS and PROGRESS are counted and skipped. 0 or the link's -errno. */

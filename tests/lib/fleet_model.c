@@ -42,9 +42,11 @@ static void prepare_rank(struct fleet_model *m, const struct format_gguf *g, con
 {
 	struct base_error e = {0};
 	struct rank_config *c = &m->config[rank];
-	uint32_t layers = p->config.layers, stage = rank / run->parts, first = layers * stage / run->stages;
+	uint32_t layers = p->config.layers, stages = run->shape.stages;
+	struct rank_place me = rank_shape_place(&run->shape, rank);
+	uint32_t first = layers * me.stage / stages;
 	struct pack_config pack = {.store_path = m->store,
-		.slice = {first, layers * (stage + 1) / run->stages - first, rank % run->parts, run->parts}};
+		.slice = {first, layers * (me.stage + 1) / stages - first, me.part, run->shape.parts[me.stage]}};
 	struct pack_result packed;
 	struct rank_needs needs;
 	check(pack_model(g, p, &pack, &packed, &e), &e);
@@ -72,8 +74,8 @@ static void load(struct fleet_model *m, const struct fleet_run *run, struct flee
 	for (uint32_t i = 0; i < f->ranks; i++) {
 		struct rank_message a = {.type = RANK_MESSAGE_ASSIGN};
 		a.assign = (struct rank_assign){.epoch = EPOCH,
-			.stage = i / f->parts,
-			.stages = f->stages,
+			.shape = f->shape,
+			.stage = rank_shape_place(&f->shape, i).stage,
 			.patience_ns = 100 * BASE_NS_PER_SECOND,
 			.config = m->config[i]};
 		fleet_tell(f, i, &a);
@@ -97,11 +99,11 @@ void fleet_model_start(struct fleet_model *m, const struct fleet_run *run, struc
 	struct program *p;
 	check(format_gguf_open(m->path, &g, &e), &e);
 	check(program_build(g, &p, &e), &e);
-	for (uint32_t i = 0; i < run->stages * run->parts; i++)
+	for (uint32_t i = 0; i < rank_shape_ranks(&run->shape); i++)
 		prepare_rank(m, g, p, run, i);
 	program_destroy(p);
 	format_gguf_close(g);
-	fleet_start_parts(f, run->link ? run->link : &link_local_ops, run->stages, run->parts, 65536);
+	fleet_start_shape(f, run->link ? run->link : &link_local_ops, &run->shape, 65536);
 	load(m, run, f);
 }
 

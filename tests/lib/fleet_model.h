@@ -6,7 +6,7 @@
 #include "tests/lib/fleet.h"
 
 struct fleet_run {
-	uint32_t stages, parts;
+	struct rank_shape shape;
 	const char *backend;
 	bool cold; // the least budget, else all hot
 	uint32_t batch_tokens, context_tokens;

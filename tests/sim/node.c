@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "daemon/cluster/coordinator.h"
 #include "daemon/cluster/pki.h"
@@ -168,15 +169,15 @@ uint32_t sim_node_at(const char *address)
 
 // ---- ranks: daemon/supervisor.h
 
-enum { TO_HEAD, TO_PREVIOUS, TO_NEXT, TO_PARTS, SOCKETS = TO_PARTS + ENGINE_MAX_RANKS };
-
 struct supervisor {
 	struct sim_place place;
 	struct supervisor *next;
 	uint64_t id;
 	bool runs, killed;
-	uint32_t stage, stages, part, parts;
-	int fds[SOCKETS]; // -1: it has none, or not any more
+	struct rank_shape shape;
+	struct rank_place me;
+	int fds[1 + ENGINE_MAX_RANKS]; // to members of the group; -1: it has none, or not any more
+	int part_fds[ENGINE_MAX_RANKS]; // to the parts of its stage, as fds
 	int ended_fd;
 	_Atomic bool stop;
 	struct sim_fiber *fiber;
@@ -197,16 +198,17 @@ int __wrap_supervisor_find_rank(char *out, size_t room_bytes, struct base_error 
 }
 
 __typeof__(supervisor_create) __wrap_supervisor_create;
-int __wrap_supervisor_create(const char *rank_path, uint32_t stages, uint32_t parts, struct base_log *log,
-	struct supervisor **ret_supervisor)
+int __wrap_supervisor_create(
+	const char *rank_path, const struct rank_shape *shape, struct base_log *log, struct supervisor **ret_supervisor)
 {
 	struct supervisor *s = calloc(1, sizeof *s);
 	if (!s)
 		return -ENOMEM;
 	s->id = ++supervisors_ever;
 	s->place = sim_place();
-	s->stages = stages;
-	s->parts = parts;
+	s->shape = *shape;
+	memset(s->fds, 0xff, sizeof s->fds);
+	memset(s->part_fds, 0xff, sizeof s->part_fds);
 	s->ended_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	s->next = supervisors;
 	supervisors = s;
@@ -214,33 +216,28 @@ int __wrap_supervisor_create(const char *rank_path, uint32_t stages, uint32_t pa
 	return 0;
 }
 
-/* What thaw-rank's main does: the coordinator and the neighbour stages, then the other parts of the same layers. */
+/* What thaw-rank's main does: the coordinator and who has hidden rows of whom, then the other parts of the same
+ * layers. */
 static int connect_all(struct supervisor *s, struct link_group **ret_group, struct base_error *e)
 {
-	int fds[LINK_MAX_MEMBERS];
-	uint32_t me = rank_member(s->stage, s->part, s->parts);
-	memset(fds, 0xff, sizeof fds);
-	fds[0] = s->fds[TO_HEAD];
-	if (s->stage)
-		fds[me - s->parts] = s->fds[TO_PREVIOUS];
-	if (s->stage + 1 < s->stages)
-		fds[me + s->parts] = s->fds[TO_NEXT];
+	uint32_t rank = rank_shape_rank(&s->shape, s->me), ranks = rank_shape_ranks(&s->shape);
 	uint64_t until = base_clock_now_ns() + RANK_CONNECT_NS;
-	return sim_link_ops.create(fds, 1 + s->stages * s->parts, me, 0, 0, LINK_UNTIL(until), ret_group, e);
+	return sim_link_ops.create(
+		s->fds, rank_member(ranks), rank_member(rank), 0, 0, LINK_UNTIL(until), ret_group, e);
 }
 
 static int connect_parts(struct supervisor *s, uint64_t epoch, struct link_group **ret_group, struct base_error *e)
 {
 	uint64_t until = base_clock_now_ns() + RANK_CONNECT_NS;
-	return sim_link_ops.create(
-		s->fds + TO_PARTS, s->parts, s->part, epoch, TENSOR_RING_BYTES, LINK_UNTIL(until), ret_group, e);
+	return sim_link_ops.create(s->part_fds, s->shape.parts[s->me.stage], s->me.part, epoch, TENSOR_RING_BYTES,
+		LINK_UNTIL(until), ret_group, e);
 }
 
-static void forget_sockets(struct supervisor *s, uint32_t from, uint32_t to, bool owned)
+static void forget_sockets(int *fds, uint32_t count, bool owned)
 {
-	for (uint32_t i = from; i < to; i++) {
-		int fd = s->fds[i];
-		s->fds[i] = -1;
+	for (uint32_t i = 0; i < count; i++) {
+		int fd = fds[i];
+		fds[i] = -1;
 		if (owned && fd >= 0)
 			close(fd);
 	}
@@ -252,36 +249,39 @@ static void *rank_main(void *argument)
 	struct link_group *g = NULL, *tensor = NULL;
 	struct base_error e = {0};
 	int r = connect_all(s, &g, &e);
-	if (!r && s->parts > 1)
+	if (!r && s->shape.parts[s->me.stage] > 1)
 		r = connect_parts(s, g->epoch, &tensor, &e);
 	if (!r)
 		r = rank_serve_until(&sim_link_ops, g, tensor, NULL, &s->stop, &e);
-	forget_sockets(s, 0, TO_PARTS, !g);
-	forget_sockets(s, TO_PARTS, SOCKETS, !tensor);
+	forget_sockets(s->fds, base_array_size(s->fds), !g);
+	forget_sockets(s->part_fds, base_array_size(s->part_fds), !tensor);
 	sim_link_ops.close(tensor);
 	sim_link_ops.close(g);
-	sim_say("rank of stage %u, part %u ends: %d %s", s->stage, s->part, r, r ? base_error_text(&e) : "");
+	sim_say("rank of stage %u, part %u ends: %d %s", s->me.stage, s->me.part, r, r ? base_error_text(&e) : "");
 	s->runs = false;
 	(void)eventfd_write(s->ended_fd, 1);
 	return NULL;
 }
 
 __typeof__(supervisor_start_linked) __wrap_supervisor_start_linked;
-int __wrap_supervisor_start_linked(struct supervisor *s, uint32_t rank, const struct supervisor_sockets *sockets,
-	const char *link, struct base_error *e)
+int __wrap_supervisor_start_linked(
+	struct supervisor *s, uint32_t rank, const int *fds, const char *link, struct base_error *e)
 {
-	int given[SOCKETS];
-	memset(given, 0xff, sizeof given);
-	given[TO_HEAD] = sockets->coordinator;
-	given[TO_PREVIOUS] = sockets->previous;
-	given[TO_NEXT] = sockets->next;
-	memcpy(given + TO_PARTS, sockets->parts, s->parts * sizeof *given);
-	for (uint32_t i = 0; i < SOCKETS; i++)
-		s->fds[i] = given[i] < 0 ? -1 : dup(given[i]);
-	s->stage = rank / s->parts;
-	s->part = rank % s->parts;
+	uint32_t after[RANK_MAX_PARTS], count = rank_shape_receivers(&s->shape, rank, after);
+	s->me = rank_shape_place(&s->shape, rank);
+	s->fds[0] = dup(fds[0]);
+	if (s->me.stage) {
+		uint32_t before = rank_member(rank_shape_sender(&s->shape, s->me));
+		s->fds[before] = dup(fds[before]);
+	}
+	for (uint32_t i = 0; i < count; i++)
+		s->fds[rank_member(after[i])] = dup(fds[rank_member(after[i])]);
+	for (uint32_t i = 0; i < s->shape.parts[s->me.stage]; i++) {
+		if (i != s->me.part)
+			s->part_fds[i] = dup(fds[rank_member(rank - s->me.part + i)]);
+	}
 	groups += rank == 0;
-	group_parts |= 1u << s->parts;
+	group_parts |= 1u << s->shape.parts[s->me.stage];
 	s->runs = true;
 	s->fiber = sim_start(sim_here(), "rank", rank_main, s);
 	sim_of_process(s->fiber, &s->process);
@@ -309,7 +309,7 @@ bool __wrap_supervisor_stopped(const struct supervisor *given, uint32_t rank)
 		return false;
 	}
 	if (s->seen_for_long > 1)
-		sim_fail("the rank of stage %u on node %u is stopped, and its node goes on looking at it", s->stage,
+		sim_fail("the rank of stage %u on node %u is stopped, and its node goes on looking at it", s->me.stage,
 			s->place.node);
 	s->seen_stopped_ns = s->seen_stopped_ns ? s->seen_stopped_ns : now;
 	s->seen_for_long += now >= s->seen_stopped_ns + LOOKED_AT_NS;
@@ -325,12 +325,14 @@ int __wrap_supervisor_pidfd(const struct supervisor *s, uint32_t rank)
 /* Its fiber runs on, as a ghost that reaches nobody, to give back what a kernel would. */
 static void sigkill(struct supervisor *s)
 {
-	sim_say("kill -9 of the rank of stage %u, part %u on node %u", s->stage, s->part, s->place.node);
+	sim_say("kill -9 of the rank of stage %u, part %u on node %u", s->me.stage, s->me.part, s->place.node);
 	s->killed = true;
 	s->process.stopped = false;
 	atomic_store(&s->stop, true);
-	for (uint32_t i = 0; i < SOCKETS; i++)
+	for (uint32_t i = 0; i < base_array_size(s->fds); i++)
 		sim_net_reset_socket(s->fds[i]);
+	for (uint32_t i = 0; i < base_array_size(s->part_fds); i++)
+		sim_net_reset_socket(s->part_fds[i]);
 }
 
 __typeof__(supervisor_stop) __wrap_supervisor_stop;
@@ -358,7 +360,7 @@ void __wrap_supervisor_destroy(struct supervisor *s)
 {
 	if (!s)
 		return;
-	__wrap_supervisor_stop(s, s->stage);
+	__wrap_supervisor_stop(s, rank_shape_rank(&s->shape, s->me));
 	struct supervisor **at = &supervisors;
 	while (*at != s)
 		at = &(*at)->next;
@@ -409,7 +411,7 @@ bool sim_rank_kill(uint32_t which)
 uint64_t sim_rank_stop(uint32_t which, uint32_t *ret_node)
 {
 	struct supervisor *s = find(which);
-	sim_say("SIGSTOP of the rank of stage %u, part %u on node %u", s->stage, s->part, s->place.node);
+	sim_say("SIGSTOP of the rank of stage %u, part %u on node %u", s->me.stage, s->me.part, s->place.node);
 	s->process.stopped = true;
 	*ret_node = s->place.node;
 	return s->id;

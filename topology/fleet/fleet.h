@@ -143,6 +143,7 @@ struct fleet_input {
 	uint32_t sequences; // of a full batch
 	uint32_t tp_least; // ranks of a stage, at least; 0: 1. balanced and sequential give every stage so many
 	uint32_t tp_most; // at most; 0: FLEET_TP, 1: no tensor parallelism
+	bool tp_even; // fleet_plan_build_levelled: as many in every stage
 	uint32_t micro_batches_most; // 0: chosen
 	double overhead_ns; // of a pass beside the stages: scheduling, sampling, the way back
 };
@@ -193,13 +194,14 @@ struct fleet_plan {
 /* -ENOMEM: does not fit; e names the bytes short and what would fit. -EINVAL: bad input, by name. */
 int fleet_plan_build(const struct fleet_input *input, struct fleet_plan *ret_plan, struct base_error *e);
 void fleet_plan_finish(struct fleet_plan *p); // half-built and zero are fine
-/* For who runs it with the same number of ranks in every stage: the best plan with tp_least to tp_most of them, -EINVAL
- * if the model cannot be cut by tp_least. More than one have to bring a fifth. Devices that differ by less than twice
- * may share layers, others where there are too few of these, and count with the least that they have; ret_devices
- * (devices_count): as they were planned with, for what is said of the plan. */
-int fleet_plan_build_even(const struct fleet_input *input, struct fleet_device *ret_devices,
+/* For devices that were measured, of which no two are equal: the best plan with tp_least to tp_most ranks in a stage,
+ * -EINVAL if the model cannot be cut by tp_least. More than one have to bring a fifth against one in every stage. Devices
+ * that differ by less than twice may share layers, others where there are too few of these, and count with the least that
+ * those have that share; ret_devices (devices_count): as they were planned with, for what is said of the plan. An explicit
+ * map says who shares, and its devices count as they are. */
+int fleet_plan_build_levelled(const struct fleet_input *input, struct fleet_device *ret_devices,
 	struct fleet_plan *ret_plan, struct base_error *e);
-/* As fleet_plan_build_even, of devices in several racks: where the map is free, parts of a stage are of one rack,
+/* As fleet_plan_build_levelled, of devices in several racks: where the map is free, parts of a stage are of one rack,
  * unless leaving racks aside, where every link counts as the slowest of all classes, brings a fifth; or it is all that
  * fits. ret_devices then have no rack, and input's links are to be told as that slowest one, of the class cluster. */
 int fleet_plan_build_racks(const struct fleet_input *input, struct fleet_device *ret_devices,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * What the files of the planner share: fleet.c (the whole), cost.c (what a run of layers costs), search.c (the
- * search), even.c (the same number of ranks in every stage), racks.c (the same of devices in several racks), map.c (device
- * maps), alternatives.c (what was not chosen), refuse.c and explain.c (words). Not for other rooms.
+ * search), level.c (devices that are measured), racks.c (the same in several racks), map.c (device maps), alternatives.c
+ * (what was not chosen), refuse.c and explain.c (words). Not for other rooms.
  */
 #pragma once
 

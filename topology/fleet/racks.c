@@ -64,7 +64,7 @@ int fleet_plan_build_racks(const struct fleet_input *in, struct fleet_device *re
 	struct base_error *e)
 {
 	struct fleet_plan p = {0}, other = {0};
-	int status = fleet_plan_build_even(in, ret_devices, &p, e);
+	int status = fleet_plan_build_levelled(in, ret_devices, &p, e);
 	bool fits = status == 0, open = in->map == FLEET_MAP_AUTO; // other maps say themselves who shares
 	if ((status && status != -ENOMEM) || (fits && !open) || in->tp_most == 1 || !in_several(in)) {
 		if (fits)
@@ -80,7 +80,7 @@ int fleet_plan_build_racks(const struct fleet_input *in, struct fleet_device *re
 	struct fleet_input flat = flatten(in, devices);
 	if (fits && flat.tp_least < 2)
 		flat.tp_least = 2; // whole layers gain nothing by slower links
-	status = fleet_plan_build_even(&flat, planned, &other, fits ? NULL : e);
+	status = fleet_plan_build_levelled(&flat, planned, &other, fits ? NULL : e);
 	if (status && !fits)
 		return status;
 	bool aside = !fits || (!status && period(in, &other) * GAIN < period(in, &p));

@@ -31,18 +31,27 @@ struct scene {
 	struct world world;
 	struct node node[4];
 	uint32_t most; // nodes that the plan uses; 0: all
-	uint32_t parts; // of them in a stage; 0: 1
+	struct rank_shape shape; // of the plan, where it has as many ranks as nodes; no stages: one for each node
 	bool too_small;
 	_Atomic uint32_t regathers, broken, plans;
 	char previous[256]; // nodes of the plan before, as plan() saw them
 	struct cluster_group group;
 };
 
+static struct rank_shape shape_for(const struct scene *s, uint32_t nodes)
+{
+	struct rank_shape shape = s->shape;
+	if (!shape.stages)
+		assert_int_equal(rank_shape_even(nodes, 1, &shape), 0);
+	return shape;
+}
+
 /* Even, by name. */
 static int plan(void *context, const struct cluster_view *view, struct cluster_plan *ret, struct base_error *e)
 {
 	struct scene *s = context;
-	uint32_t n = s->most && s->most < view->count ? s->most : view->count, parts = s->parts ? s->parts : 1;
+	uint32_t n = s->most && s->most < view->count ? s->most : view->count;
+	struct rank_shape shape = shape_for(s, n);
 	atomic_fetch_add(&s->plans, 1);
 	s->previous[0] = '\0';
 	for (uint32_t i = 0; view->previous && i < view->previous->stages_count; i++)
@@ -50,12 +59,11 @@ static int plan(void *context, const struct cluster_view *view, struct cluster_p
 	if (s->too_small)
 		return base_error_set(e, -ENOMEM, "1 byte short");
 	ret->stages_count = n;
-	ret->parts = s->parts;
 	for (uint32_t i = 0; i < n; i++) {
-		uint32_t stage = i / parts, stages = n / parts;
-		uint32_t first = LAYERS * stage / stages, end = LAYERS * (stage + 1) / stages;
-		ret->stages[i] =
-			(struct cluster_plan_stage){.node = i, .slice = {first, end - first, i % parts, parts}};
+		struct rank_place p = rank_shape_place(&shape, i);
+		uint32_t first = LAYERS * p.stage / shape.stages, end = LAYERS * (p.stage + 1) / shape.stages;
+		ret->stages[i] = (struct cluster_plan_stage){
+			.node = i, .slice = {first, end - first, p.part, shape.parts[p.stage]}};
 	}
 	return 0;
 }
@@ -182,22 +190,20 @@ static void run(struct scene *s, const uint32_t *nodes, uint32_t count)
 	}
 	if (gather(s, &e))
 		fail_msg("%s", base_error_text(&e));
-	uint32_t parts = s->parts ? s->parts : 1, stages = count / parts;
-	assert_int_equal(s->group.stages, stages);
-	assert_int_equal(s->group.parts, parts);
+	struct rank_shape shape = shape_for(s, count);
+	assert_memory_equal(&s->group.shape, &shape, sizeof shape);
 	assert_int_equal(s->group.ranks, count);
 	for (uint32_t i = 0; i < count; i++) {
 		struct node *n = &s->node[nodes[i]];
 		read_node(n);
 		assert_int_equal(n->start.epoch, s->group.epoch);
-		assert_int_equal(n->start.stage, i / parts);
-		assert_int_equal(n->start.stages, stages);
-		assert_int_equal(n->start.part, i % parts);
-		assert_int_equal(n->start.parts, parts);
+		struct rank_place p = rank_shape_place(&shape, i);
+		assert_memory_equal(&n->start.shape, &shape, sizeof shape);
+		assert_memory_equal(&n->start.place, &p, sizeof p);
 		assert_int_equal(n->start.members_count, 1 + count);
-		assert_int_equal(n->slice.first_layer, LAYERS * (i / parts) / stages);
-		assert_int_equal(n->slice.tp_rank, i % parts);
-		assert_int_equal(n->slice.tp_size, parts);
+		assert_int_equal(n->slice.first_layer, LAYERS * p.stage / shape.stages);
+		assert_int_equal(n->slice.tp_rank, p.part);
+		assert_int_equal(n->slice.tp_size, shape.parts[p.stage]);
 		assert_memory_equal(n->start.secret, s->group.secret, CLUSTER_SECRET_BYTES);
 		assert_string_equal(s->group.node[i], n->name);
 	}
@@ -452,7 +458,7 @@ static void drain_prepares_beside(void **state)
 	wait_for(&s->regathers, 1);
 	cluster_fleet_scatter(s->world.fleet);
 	assert_int_equal(gather(s, &e), 0);
-	assert_int_equal(s->group.stages, 1);
+	assert_int_equal(s->group.shape.stages, 1);
 	assert_int_equal(cluster_coordinator_drain(s->world.coordinator, "n0", true, &e), -EHOSTDOWN);
 	scene_destroy(s);
 }
@@ -497,7 +503,7 @@ static void a_node_leaves_when_it_is_free(void **state)
 	wait_for(&s->regathers, 1);
 	cluster_fleet_scatter(s->world.fleet);
 	assert_int_equal(gather(s, &e), 0);
-	assert_int_equal(s->group.stages, 1);
+	assert_int_equal(s->group.shape.stages, 1);
 	wait_for_end(&s->node[1]);
 	assert_int_equal(s->broken, 0);
 	say_leave(&s->node[0]);
@@ -521,7 +527,7 @@ static void two_drains(void **state)
 	testing_wait_until((read_node(&s->node[0]), prepared(&s->node[0]), s->regathers));
 	cluster_fleet_scatter(s->world.fleet);
 	assert_int_equal(gather(s, &e), 0);
-	assert_int_equal(s->group.stages, 1);
+	assert_int_equal(s->group.shape.stages, 1);
 	assert_string_equal(s->group.node[0], "n0");
 	scene_destroy(s);
 }
@@ -616,14 +622,15 @@ static void a_coordinator_that_starts_again(void **state)
 	scene_destroy(s);
 }
 
-/* Two stages of two parts; one part's node is lost, and what is left is one stage of two parts. */
+/* Two stages of two parts; one part's node is lost, and what is left is one stage of two parts. Then a stage of one, and
+ * one of two. */
 static void parts_of_stages(void **state)
 {
 	struct scene *s = scene_create(4);
 	struct cluster_start start;
 	Thaw__Node__V1__Start bad = THAW__NODE__V1__START__INIT;
 	struct base_error e = {0};
-	s->parts = 2;
+	s->shape = (struct rank_shape){2, {2, 2}};
 	for (uint32_t i = 0; i < 4; i++)
 		join(s, i);
 	run(s, (uint32_t[]){0, 1, 2, 3}, 4);
@@ -632,27 +639,49 @@ static void parts_of_stages(void **state)
 	assert_true(cluster_fleet_broken(s->world.fleet));
 	cluster_fleet_scatter(s->world.fleet);
 	s->most = 2;
+	s->shape = (struct rank_shape){1, {2}};
 	run(s, (uint32_t[]){0, 2}, 2);
 	assert_string_equal(s->previous, "n0n1n2n3");
 	assert_int_equal(s->node[3].releases, 0);
 	read_node(&s->node[3]);
 	assert_int_equal(s->node[3].releases, 1);
-	/* A plan that is no rectangle. */
+	/* A plan that lacks a part. */
 	leave(s, 0);
 	cluster_fleet_scatter(s->world.fleet);
 	s->most = 0;
-	s->parts = 2;
+	s->shape = (struct rank_shape){2, {2, 2}};
 	join(s, 1);
 	assert_int_equal(gather(s, &e), -EPROTO);
-	assert_non_null(strstr(e.message, "3 ranks, 2 of each stage"));
+	assert_string_equal(e.message, "a plan whose rank 2 is part 0 of 2");
+	s->shape = (struct rank_shape){2, {1, 2}};
+	run(s, (uint32_t[]){1, 2, 3}, 3);
 	/* And messages that are none. */
+	static uint32_t ones[CLUSTER_MAX_MEMBERS] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+	static uint32_t none[1], lacks[2] = {1, 0}, many[2] = {16, 1}, wide[1] = {17}, most[2] = {UINT32_MAX, 1},
+				 wraps[2] = {256 + 1, 1};
+	const struct {
+		uint32_t *parts, count;
+	} shapes[] = {{ones, 0}, {ones, CLUSTER_MAX_MEMBERS}, {none, 1}, {lacks, 2}, {many, 2}, {wide, 1}, {most, 2},
+		{wraps, 2}};
 	bad.epoch = 1;
-	bad.stages = 9;
-	bad.parts = 2;
+	for (size_t i = 0; i < base_array_size(shapes); i++) {
+		bad.parts = shapes[i].parts;
+		bad.n_parts = shapes[i].count;
+		assert_int_equal(cluster_read_start(&bad, &start, &e), -EBADMSG);
+		assert_memory_equal(e.message, "parts: ", 7);
+	}
+	bad.n_parts = 2;
+	bad.parts = (uint32_t[]){1, 3};
+	bad.stage = 2;
 	assert_int_equal(cluster_read_start(&bad, &start, &e), -EBADMSG);
-	bad.stages = bad.part = 2;
+	assert_string_equal(e.message, "stage: 2 of 2 in epoch 1");
+	bad.stage = 0;
+	bad.part = 1;
 	assert_int_equal(cluster_read_start(&bad, &start, &e), -EBADMSG);
-	assert_string_equal(e.message, "part: 2 of 2 in 2 stages");
+	assert_string_equal(e.message, "part: 1 of 1 in stage 0");
+	bad.stage = 1;
+	assert_int_equal(cluster_read_start(&bad, &start, &e), -EBADMSG);
+	assert_string_equal(e.message, "members: 0 for 4 ranks");
 	scene_destroy(s);
 }
 

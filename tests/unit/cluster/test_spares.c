@@ -88,7 +88,6 @@ static int lay_out(
 	for (uint32_t i = 0; i < n; i += parts)
 		cpus += view->nodes[order[i]].facts->cpus;
 	ret->stages_count = n;
-	ret->parts = s->parts;
 	for (uint32_t i = 0; i < n; i += parts) {
 		uint32_t first = LAYERS * before / cpus;
 		before += view->nodes[order[i]].facts->cpus;

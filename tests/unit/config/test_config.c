@@ -166,8 +166,11 @@ static const struct {
 		"t.yaml: cluster.map: device_map: layers 0-0 are on no device"},
 	{"map with the head elsewhere", COORDINATOR "  device_map: explicit\n  map: {layers.0-3: a, head: b}\n",
 		"t.yaml: cluster.map: device_map: head is on b, but it goes with layer 3, on a"},
-	{"map that is uneven", COORDINATOR "  device_map: explicit\n  map: {layers.0-3: a, layers.4-5: [b, c]}\n",
-		"t.yaml: cluster.map: layers 0-3 are on 1 nodes and layers 4-5 on 2: it has to be as many for all"},
+	{"uneven map against tensor",
+		"compute:\n  tensor: 2\n" COORDINATOR
+		"  device_map: explicit\n  map: {layers.0-3: a, layers.4-5: [b, c]}\n",
+		"t.yaml: cluster.map: not all of its layers are on as many nodes, and compute.tensor is 2: leave that "
+		"out"},
 	{"map against compute.tensor",
 		"compute:\n  tensor: 2\n" COORDINATOR "  device_map: explicit\n  map: {layers.0-3: a}\n",
 		"t.yaml: cluster.map: its layers are on 1 node each, and compute.tensor is 2"},

@@ -123,7 +123,8 @@ static inline struct bench *bench_create(void)
 	tiny_model_build(&m, &b->file);
 	assert_int_equal(format_gguf_open_memory(b->file.data, b->file.bytes, "tiny", &b->gguf, NULL), 0);
 	assert_int_equal(text_tokenizer_create(b->gguf, &b->tokenizer, NULL), 0);
-	b->ranks = (struct fake_ranks){.vocab = text_tokenizer_vocab(b->tokenizer), .kv_blocks = 200, .stages = 1};
+	b->ranks =
+		(struct fake_ranks){.vocab = text_tokenizer_vocab(b->tokenizer), .kv_blocks = 200, .shape = {1, {1}}};
 	b->config = (struct engine_config){
 		.model_name = "tiny",
 		.stages = 1,
@@ -171,8 +172,7 @@ static inline void wait_state(struct bench *b, enum engine_state state)
 static inline void start(struct bench *b)
 {
 	uint32_t parts = b->config.parts ? b->config.parts : 1;
-	b->ranks.stages = b->config.stages;
-	b->ranks.parts = parts;
+	assert_int_equal(rank_shape_even(b->config.stages, parts, &b->ranks.shape), 0);
 	for (uint32_t i = 0; i < b->config.stages * parts; i++) {
 		b->config.assign[i].config.slice.tp_rank = i % parts;
 		b->config.assign[i].config.slice.tp_size = parts;

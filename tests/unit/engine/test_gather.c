@@ -6,7 +6,7 @@
 
 #include "tests/unit/engine/bench.h"
 
-/* Ranks of several hosts: another number of them in each life. */
+/* Ranks of several hosts: another shape in each life. */
 struct fleet {
 	struct bench *bench;
 	uint32_t lives, scattered;
@@ -80,8 +80,8 @@ static int gather_deaf(struct fleet *f, struct engine_gathered *ret_gathered)
 	for (uint32_t i = 0; i < DEAF_RANKS; i++)
 		assign[i].config.slice = (struct pack_slice){.layers = 1, .tp_rank = i % 2, .tp_size = 2};
 	group.epoch = 100 + f->lives++;
-	*ret_gathered = (struct engine_gathered){
-		.group = &group, .epoch = group.epoch, .stages = DEAF_STAGES, .parts = 2, .assign = assign};
+	*ret_gathered = (struct engine_gathered){.group = &group, .epoch = group.epoch, .assign = assign};
+	assert_int_equal(rank_shape_even(DEAF_STAGES, 2, &ret_gathered->shape), 0);
 	return 0;
 }
 
@@ -90,7 +90,7 @@ static int gather_deaf(struct fleet *f, struct engine_gathered *ret_gathered)
 static int gather(
 	void *context, const struct link_patience *patience, struct engine_gathered *ret_gathered, struct base_error *e)
 {
-	static const uint32_t stages[] = {2, 3, 1, 2};
+	static const struct rank_shape shapes[] = {{2, {1, 1}}, {2, {1, 3}}, {1, {1}}, {2, {3, 1}}};
 	struct fleet *f = context;
 	struct fake_ranks *ranks = &f->bench->ranks;
 	struct engine_starter one = fake_ranks_starter(ranks);
@@ -106,15 +106,18 @@ static int gather(
 		return base_error_set(e, -EAGAIN, "node-b packs");
 	for (uint32_t i = 0; i < FAKE_RANKS; i++)
 		one.stop(one.context, i);
-	ranks->stages = stages[f->lives % 4];
-	for (uint32_t i = 0; i < ranks->stages; i++) {
+	ranks->shape = shapes[f->lives % 4];
+	uint32_t count = rank_shape_ranks(&ranks->shape);
+	for (uint32_t i = 0; i < count; i++) {
+		struct rank_place p = rank_shape_place(&ranks->shape, i);
 		assert_int_equal(one.start(one.context, i, &fds[1 + i], e), 0);
-		f->assign[i] = (struct rank_assign){.config.slice.tp_size = 1};
+		f->assign[i] = (struct rank_assign){
+			.config.slice = {.tp_rank = p.part, .tp_size = ranks->shape.parts[p.stage]}};
 	}
 	uint64_t epoch = 100 + f->lives++;
-	*ret_gathered = (struct engine_gathered){.epoch = epoch, .stages = ranks->stages, .assign = f->assign};
-	int status = link_local_ops.create(fds, 1 + ranks->stages, 0, epoch, 65536, patience, &ret_gathered->group, e);
-	for (uint32_t i = 1; status && i <= ranks->stages; i++)
+	*ret_gathered = (struct engine_gathered){.epoch = epoch, .shape = ranks->shape, .assign = f->assign};
+	int status = link_local_ops.create(fds, 1 + count, 0, epoch, 65536, patience, &ret_gathered->group, e);
+	for (uint32_t i = 1; status && i <= count; i++)
 		close(fds[i]);
 	f->scattered += status != 0;
 	return status;
@@ -183,7 +186,7 @@ static void test_gathered_ranks(void **state)
 	assert_true(f.questions >= 3);
 	engine_get_load(b->engine, &load);
 	assert_int_equal(load.epoch, 100);
-	assert_int_equal(load.stages, 2);
+	assert_int_equal(load.shape.stages, 2);
 	for (uint32_t i = 0; i < 8; i++)
 		assert_int_equal(submit(b, make_request(b, i, 10 + i * 20, 60)), 0);
 	wait_reader(&b->reader[0], 5);
@@ -199,7 +202,7 @@ static void test_gathered_ranks(void **state)
 	check_hash_output(b, 9, 10, 5);
 	engine_get_load(b->engine, &load);
 	assert_int_equal(load.epoch, 102);
-	assert_int_equal(load.stages, 1);
+	assert_int_equal(load.shape.stages, 1);
 	/* Nothing can hold the model: requests are refused with the reason until it can. */
 	f.away = true;
 	engine_regather(b->engine, "node-b is lost");

@@ -59,8 +59,8 @@ uint32_t server_list_models(struct server *s, struct server_model_info *ret_info
 		m->load.requests_total[REQUEST_FINISH_STOP] = 7;
 		m->load.generated_tokens_total = UINT64_C(9007199254740993);
 		m->load.last_pass_wall_ns = UINT64_C(1700000000123456789);
-		m->load.stages = m->load.ranks = 2;
-		m->load.parts = 1;
+		m->load.shape = (struct rank_shape){2, {1, 1}};
+		m->load.ranks = 2;
 		if (s->fleet) {
 			snprintf(m->node[0], sizeof m->node[0], "head");
 			snprintf(m->node[1], sizeof m->node[1], "other");

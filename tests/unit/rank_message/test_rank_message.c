@@ -37,8 +37,8 @@ static void fill_request(struct rank_message *m)
 	switch (m->type) {
 	case RANK_MESSAGE_ASSIGN:
 		m->assign = (struct rank_assign){.epoch = 1ull << 40,
+			.shape = {2, {3, 1}},
 			.stage = 1,
-			.stages = 2,
 			.patience_ns = 77,
 			.config = {.store_directory = "/var/lib/thaw/store/0123",
 				.model_path = "/m.gguf",
@@ -267,6 +267,14 @@ static void test_limits(void **state)
 	m = sample(0);
 	m.assign.stage = 2;
 	refused(m);
+	static const struct rank_shape bad[] = {{0}, {2, {3, 0}}, {2, {RANK_MAX_PARTS + 1, 1}}, {RANK_MAX_RANKS, {2}},
+		{RANK_MAX_RANKS + 1, {1}}, {UINT32_MAX, {1}}, {4, {16, 16, 16, 16}}};
+	for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+		m = sample(0);
+		m.assign.shape = bad[i];
+		m.assign.stage = 0;
+		refused(m);
+	}
 	m = sample(0);
 	m.assign.config.slice.layers = UINT32_MAX;
 	refused(m);
@@ -319,7 +327,7 @@ static void test_the_version_names_the_format(void **state)
 	static const struct {
 		uint32_t version;
 		uint64_t format;
-	} known = {4, 0x9dc20b6adc5e7f57ull};
+	} known = {5, 0xd4b69eb70ccc23b9ull};
 	uint64_t h = 0xcbf29ce484222325ull;
 	struct rank_message m;
 	for (size_t i = 0; (m = sample(i)).type; i++) {

@@ -93,13 +93,12 @@ static void prepare(struct model *m, uint32_t stages, const char *backend, bool 
 
 static void load(struct fleet *f, const struct model *m, bool cold)
 {
-	for (uint32_t i = 0; i < f->stages; i++) {
+	for (uint32_t i = 0; i < f->shape.stages; i++) {
 		struct rank_message a = {.type = RANK_MESSAGE_ASSIGN};
-		a.assign =
-			(struct rank_assign){.epoch = EPOCH, .stage = i, .stages = f->stages, .config = m->config[i]};
+		a.assign = (struct rank_assign){.epoch = EPOCH, .shape = f->shape, .stage = i, .config = m->config[i]};
 		fleet_tell(f, i, &a);
 	}
-	for (uint32_t i = 0; i < f->stages; i++) {
+	for (uint32_t i = 0; i < f->shape.stages; i++) {
 		assert_int_equal(fleet_hear(f, i), 0);
 		if (f->in.type == RANK_MESSAGE_FAILED)
 			fail_msg("stage %u: %s", i, f->in.failed.message);
@@ -130,7 +129,7 @@ static void pass(
 /* The prompt in pieces, all queued at once, then tokens one by one. */
 static void generate(struct fleet *f, struct sample_result *out)
 {
-	uint32_t tokens[PROMPT], last = f->stages - 1;
+	uint32_t tokens[PROMPT], last = f->shape.stages - 1;
 	uint64_t number = 0;
 	struct rank_message m = {.type = RANK_MESSAGE_OPEN};
 	m.open.prompt_tokens = PROMPT;

@@ -79,7 +79,10 @@ static void test_usage(void **state)
 	expect_usage((const char *[]){"--fd", "0", NULL}, "not a unix stream socket");
 	expect_usage((const char *[]){"--fd", "999", NULL}, "not a unix stream socket");
 	expect_usage((const char *[]){"--wrong", NULL}, "wrong");
-	expect_usage((const char *[]){"--stage", "2", "--stages", "2", NULL}, "--stage 2 of --stages 2");
+	expect_usage((const char *[]){"--stage", "2", "--shape", "1,3", NULL}, "--stage 2 --part 0 of --shape 1,3");
+	expect_usage((const char *[]){"--part", "1", "--shape", "1,3", NULL}, "--stage 0 --part 1 of --shape 1,3");
+	expect_usage((const char *[]){"--shape", "1,,3", NULL}, "--shape: \"1,,3\"");
+	expect_usage((const char *[]){"--shape", "3,17", NULL}, "--shape: \"3,17\"");
 	expect_usage((const char *[]){"--log-level", "loud", NULL}, "loud");
 }
 
@@ -128,7 +131,7 @@ static void launch(struct process *p, const char *settings)
 	assert_int_equal(rank_message_scratch_create(&p->scratch), 0);
 	struct rank_message m = {.type = RANK_MESSAGE_ASSIGN};
 	m.assign = (struct rank_assign){.epoch = 3,
-		.stages = 1,
+		.shape = {1, {1}},
 		.config = {.slice = {0, 4, 0, 1},
 			.batch_tokens = 64,
 			.logits_rows = 8,

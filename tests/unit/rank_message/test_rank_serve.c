@@ -16,10 +16,10 @@ static const struct link_ops *const ops = &link_local_ops;
 static struct rank_message assignment(const struct fleet *f, uint32_t stage, const char *settings)
 {
 	struct rank_message m = {.type = RANK_MESSAGE_ASSIGN};
-	uint32_t each = LAYERS / f->stages;
+	uint32_t each = LAYERS / f->shape.stages;
 	m.assign = (struct rank_assign){.epoch = EPOCH,
 		.stage = stage,
-		.stages = f->stages,
+		.shape = f->shape,
 		.config = {.slice = {stage * each, each, 0, 1},
 			.batch_tokens = BATCH,
 			.logits_rows = 32,
@@ -31,11 +31,11 @@ static struct rank_message assignment(const struct fleet *f, uint32_t stage, con
 
 static void fleet_load(struct fleet *f, const char *settings)
 {
-	for (uint32_t i = 0; i < f->stages; i++) {
+	for (uint32_t i = 0; i < f->shape.stages; i++) {
 		struct rank_message m = assignment(f, i, settings);
 		fleet_tell(f, i, &m);
 	}
-	for (uint32_t i = 0; i < f->stages; i++) {
+	for (uint32_t i = 0; i < f->shape.stages; i++) {
 		assert_int_equal(fleet_hear(f, i), 0);
 		assert_int_equal(f->in.type, RANK_MESSAGE_READY);
 		assert_string_equal(f->in.ready.engine, "toy");
@@ -90,7 +90,7 @@ static void generate(struct fleet *f)
 	struct rank_entry entries[2] = {entry(1, 0, 5, 0), entry(3, 0, 3, 5)};
 	send_pass(f, 1, entries, 2, tokens, 8);
 	for (uint64_t pass = 1; pass <= MAKE; pass++) {
-		assert_int_equal(fleet_hear(f, f->stages - 1), 0);
+		assert_int_equal(fleet_hear(f, f->shape.stages - 1), 0);
 		assert_int_equal(f->in.type, RANK_MESSAGE_RESULT);
 		assert_int_equal(f->in.result.pass, pass);
 		assert_int_equal(f->in.result.status, 0);

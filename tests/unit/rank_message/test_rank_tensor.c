@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "tests/lib/fleet_model.h"
 #include "tests/lib/tiny_gguf.h"
 
@@ -40,7 +41,7 @@ static void model_destroy(struct model *m)
 	unlink(m->gguf);
 }
 
-static void run(struct model *m, uint32_t stages, uint32_t parts, const char *backend, bool cold, uint32_t chunk,
+static void run_shape(struct model *m, const struct rank_shape *shape, const char *backend, bool cold, uint32_t chunk,
 	struct sample_result *out)
 {
 	static struct fleet f;
@@ -48,9 +49,17 @@ static void run(struct model *m, uint32_t stages, uint32_t parts, const char *ba
 	for (uint32_t i = 0; i < PROMPT; i++)
 		tokens[i] = (i * 37 + 11) % 300;
 	memset(out, 0, MAKE * sizeof *out);
-	fleet_model_start(&m->m, &(struct fleet_run){stages, parts, backend, cold, BATCH, 128}, &f);
+	fleet_model_start(&m->m, &(struct fleet_run){*shape, backend, cold, BATCH, 128}, &f);
 	fleet_model_generate(&f, 0, tokens, PROMPT, chunk, out, MAKE);
 	fleet_stop(&f, 0);
+}
+
+static void run(struct model *m, uint32_t stages, uint32_t parts, const char *backend, bool cold, uint32_t chunk,
+	struct sample_result *out)
+{
+	struct rank_shape shape;
+	assert_int_equal(rank_shape_even(stages, parts, &shape), 0);
+	run_shape(m, &shape, backend, cold, chunk, out);
 }
 
 static void same_bits(const struct sample_result *have, const struct sample_result *want)
@@ -126,6 +135,34 @@ static void three_parts_with_a_tied_head(void **state)
 	check_parts(&tiny, 3);
 }
 
+/* Stages with numbers of parts of their own, the tied head in one with more of them than the embedding's. */
+static void stages_of_different_widths(void **state)
+{
+	static const struct rank_shape shapes[] = {{2, {1, 3}}, {3, {3, 1, 2}}};
+	static struct sample_result one[MAKE], want[MAKE], have[MAKE];
+	struct tiny_model tiny = {.type = 8,
+		.layers = LAYERS,
+		.width = 384,
+		.ffn_width = 768,
+		.heads = 6,
+		.kv_heads = 6,
+		.head_dim = 64,
+		.vocab = VOCAB,
+		.tied = true,
+		.seed = 9};
+	struct model m;
+	model_create(&m, &tiny);
+	run(&m, 1, 1, "reference", false, BATCH, one);
+	for (uint32_t i = 0; i < base_array_size(shapes); i++) {
+		run_shape(&m, &shapes[i], "reference", false, BATCH, want);
+		within(want, one);
+		run_shape(&m, &shapes[i], "cpu", false, BATCH, want);
+		run_shape(&m, &shapes[i], "cpu", true, 7, have);
+		same_bits(have, want);
+	}
+	model_destroy(&m);
+}
+
 static void more_parts_than_kv_heads(void **state)
 {
 	struct tiny_model tiny = {.type = 8,
@@ -178,7 +215,7 @@ static void refusals_and_scores(void **state)
 	struct model m;
 	uint32_t tokens[6] = {5, 6, 7, 8, 9, 10};
 	model_create(&m, &tiny);
-	fleet_model_start(&m.m, &(struct fleet_run){2, 2, "cpu", false, BATCH, 128}, &f);
+	fleet_model_start(&m.m, &(struct fleet_run){{2, {2, 2}}, "cpu", false, BATCH, 128}, &f);
 	fleet_model_pass(&f, 0, 0, tokens, 6, RANK_WANT_SCORES);
 	assert_int_equal(fleet_hear(&f, fleet_last(&f)), 0);
 	assert_int_equal(f.in.result.status, -EINVAL);
@@ -215,7 +252,7 @@ static void over_ucx(void **state)
 	model_create(&m, &tiny);
 	for (int i = 0; i < 2; i++) {
 		const struct link_ops *link = i ? &link_ucx_ops : &link_local_ops;
-		fleet_model_start(&m.m, &(struct fleet_run){2, 2, "cpu", false, BATCH, 128, link}, &f);
+		fleet_model_start(&m.m, &(struct fleet_run){{2, {2, 2}}, "cpu", false, BATCH, 128, link}, &f);
 		fleet_model_generate(&f, 0, tokens, 6, BATCH, i ? have : want, MAKE);
 		fleet_stop(&f, 0);
 	}
@@ -254,7 +291,7 @@ static void stages_read_ahead(void **state)
 	struct model m;
 	uint32_t token = 5;
 	model_create(&m, &tiny);
-	fleet_model_start(&m.m, &(struct fleet_run){2, 1, "cpu", true, BATCH, 128}, &f);
+	fleet_model_start(&m.m, &(struct fleet_run){{2, {1, 1}}, "cpu", true, BATCH, 128}, &f);
 	fleet_model_open(&f, 1);
 	for (uint32_t passes = 0; passes < 3; passes++) {
 		if (passes) {
@@ -278,6 +315,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(two_parts),
 		cmocka_unit_test(three_parts_with_a_tied_head),
+		cmocka_unit_test(stages_of_different_widths),
 		cmocka_unit_test(more_parts_than_kv_heads),
 		cmocka_unit_test(the_reason_why_not),
 		cmocka_unit_test(refusals_and_scores),

@@ -337,8 +337,7 @@ int engine_trace_take(struct engine *e, struct engine_trace **ret_trace, struct 
 	if (atomic_fetch_add(&asked, 1) % 2 == 0)
 		return -EAGAIN;
 	struct engine_trace *t = calloc(1, sizeof(*t));
-	*t = (struct engine_trace){
-		.model = "a\"b\\c\n\x80", .started_ns = 1000, .stages = 1, .parts = 1, .processes = 2};
+	*t = (struct engine_trace){.model = "a\"b\\c\n\x80", .started_ns = 1000, .shape = {1, {1}}, .processes = 2};
 	t->process[0].same_clock = true;
 	t->process[1] = (struct engine_trace_process){.host = "\t\"", .lost = 3, .ahead_ns = -(uint64_t)500};
 	t->process[1].count = FAKE_SPANS;
@@ -418,7 +417,8 @@ static void fill_info(struct server *s, struct server_model_info *i)
 	i->bos = FAKE_BOS;
 	i->eos = TEXT_NO_TOKEN;
 	i->load.state = ENGINE_READY;
-	i->load.stages = i->load.parts = i->load.ranks = 1;
+	i->load.shape = (struct rank_shape){1, {1}};
+	i->load.ranks = 1;
 	i->load.slice[0] = (struct pack_slice){.layers = 4, .tp_size = 1};
 	if (atomic_load(&s->fake.data_loss))
 		snprintf(i->load.data_loss, sizeof(i->load.data_loss), "layer 5: bad");
@@ -489,7 +489,7 @@ int server_plan_model(struct server *s, const char *path, const char *device_map
 	if (code)
 		return base_error_set(e, code, "memory.weights is 12 bytes short");
 	fill_info(s, ret_info);
-	ret_info->load.stages = ret_info->load.ranks = 0;
+	ret_info->load.ranks = 0;
 	ret_info->plan.weights_bytes = weights_bytes;
 	snprintf(ret_info->explanation, sizeof(ret_info->explanation), "an explanation\n");
 	return 0;

@@ -50,7 +50,7 @@ static void test_stop(void **state)
 		struct supervisor *s;
 		pid_t pid;
 		write_rank(path, sizeof path, scripts[i]);
-		assert_int_equal(supervisor_create(path, 1, 1, NULL, &s), 0);
+		assert_int_equal(supervisor_create(path, &(struct rank_shape){1, {1}}, NULL, &s), 0);
 		struct engine_starter starter = supervisor_starter(s);
 		start_rank(&starter);
 		assert_int_equal(supervisor_pids(s, &pid, 1), 1);
@@ -94,7 +94,7 @@ static void test_outlives_sigkill(void **state)
 	pid_t pid;
 	int fd;
 	write_rank(path, sizeof path, "exec sleep 600");
-	assert_int_equal(supervisor_create(path, 1, 1, NULL, &s), 0);
+	assert_int_equal(supervisor_create(path, &(struct rank_shape){1, {1}}, NULL, &s), 0);
 	struct engine_starter starter = supervisor_starter(s);
 	start_rank(&starter);
 	assert_int_equal(supervisor_pids(s, &pid, 1), 1);

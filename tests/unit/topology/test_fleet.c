@@ -208,9 +208,8 @@ static void heads_decide_how_many_share_a_stage(void **state)
 	free(s);
 }
 
-/* For who runs the same number of ranks in every stage: drives that bind are worth it, hosts of about the same figures
- * are equal. */
-static void every_stage_has_as_many_ranks(void **state)
+/* Of devices that were measured: drives that bind are worth sharing layers, hosts of about the same figures are equal. */
+static void measured_devices_share_layers(void **state)
 {
 	struct scene *s = small_model(3, 40 * MIB);
 	struct fleet_device planned[6];
@@ -221,7 +220,7 @@ static void every_stage_has_as_many_ranks(void **state)
 	s->devices[1].memory_bytes = 43 * MIB;
 	for (int one = 0; one < 2; one++) {
 		s->in.objective = one ? FLEET_OBJECTIVE_ONE : FLEET_OBJECTIVE_FULL;
-		assert_int_equal(fleet_plan_build_even(&s->in, planned, &p, &e), 0);
+		assert_int_equal(fleet_plan_build_levelled(&s->in, planned, &p, &e), 0);
 		assert_int_equal(p.stages_count, 1);
 		assert_int_equal(p.stages[0].tp, 3);
 		for (uint32_t d = 0; d < 3; d++) {
@@ -234,14 +233,14 @@ static void every_stage_has_as_many_ranks(void **state)
 	}
 	/* What is wanted, or why not. */
 	s->in.tp_least = s->in.tp_most = 2;
-	assert_int_equal(fleet_plan_build_even(&s->in, planned, &p, &e), -EINVAL);
+	assert_int_equal(fleet_plan_build_levelled(&s->in, planned, &p, &e), -EINVAL);
 	assert_string_equal(e.message, "2 ranks in a stage: its 9 heads share 3 KV heads, which do not divide by 2");
 	s->in.tp_least = s->in.tp_most = 9;
-	assert_int_equal(fleet_plan_build_even(&s->in, planned, &p, &e), -ENOMEM);
+	assert_int_equal(fleet_plan_build_levelled(&s->in, planned, &p, &e), -ENOMEM);
 	assert_string_equal(e.message, "9 ranks in a stage: there are 3 devices that are alike, not 9");
 	s->in.tp_least = s->in.tp_most = 3;
 	s->devices[2].bandwidths.drive_bytes_per_s = 1e10; // far from the others: no reason not to do what is wanted
-	assert_int_equal(fleet_plan_build_even(&s->in, planned, &p, &e), 0);
+	assert_int_equal(fleet_plan_build_levelled(&s->in, planned, &p, &e), 0);
 	assert_int_equal(p.stages[0].tp, 3);
 	fleet_plan_finish(&p);
 	/* Memory for everything and a link that is slow: layers stay whole, and nobody is asked to give anything up. */
@@ -250,7 +249,7 @@ static void every_stage_has_as_many_ranks(void **state)
 		s->devices[d].memory_bytes = (300 + d) * MIB;
 	for (int c = 0; c < FLEET_LINK_CLASSES; c++)
 		s->in.links[c].latency_ns = 300000;
-	assert_int_equal(fleet_plan_build_even(&s->in, planned, &p, &e), 0);
+	assert_int_equal(fleet_plan_build_levelled(&s->in, planned, &p, &e), 0);
 	for (uint32_t i = 0; i < p.stages_count; i++)
 		assert_int_equal(p.stages[i].tp, 1);
 	assert_int_equal(planned[2].memory_bytes, 302 * MIB);
@@ -295,7 +294,7 @@ static void parts_stay_in_a_rack(void **state)
 	}
 	/* As it was without racks: the slowest of all links is that of all, and nobody shares. */
 	s->in.links[FLEET_LINK_RACK] = s->in.links[FLEET_LINK_CLUSTER];
-	assert_int_equal(fleet_plan_build_even(&s->in, planned, &p, &e), 0);
+	assert_int_equal(fleet_plan_build_levelled(&s->in, planned, &p, &e), 0);
 	assert_int_equal(p.stages[0].tp, 1);
 	fleet_plan_finish(&p);
 	free(s);
@@ -340,6 +339,71 @@ static void racks_are_left_aside_where_that_is_better(void **state)
 	if (fleet_plan_build_racks(&s->in, planned, &p, &e))
 		fail_msg("%s", base_error_text(&e));
 	assert_int_equal(p.ranks[1].device, 2);
+	fleet_plan_finish(&p);
+	free(s);
+}
+
+/* One strong device and three weak ones, all bound by their drives: the strong one does not come down to the weak ones, and
+ * these read at the same time. */
+static void stages_have_numbers_of_ranks_of_their_own(void **state)
+{
+	struct scene *s = small_model(4, 30 * MIB);
+	struct fleet_device planned[4];
+	struct fleet_plan p, mean;
+	struct base_error e = {0};
+	for (uint32_t d = 1; d < 4; d++)
+		s->devices[d].bandwidths.drive_bytes_per_s = 1e8 * (1 + 0.05 * d);
+	s->devices[0].memory_bytes = 80 * MIB;
+	for (int one = 0; one < 2; one++) {
+		s->in.objective = one ? FLEET_OBJECTIVE_ONE : FLEET_OBJECTIVE_FULL;
+		assert_int_equal(fleet_plan_build_levelled(&s->in, planned, &p, &e), 0);
+		assert_int_equal(p.stages_count, 2);
+		uint32_t strong = p.stages[0].tp == 1 ? 0 : 1;
+		assert_int_equal(p.stages[strong].tp, 1);
+		assert_int_equal(p.stages[1 - strong].tp, 3);
+		assert_int_equal(p.ranks[p.stages[strong].first_rank].device, 0);
+		assert_int_equal(planned[0].memory_bytes, 80 * MIB);
+		assert_true(planned[0].bandwidths.drive_bytes_per_s == 1e9);
+		for (uint32_t d = 1; d < 4; d++)
+			assert_true(planned[d].bandwidths.drive_bytes_per_s == 1.05e8);
+		assert_non_null(strstr(find_alternative(&p, "1 rank in every stage")->reason, "slower"));
+		assert_non_null(strstr(find_alternative(&p, "3 ranks in every stage")->reason, "slower"));
+		fleet_plan_finish(&p);
+	}
+	/* As many in each, where that is asked for; and not at all where it brings too little. */
+	s->in.tp_even = true;
+	assert_int_equal(fleet_plan_build_levelled(&s->in, planned, &p, &e), 0);
+	for (uint32_t i = 1; i < p.stages_count; i++)
+		assert_int_equal(p.stages[i].tp, p.stages[0].tp);
+	fleet_plan_finish(&p);
+	s->in.tp_even = false;
+	for (uint32_t d = 1; d < 4; d++)
+		s->devices[d].bandwidths.drive_bytes_per_s *= 100;
+	for (int c = 0; c < FLEET_LINK_CLASSES; c++)
+		s->in.links[c].latency_ns = 300000;
+	assert_int_equal(fleet_plan_build_levelled(&s->in, planned, &p, &e), 0);
+	for (uint32_t i = 0; i < p.stages_count; i++)
+		assert_int_equal(p.stages[i].tp, 1);
+	fleet_plan_finish(&p);
+	/* An explicit map may say the same, and its devices are what they are. */
+	const struct fleet_map_entry map[] = {
+		{.module = FLEET_MODULE_LAYERS, .first_layer = 0, .last_layer = 19, .devices = {0}, .devices_count = 1},
+		{.module = FLEET_MODULE_LAYERS,
+			.first_layer = 20,
+			.last_layer = 29,
+			.devices = {1, 2, 3},
+			.devices_count = 3}};
+	s->in.map = FLEET_MAP_EXPLICIT;
+	s->in.entries = map;
+	s->in.entries_count = 2;
+	assert_int_equal(fleet_plan_build_levelled(&s->in, planned, &p, &e), 0);
+	assert_int_equal(p.stages_count, 2);
+	assert_int_equal(p.stages[1].tp, 3);
+	assert_int_equal(p.stages[1].layers, 10);
+	assert_memory_equal(planned, s->devices, sizeof planned);
+	assert_int_equal(fleet_plan_build(&s->in, &mean, &e), 0);
+	assert_true(mean.full.period_ns == p.full.period_ns);
+	fleet_plan_finish(&mean);
 	fleet_plan_finish(&p);
 	free(s);
 }
@@ -664,7 +728,8 @@ int main(void)
 		cmocka_unit_test(no_placement_is_better_than_the_plan),
 		cmocka_unit_test(one_machine_is_a_fleet_of_one),
 		cmocka_unit_test(heads_decide_how_many_share_a_stage),
-		cmocka_unit_test(every_stage_has_as_many_ranks),
+		cmocka_unit_test(measured_devices_share_layers),
+		cmocka_unit_test(stages_have_numbers_of_ranks_of_their_own),
 		cmocka_unit_test(parts_stay_in_a_rack),
 		cmocka_unit_test(racks_are_left_aside_where_that_is_better),
 		cmocka_unit_test(maps_of_several_ranks),
