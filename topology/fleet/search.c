@@ -13,7 +13,8 @@
 #include "base/cleanup.h"
 #include "topology/fleet/internal.h"
 
-#define EXACT_WORK 100000000.0 // edges times runs of layers: up to here every order is searched
+// Edges times runs of layers: up to here every order is searched. About half a second, which a loss has to wait.
+#define EXACT_WORK 1e7
 #define MAX_OF_KIND 256u
 #define MAX_STATES (1u << 18)
 #define MAX_CELLS (1u << 23) // of remembered costs, where they are asked for
