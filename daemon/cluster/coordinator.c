@@ -376,6 +376,29 @@ static int leave_when_free(struct cluster_coordinator *c, struct cluster_node *n
 	return 0;
 }
 
+static void beat(struct cluster_session *s, uint64_t now)
+{
+	struct cluster_coordinator *c = s->coordinator;
+	Thaw__Node__V1__CoordinatorMessage m = THAW__NODE__V1__COORDINATOR_MESSAGE__INIT;
+	Thaw__Node__V1__Heartbeat h = THAW__NODE__V1__HEARTBEAT__INIT;
+	size_t bytes = 0;
+	h.epoch = c->record.epoch;
+	h.sequence = ++s->beats;
+	m.what_case = THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_HEARTBEAT;
+	m.heartbeat = &h;
+	s->beat_ns = now;
+	uint8_t *data = cluster_pack_coordinator(&m, &bytes);
+	cluster_session_post(s, data, bytes);
+}
+
+/* The coordinator's thread, which beats, may think about a plan for longer than nodes wait: who beats then is answered. */
+static void beat_while_planning(struct cluster_session *s, uint64_t now)
+{
+	const struct cluster_coordinator *c = s->coordinator;
+	if (now >= s->beat_ns + c->config.heartbeat_ns && cluster_fleets_planning(c))
+		beat(s, now);
+}
+
 static int on_message(struct cluster_session *s, const Thaw__Node__V1__NodeMessage *m, struct base_error *e)
 {
 	struct cluster_coordinator *c = s->coordinator;
@@ -388,6 +411,7 @@ static int on_message(struct cluster_session *s, const Thaw__Node__V1__NodeMessa
 	switch (m->what_case) {
 	case THAW__NODE__V1__NODE_MESSAGE__WHAT_HEARTBEAT:
 		n->memory_available_bytes = m->heartbeat->memory_available_bytes;
+		beat_while_planning(s, n->heard_ns);
 		return 0;
 	case THAW__NODE__V1__NODE_MESSAGE__WHAT_PROGRESS:
 		cluster_fleets_progress(c, n, m->progress);
@@ -444,21 +468,6 @@ int cluster_session_message(struct cluster_session *s, const Thaw__Node__V1__Nod
 }
 
 /* ---- the thread ---- */
-
-static void beat(struct cluster_session *s, uint64_t now)
-{
-	struct cluster_coordinator *c = s->coordinator;
-	Thaw__Node__V1__CoordinatorMessage m = THAW__NODE__V1__COORDINATOR_MESSAGE__INIT;
-	Thaw__Node__V1__Heartbeat h = THAW__NODE__V1__HEARTBEAT__INIT;
-	size_t bytes = 0;
-	h.epoch = c->record.epoch;
-	h.sequence = ++s->beats;
-	m.what_case = THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_HEARTBEAT;
-	m.heartbeat = &h;
-	s->beat_ns = now;
-	uint8_t *data = cluster_pack_coordinator(&m, &bytes);
-	cluster_session_post(s, data, bytes);
-}
 
 static void let_go(struct cluster_session *s)
 {

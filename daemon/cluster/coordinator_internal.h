@@ -209,6 +209,7 @@ void cluster_fleets_rank_ended(
 void cluster_fleets_describe(struct cluster_coordinator *c, const struct cluster_node *n, struct cluster_node_info *i);
 /* Prepares plans that were asked for in the background. May drop the lock and take it again. */
 void cluster_fleets_step(struct cluster_coordinator *c);
+bool cluster_fleets_planning(const struct cluster_coordinator *c); // some plan() runs
 /* Is the node's work on its way to others? False as well where there is none, and where nobody else could do it. */
 bool cluster_fleets_move(const struct cluster_coordinator *c, const struct cluster_node *n);
 void cluster_fleets_replan(struct cluster_coordinator *c, const struct cluster_node *n, const char *why);
@@ -245,8 +246,8 @@ int cluster_fleet_foresee(struct cluster_fleet *f, struct cluster_node *const *l
 
 /* spare.c; lock held: copies of layers that other nodes compute, so that the next plan finds them where it needs
  * them. */
-/* A step of the coordinator's thread for a group that runs. May drop the lock and take it again. */
-void cluster_spares_step(struct cluster_fleet *f);
+/* A step of the coordinator's thread for a group that runs. True: it asked for a plan, and dropped the lock meanwhile. */
+bool cluster_spares_step(struct cluster_fleet *f);
 void cluster_spares_cancel(struct cluster_fleet *f); // what is under way is released, and it begins anew
 void cluster_spares_stored(struct cluster_coordinator *c, struct cluster_node *n, const Thaw__Node__V1__Stored *m);
 /* True: it was about a spare. */

@@ -829,15 +829,24 @@ static bool same_plan(const struct fleet_try *a, const struct fleet_try *b)
 	return same;
 }
 
+bool cluster_fleets_planning(const struct cluster_coordinator *c)
+{
+	const struct cluster_fleet *f = c->fleets;
+	while (f && f->state != FLEET_PLANNING)
+		f = f->next;
+	return f;
+}
+
 void cluster_fleets_step(struct cluster_coordinator *c)
 {
+	bool asked = false; // one plan that may come in a round: nodes are looked after in between
 	for (struct cluster_fleet *f = c->fleets; f; f = f->next) {
 		struct base_error e = {0};
 		if (!f->running.parts || f->broken)
 			continue;
 		look_for_new_nodes(f);
 		if (!f->replan) {
-			cluster_spares_step(f);
+			asked = asked || cluster_spares_step(f);
 			continue;
 		}
 		int status = step(f, &e);

@@ -215,16 +215,20 @@ static void ask(struct cluster_fleet *f)
 		send_next(f, &s->keeper[i]);
 }
 
-void cluster_spares_step(struct cluster_fleet *f)
+bool cluster_spares_step(struct cluster_fleet *f)
 {
 	const struct cluster_coordinator *c = f->coordinator;
 	struct fleet_spares *s = &f->spares;
 	if (c->config.replicas < 2 || f->coming.parts || f->state != FLEET_IDLE || cluster_claim_check(c, NULL))
-		return;
-	if (s->epoch != f->running_epoch || !is_as_seen(f))
+		return false;
+	if (s->epoch != f->running_epoch || !is_as_seen(f)) {
 		begin(f);
-	else if (s->lost && base_clock_now_ns() >= s->quiet_ns + c->config.spare_ns)
-		ask(f);
+		return false;
+	}
+	if (!s->lost || base_clock_now_ns() < s->quiet_ns + c->config.spare_ns)
+		return false;
+	ask(f);
+	return true;
 }
 
 void cluster_spares_cancel(struct cluster_fleet *f)

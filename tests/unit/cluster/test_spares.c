@@ -28,6 +28,7 @@ struct node { // what it was told
 	struct files has; // of its own and spare ones
 	bool asked; // the spare one is not answered yet
 	uint32_t forgets;
+	uint32_t beats;
 };
 
 struct scene {
@@ -205,6 +206,8 @@ static void hear(void *context, uint32_t i, const Thaw__Node__V1__CoordinatorMes
 		assert_string_equal(a.model, "m");
 		assert_memory_equal(a.digest, ((const uint8_t[16]){1, 2, 3}), 16);
 		n->forgets++;
+	} else if (m->what_case == THAW__NODE__V1__COORDINATOR_MESSAGE__WHAT_HEARTBEAT) {
+		n->beats++;
 	}
 }
 
@@ -491,6 +494,29 @@ static void a_loss_ends_the_asking(void **state)
 	scene_destroy(s);
 }
 
+/* However long that takes: else they would take the coordinator for lost. */
+static void nodes_hear_while_losses_are_thought_about(void **state)
+{
+	struct scene *s = scene_create(3, NULL, 2);
+	Thaw__Node__V1__NodeMessage m = THAW__NODE__V1__NODE_MESSAGE__INIT;
+	Thaw__Node__V1__Heartbeat h = THAW__NODE__V1__HEARTBEAT__INIT;
+	m.what_case = THAW__NODE__V1__NODE_MESSAGE__WHAT_HEARTBEAT;
+	m.heartbeat = &h;
+	atomic_store(&s->hold, true);
+	run(s, false);
+	testing_wait_until(atomic_load(&s->held));
+	join(s, 3, 1); // a first beat is due at once
+	listen_to(s, 3);
+	assert_int_equal(s->node[3].beats, 0);
+	assert_int_equal(world_say(&s->world, 3, &m), 0);
+	listen_to(s, 3);
+	assert_int_equal(s->node[3].beats, 1);
+	assert_int_equal(world_say(&s->world, 3, &m), 0);
+	listen_to(s, 3);
+	assert_int_equal(s->node[3].beats, 1); // not more than without a plan
+	scene_destroy(s);
+}
+
 /* A node that comes may have to compute after a loss, though the group goes on without it. */
 static void a_node_that_comes_keeps_some(void **state)
 {
@@ -550,6 +576,7 @@ int main(void)
 		cmocka_unit_test(ranges_come_one_after_the_other),
 		cmocka_unit_test(losses_that_no_plan_follows),
 		cmocka_unit_test(a_loss_ends_the_asking),
+		cmocka_unit_test(nodes_hear_while_losses_are_thought_about),
 		cmocka_unit_test(a_node_that_comes_keeps_some),
 		cmocka_unit_test(bounds),
 		cmocka_unit_test(spares_are_forgotten),
