@@ -13,7 +13,7 @@
 #include "base/cleanup.h"
 #include "topology/fleet/internal.h"
 
-// Edges times runs of layers: up to here every order is searched. About half a second, which a loss has to wait.
+// Edges times runs of layers: up to here every order is searched. About half a second, and a plan is several searches.
 #define EXACT_WORK 1e7
 #define MAX_OF_KIND 256u
 #define MAX_STATES (1u << 18)
