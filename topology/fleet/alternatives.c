@@ -17,8 +17,7 @@
 #define MOST_FASTER 20 // times: what is worth to be said of a drive
 #define CLOSE 0.999 // of the plan's speed: as good
 
-static struct fleet_alternative *add(struct fleet_plan *p, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-static struct fleet_alternative *add(struct fleet_plan *p, const char *fmt, ...)
+struct fleet_alternative *fleet_alternative_add(struct fleet_plan *p, const char *fmt, ...)
 {
 	if (p->alternatives_count == FLEET_ALTERNATIVES)
 		return NULL;
@@ -85,7 +84,7 @@ static void add_map(const struct fleet_work *f, enum fleet_map map, struct fleet
 	_cleanup_free_ struct fleet_cut *stages = calloc(FLEET_STAGES, sizeof *stages);
 	struct fleet_plan other;
 	uint32_t count = 0;
-	struct fleet_alternative *a = stages ? add(p, "%s", fleet_map_name(map)) : NULL;
+	struct fleet_alternative *a = stages ? fleet_alternative_add(p, "%s", fleet_map_name(map)) : NULL;
 	if (!a)
 		return;
 	if (map == FLEET_MAP_BALANCED)
@@ -110,7 +109,7 @@ static void add_tp(const struct fleet_work *f, uint32_t most, struct fleet_plan 
 		char reason[192];
 		if (t == chosen)
 			continue;
-		struct fleet_alternative *a = add(p, "%" PRIu32 " ranks in a stage", t);
+		struct fleet_alternative *a = fleet_alternative_add(p, "%" PRIu32 " ranks in a stage", t);
 		named++;
 		if (!a)
 			return;
@@ -146,7 +145,7 @@ static void add_left_out(const struct fleet_work *f, struct fleet_plan *p)
 		limits.quick = true;
 		for (uint32_t i = 0; i < p->ranks_count; i++)
 			limits.use_least += fleet_same_kind(f, p->ranks[i].device, d);
-		struct fleet_alternative *a = add(p, "with %s", f->in->devices[d].name);
+		struct fleet_alternative *a = fleet_alternative_add(p, "with %s", f->in->devices[d].name);
 		add_search(f, &limits, p, a);
 		named++;
 	}
@@ -170,7 +169,7 @@ static void add_dealt(const struct fleet_work *f, struct fleet_plan *p)
 	double period = fmax(disk, work + rounds * hops);
 	if (p->stages_count < 2 || !p->measured || rounds < 2 || period > 0.9 * p->one.period_ns)
 		return;
-	struct fleet_alternative *a = add(p, "layers dealt in %.0f rounds", rounds);
+	struct fleet_alternative *a = fleet_alternative_add(p, "layers dealt in %.0f rounds", rounds);
 	if (!a)
 		return;
 	a->tokens_per_s_one = 1e9 / period;
@@ -186,7 +185,7 @@ void fleet_add_alternatives(const struct fleet_work *f, struct fleet_plan *p)
 	if (f->in->map == FLEET_MAP_AUTO) {
 		if (p->ranks_count > 1) {
 			struct fleet_limits alone = {.use = FLEET_NONE, .tp_least = 1, .tp_most = 1, .one_stage = true};
-			add_search(f, &alone, p, add(p, "one device alone"));
+			add_search(f, &alone, p, fleet_alternative_add(p, "one device alone"));
 		}
 		add_tp(f, most, p);
 		add_left_out(f, p);

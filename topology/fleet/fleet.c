@@ -538,6 +538,11 @@ static int place(const struct fleet_work *f, const struct fleet_limits *limits, 
 	return r == -ENOMEM ? fleet_refuse(f, e) : r < 0 ? base_error_set(e, r, "plan: the search is too large") : 0;
 }
 
+double fleet_plan_period(const struct fleet_input *in, const struct fleet_plan *p)
+{
+	return in->objective == FLEET_OBJECTIVE_ONE ? p->one.period_ns : p->full.period_ns;
+}
+
 // KV blocks and layers depend on each other: room for one sequence first, then layers again with as many blocks as the
 // shares that came out leave room for.
 static int settle(struct fleet_work *f, const struct fleet_limits *limits, struct fleet_plan *ret, struct base_error *e)
@@ -561,9 +566,7 @@ static int settle(struct fleet_work *f, const struct fleet_limits *limits, struc
 		if (r < 0)
 			break;
 		next.order_exact = found.order_exact;
-		bool better = round == 0 ||
-			      (f->in->objective == FLEET_OBJECTIVE_ONE ? next.one.period_ns < p.one.period_ns
-								       : next.full.period_ns < p.full.period_ns);
+		bool better = round == 0 || fleet_plan_period(f->in, &next) < fleet_plan_period(f->in, &p);
 		fleet_plan_finish(better ? &p : &next);
 		p = better ? next : p;
 		if (f->kv_blocks == before || f->in->map != FLEET_MAP_AUTO)

@@ -60,6 +60,8 @@ struct fleet_cut {
 };
 #define FLEET_STAGES FLEET_LAYERS
 
+/* Of what the input's objective asks for. */
+double fleet_plan_period(const struct fleet_input *in, const struct fleet_plan *p);
 /* All of a plan but epoch, alternatives and text. */
 int fleet_cut_plan(const struct fleet_work *f, const struct fleet_cut *stages, uint32_t count,
 	struct fleet_plan *ret_plan, struct base_error *e);
@@ -97,6 +99,9 @@ void fleet_map_sequential(const struct fleet_work *f, struct fleet_cut *ret_stag
 
 /* Says why nothing fits: -ENOMEM. */
 int fleet_refuse(const struct fleet_work *f, struct base_error *e);
+/* One more of p's, with its name; NULL: there is no room. */
+struct fleet_alternative *fleet_alternative_add(struct fleet_plan *p, const char *fmt, ...)
+	__attribute__((format(printf, 2, 3)));
 /* What was not chosen, and what would lift what binds: alternatives.c. */
 void fleet_add_alternatives(const struct fleet_work *f, struct fleet_plan *p);
 void fleet_advise(const struct fleet_work *f, struct fleet_plan *p);

@@ -124,11 +124,6 @@ struct levelling { // what all of it needs
 	struct candidate even[FLEET_TP + 1], uneven; // by the number of ranks; with numbers that may differ
 };
 
-static double period(const struct fleet_input *in, const struct fleet_plan *p)
-{
-	return in->objective == FLEET_OBJECTIVE_ONE ? p->one.period_ns : p->full.period_ns;
-}
-
 /* Kept if it is better than what t has. */
 static int build(const struct fleet_input *given, const struct fleet_device *devices, uint32_t least, uint32_t most,
 	struct candidate *t, struct base_error *e)
@@ -144,7 +139,7 @@ static int build(const struct fleet_input *given, const struct fleet_device *dev
 			snprintf(t->reason, sizeof t->reason, "does not fit");
 		return status;
 	}
-	if (t->devices && period(given, &p) >= period(given, &t->plan)) {
+	if (t->devices && fleet_plan_period(given, &p) >= fleet_plan_period(given, &t->plan)) {
 		fleet_plan_finish(&p);
 		return 0;
 	}
@@ -226,11 +221,9 @@ static bool differs(const struct fleet_plan *p)
 
 static void add_other(const struct fleet_input *in, const struct candidate *t, const char *name, struct fleet_plan *p)
 {
-	if (p->alternatives_count == FLEET_ALTERNATIVES)
+	struct fleet_alternative *a = fleet_alternative_add(p, "%s", name);
+	if (!a)
 		return;
-	struct fleet_alternative *a = &p->alternatives[p->alternatives_count++];
-	*a = (struct fleet_alternative){0};
-	snprintf(a->name, sizeof a->name, "%s", name);
 	if (!t->devices) {
 		memcpy(a->reason, t->reason, sizeof a->reason);
 		return;
@@ -238,8 +231,9 @@ static void add_other(const struct fleet_input *in, const struct candidate *t, c
 	a->tokens_per_s_one = t->plan.one.tokens_per_s;
 	a->tokens_per_s_full = t->plan.full.tokens_per_s;
 	snprintf(a->reason, sizeof a->reason,
-		period(in, &t->plan) < period(in, p) ? "faster by less than sums in every layer have to bring"
-						     : "slower");
+		fleet_plan_period(in, &t->plan) < fleet_plan_period(in, p)
+			? "faster by less than sums in every layer have to bring"
+			: "slower");
 }
 
 static void add_others(const struct levelling *l, const struct candidate *best, struct fleet_plan *p)
@@ -270,7 +264,7 @@ static bool is_better(const struct levelling *l, const struct candidate *t, cons
 	if (!t->devices || !best)
 		return t->devices;
 	double least = best == &l->even[1] ? GAIN : t == &l->uneven ? BETTER : 1;
-	return period(l->in, &t->plan) * least < period(l->in, &best->plan);
+	return fleet_plan_period(l->in, &t->plan) * least < fleet_plan_period(l->in, &best->plan);
 }
 
 static int choose(

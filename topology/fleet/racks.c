@@ -40,19 +40,12 @@ static struct fleet_input flatten(const struct fleet_input *in, struct fleet_dev
 	return flat;
 }
 
-static double period(const struct fleet_input *in, const struct fleet_plan *p)
-{
-	return in->objective == FLEET_OBJECTIVE_ONE ? p->one.period_ns : p->full.period_ns;
-}
-
 // other: NULL, there is none.
 static void add_other(struct fleet_plan *p, const char *name, const struct fleet_plan *other, const char *reason)
 {
-	if (p->alternatives_count == FLEET_ALTERNATIVES)
+	struct fleet_alternative *a = fleet_alternative_add(p, "%s", name);
+	if (!a)
 		return;
-	struct fleet_alternative *a = &p->alternatives[p->alternatives_count++];
-	*a = (struct fleet_alternative){0};
-	snprintf(a->name, sizeof a->name, "%s", name);
 	snprintf(a->reason, sizeof a->reason, "%s", reason);
 	if (other) {
 		a->tokens_per_s_one = other->one.tokens_per_s;
@@ -83,7 +76,7 @@ int fleet_plan_build_racks(const struct fleet_input *in, struct fleet_device *re
 	status = fleet_plan_build_levelled(&flat, planned, &other, fits ? NULL : e);
 	if (status && !fits)
 		return status;
-	bool aside = !fits || (!status && period(in, &other) * GAIN < period(in, &p));
+	bool aside = !fits || (!status && fleet_plan_period(in, &other) * GAIN < fleet_plan_period(in, &p));
 	if (aside) {
 		memcpy(ret_devices, planned, in->devices_count * sizeof *planned);
 		add_other(&other, "parts of a stage in one rack", fits ? &p : NULL, fits ? "slower" : "does not fit");
@@ -93,8 +86,9 @@ int fleet_plan_build_racks(const struct fleet_input *in, struct fleet_device *re
 	}
 	if (!status)
 		add_other(&p, "racks left aside", &other,
-			period(in, &other) < period(in, &p) ? "faster by less than a fifth"
-							    : "slower: every link counts as the slowest");
+			fleet_plan_period(in, &other) < fleet_plan_period(in, &p)
+				? "faster by less than a fifth"
+				: "slower: every link counts as the slowest");
 	fleet_plan_finish(&other);
 	*ret_plan = p;
 	return 0;

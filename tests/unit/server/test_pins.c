@@ -2,57 +2,12 @@
 // cluster.pins in the plan of a fleet, whose nodes are made up: what is pinned is on its node or there is no plan.
 #include "tests/lib/testing.h"
 
-#include <errno.h>
-#include <string.h>
-
-#include "daemon/server_internal.h"
-#include "tests/lib/tiny_gguf.h"
-#include "tests/lib/world.h"
-
-#define BUDGET (64ull << 20)
-
-struct scene {
-	struct world world;
-	struct server server;
-	struct server_model_info info;
-	char path[96];
-	struct base_error e;
-};
-
-static int no_plan(void *context, const struct cluster_view *view, struct cluster_plan *ret, struct base_error *e)
-{
-	return base_error_set(e, -ENOMEM, "1 byte short");
-}
-
-static struct scene *scene_create(void)
-{
-	struct scene *s = calloc(1, sizeof *s);
-	struct tiny_model m = {.layers = 8, .vocab = 320};
-	world_init(&s->world, no_plan, s);
-	world_open(&s->world); // beside its own model
-	config_defaults(&s->server.config);
-	s->server.coordinator = s->world.coordinator;
-	pthread_mutex_init(&s->server.lock, NULL);
-	pthread_mutex_init(&s->server.plan_lock, NULL);
-	assert_int_equal(server_events_init(&s->server), 0);
-	snprintf(s->path, sizeof s->path, "%s/tiny.gguf", s->world.folder);
-	assert_int_equal(tiny_model_save(&m, s->path), 0);
-	return s;
-}
-
-static void scene_destroy(struct scene *s)
-{
-	world_finish(&s->world);
-	server_events_finish(&s->server);
-	pthread_mutex_destroy(&s->server.plan_lock);
-	pthread_mutex_destroy(&s->server.lock);
-	free(s);
-}
+#include "tests/unit/server/plan_scene.h"
 
 static int plan(struct scene *s, const char *pins, const char *device_map)
 {
 	snprintf(s->server.config.cluster.pins, sizeof s->server.config.cluster.pins, "%s", pins);
-	return server_plan_model(&s->server, s->path, device_map, BUDGET, BUDGET, &s->info, &s->e);
+	return scene_plan(s, device_map);
 }
 
 /* "0-2:b 3-7:a": who has which layers, as the operator is shown it. */
@@ -73,7 +28,7 @@ static void expect(struct scene *s, const char *pins, const char *device_map, co
 
 static void pinned_layers_are_on_their_node(void **state)
 {
-	struct scene *s = scene_create();
+	struct scene *s = scene_create(false);
 	world_join(&s->world, 0, "a", 4);
 	world_join(&s->world, 1, "b", 4);
 	expect(s, "", "", "0-7:a"); // all fits in one
@@ -85,7 +40,7 @@ static void pinned_layers_are_on_their_node(void **state)
 
 static void a_node_that_is_pinned_to_is_waited_for(void **state)
 {
-	struct scene *s = scene_create();
+	struct scene *s = scene_create(false);
 	world_join(&s->world, 0, "a", 4);
 	assert_int_equal(plan(s, "{layers.0: b}", ""), -EHOSTDOWN);
 	assert_string_equal(s->e.message,

@@ -2,60 +2,20 @@
 // cluster.rack in the plan of a fleet, whose nodes and links are made up: who shares layers, and what it says of links.
 #include "tests/lib/testing.h"
 
-#include <errno.h>
-#include <string.h>
-
 #include "base/cleanup.h"
-#include "daemon/server_internal.h"
-#include "tests/lib/tiny_gguf.h"
 #include "tests/lib/wait.h"
-#include "tests/lib/world.h"
+#include "tests/unit/server/plan_scene.h"
 
-#define BUDGET (64ull << 20)
-
-struct scene {
-	struct world world;
-	struct server server;
-	struct server_model_info info;
-	char path[96];
-	struct base_error e;
-};
-
-static int no_plan(void *context, const struct cluster_view *view, struct cluster_plan *ret, struct base_error *e)
+static struct scene *racks_create(const char *const *racks, uint32_t nodes)
 {
-	return base_error_set(e, -ENOMEM, "1 byte short");
-}
-
-static struct scene *scene_create(const char *const *racks, uint32_t nodes)
-{
-	struct scene *s = calloc(1, sizeof *s);
-	struct tiny_model m = {.layers = 8, .vocab = 320};
-	world_init(&s->world, no_plan, s);
-	s->world.config.links = s->world.folder;
-	world_open(&s->world); // beside its own model
-	config_defaults(&s->server.config);
+	struct scene *s = scene_create(true);
 	s->server.config.compute.tensor = 2;
-	s->server.coordinator = s->world.coordinator;
-	pthread_mutex_init(&s->server.lock, NULL);
-	pthread_mutex_init(&s->server.plan_lock, NULL);
-	assert_int_equal(server_events_init(&s->server), 0);
-	snprintf(s->path, sizeof s->path, "%s/tiny.gguf", s->world.folder);
-	assert_int_equal(tiny_model_save(&m, s->path), 0);
 	for (uint32_t i = 0; i < nodes; i++) {
 		char name[2] = {(char)('a' + (char)i)};
 		s->world.rack[i] = racks[i];
 		world_join(&s->world, i, name, 4);
 	}
 	return s;
-}
-
-static void scene_destroy(struct scene *s)
-{
-	world_finish(&s->world);
-	server_events_finish(&s->server);
-	pthread_mutex_destroy(&s->server.plan_lock);
-	pthread_mutex_destroy(&s->server.lock);
-	free(s);
 }
 
 /* 2 us inside a rack, 5 ms otherwise. */
@@ -97,7 +57,7 @@ static bool are_measured(struct scene *s, uint32_t links)
 
 static void explain(struct scene *s)
 {
-	if (server_plan_model(&s->server, s->path, "", BUDGET, BUDGET, &s->info, &s->e))
+	if (scene_plan(s, ""))
 		fail_msg("%s", base_error_text(&s->e));
 }
 
@@ -110,7 +70,7 @@ static void expect(struct scene *s, const char *want)
 static void parts_are_of_a_rack(void **state)
 {
 	static const char *const racks[] = {"east", "west", "west"};
-	struct scene *s = scene_create(racks, 3);
+	struct scene *s = racks_create(racks, 3);
 	testing_wait_until(are_measured(s, 3));
 	explain(s);
 	expect(s, "\n0      0/2    0-7        b ");
@@ -126,7 +86,7 @@ static void nobody_is_kept_from_sharing(void **state)
 {
 	static const char *const racks[][2] = {{"east", "west"}, {"east", NULL}, {NULL, NULL}};
 	for (size_t i = 0; i < base_array_size(racks); i++) {
-		struct scene *s = scene_create(racks[i], 2);
+		struct scene *s = racks_create(racks[i], 2);
 		testing_wait_until(are_measured(s, 1));
 		explain(s);
 		expect(s, "\n0      0/2    0-7        a ");
@@ -140,7 +100,7 @@ static void nobody_is_kept_from_sharing(void **state)
 static void racks_are_left_aside_for_what_is_wanted(void **state)
 {
 	static const char *const racks[] = {"east", "west", "west", "east"};
-	struct scene *s = scene_create(racks, 4);
+	struct scene *s = racks_create(racks, 4);
 	testing_wait_until(are_measured(s, 6));
 	struct tiny_model m = {.layers = 8, .vocab = 320, .heads = 4, .kv_heads = 4};
 	assert_int_equal(tiny_model_save(&m, s->path), 0);
